@@ -1,0 +1,18 @@
+//! Generates the messages and the ttrpc service from `proto/agent.proto`, without protoc.
+
+fn main() {
+    let out = std::env::var("OUT_DIR").expect("cargo sets OUT_DIR");
+    ttrpc_codegen::Codegen::new()
+        .out_dir(&out)
+        .inputs(["proto/agent.proto"])
+        .include("proto")
+        .rust_protobuf()
+        .customize(ttrpc_codegen::Customize {
+            async_all: true,
+            ..Default::default()
+        })
+        .rust_protobuf_customize(ttrpc_codegen::ProtobufCustomize::default().gen_mod_rs(true))
+        .run()
+        .expect("agent.proto compiles");
+    println!("cargo:rerun-if-changed=proto/agent.proto");
+}

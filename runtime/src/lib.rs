@@ -1,0 +1,1 @@
+//! An OCI runtime that runs every container in a virtual machine of its own.

@@ -1,0 +1,1 @@
+//! The test bed, the end-to-end tests and the benchmarks.

@@ -1,0 +1,1 @@
+//! The contract between a VMM process and whoever runs it.

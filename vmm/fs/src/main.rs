@@ -1,0 +1,3 @@
+//! A vhost-user virtio-fs server confined to one shared tree.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! One KVM virtual machine in one jailed process.
+
+fn main() {}

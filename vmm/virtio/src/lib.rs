@@ -1,0 +1,1 @@
+//! Virtio transport and devices.
