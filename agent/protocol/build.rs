@@ -1,7 +1,10 @@
 //! Generates the messages and the ttrpc service from `proto/agent.proto`, without protoc.
 
-fn main() {
-    let out = std::env::var("OUT_DIR").expect("cargo sets OUT_DIR");
+use std::io;
+
+fn main() -> io::Result<()> {
+    println!("cargo:rerun-if-changed=proto/agent.proto");
+    let out = std::env::var("OUT_DIR").map_err(io::Error::other)?;
     ttrpc_codegen::Codegen::new()
         .out_dir(&out)
         .inputs(["proto/agent.proto"])
@@ -13,6 +16,5 @@ fn main() {
         })
         .rust_protobuf_customize(ttrpc_codegen::ProtobufCustomize::default().gen_mod_rs(true))
         .run()
-        .expect("agent.proto compiles");
-    println!("cargo:rerun-if-changed=proto/agent.proto");
+        .map_err(io::Error::other)
 }

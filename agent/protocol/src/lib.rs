@@ -1,1 +1,73 @@
 //! The contract between host and guest: messages, ports, versions.
+//!
+//! The agent is the guest's first process. When it is ready it connects to the host's
+//! [`READY_PORT`] and answers ttrpc calls on that very connection, so nobody polls. Further
+//! connections for calls are made by the host to the guest's [`AGENT_PORT`].
+//!
+//! The standard streams of a process do not pass through calls. Each is a vsock connection of its
+//! own from the host to the guest's [`STDIO_PORT`], whose first [`TOKEN_LEN`] bytes are a random
+//! token chosen by the host; [`Stdio`](agent::Stdio) names the token of each stream. From then on
+//! the bytes are the stream's own. End-of-file is a half close, in either direction.
+//!
+//! Log lines of the agent go to the host's [`LOG_PORT`], one JSON object a line
+//! ([`LOG_LINE_MAX`] bytes at most); the connection is made when the first line is written.
+//!
+//! ```text
+//!  host                                                      guest
+//!   READY_PORT (listens) ◀───────── connect ───────────────── agent
+//!           ╰── Hello, CreateContainer, StartContainer, Wait … ──▶ (ttrpc, agent answers)
+//!   any process ─────────────────── connect ────────────────▶ AGENT_PORT (ttrpc)
+//!   any process ─────────────────── connect + token ────────▶ STDIO_PORT (bytes)
+//!   LOG_PORT (listens)   ◀───────── connect ───────────────── agent (lines)
+//! ```
+//!
+//! What the host reads here comes from a guest that may be hostile: a reader must bound what it
+//! accepts and must not wait without a limit.
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "the generated modules are documented in proto/agent.proto"
+)]
+
+include!(concat!(env!("OUT_DIR"), "/mod.rs"));
+
+/// The version of this contract. It changes with every change of meaning; the two sides come from
+/// one build, and a mismatch is a broken install that is refused by name.
+pub const VERSION: u32 = 1;
+
+/// The host port to which the agent connects when it is ready.
+pub const READY_PORT: u32 = 1024;
+
+/// The host port that receives the agent's log.
+pub const LOG_PORT: u32 = 1025;
+
+/// The guest port that answers ttrpc calls.
+pub const AGENT_PORT: u32 = 1024;
+
+/// The guest port that takes standard streams.
+pub const STDIO_PORT: u32 = 1025;
+
+/// The length of the token that begins a standard stream, in bytes.
+pub const TOKEN_LEN: usize = 16;
+
+/// The longest log line of the agent, in bytes, its newline included.
+pub const LOG_LINE_MAX: usize = 4096;
+
+/// The largest `config.json` that is accepted, in bytes. A ttrpc message holds 4 MiB.
+pub const SPEC_MAX: usize = 3 << 20;
+
+/// The context id under which a guest reaches its host.
+pub const HOST_CID: u32 = 2;
+
+/// The I/O port through which a guest's first process speaks to its virtual machine, one byte a
+/// write.
+pub const VM_CONTROL_PORT: u16 = 0x5e0;
+
+/// Written to [`VM_CONTROL_PORT`] when the first process runs.
+pub const VM_CONTROL_INIT: u8 = 1;
+
+/// Written to [`VM_CONTROL_PORT`] to end the virtual machine in order.
+pub const VM_CONTROL_SHUTDOWN: u8 = 2;
