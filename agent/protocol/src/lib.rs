@@ -23,16 +23,24 @@
 //!
 //! What the host reads here comes from a guest that may be hostile: a reader must bound what it
 //! accepts and must not wait without a limit.
-#![allow(
-    missing_docs,
-    unreachable_pub,
-    clippy::all,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "the generated modules are documented in proto/agent.proto"
-)]
 
-include!(concat!(env!("OUT_DIR"), "/mod.rs"));
+mod generated {
+    #![allow(
+        missing_docs,
+        unreachable_pub,
+        clippy::all,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unwrap_used,
+        reason = "generated code; proto/agent.proto documents it"
+    )]
+    include!(concat!(env!("OUT_DIR"), "/mod.rs"));
+}
+
+pub use generated::{agent, agent_ttrpc};
 
 /// The version of this contract. It changes with every change of meaning; the two sides come from
 /// one build, and a mismatch is a broken install that is refused by name.
