@@ -1,6 +1,7 @@
 //! Generates the messages and the ttrpc service from `proto/agent.proto`, without protoc.
 
 use std::io;
+use std::path::Path;
 
 fn main() -> io::Result<()> {
     println!("cargo:rerun-if-changed=proto/agent.proto");
@@ -14,7 +15,10 @@ fn main() -> io::Result<()> {
             async_all: true,
             ..Default::default()
         })
-        .rust_protobuf_customize(ttrpc_codegen::ProtobufCustomize::default().gen_mod_rs(true))
         .run()
-        .map_err(io::Error::other)
+        .map_err(io::Error::other)?;
+    // Both generated files begin with inner attributes, so that they cannot be included
+    // directly: a module file of our own names them.
+    let modules = "pub mod agent;\npub mod agent_ttrpc;\n";
+    std::fs::write(Path::new(&out).join("mod.rs"), modules)
 }
