@@ -16,7 +16,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use event_manager::MutEventSubscriber;
 use serde::{Deserialize, Serialize};
@@ -91,6 +91,8 @@ pub struct ActiveQueue {
 pub struct Interrupt {
     status: Arc<AtomicU32>,
     line: Arc<EventFd>,
+    generation: Arc<AtomicU32>,
+    broken: Arc<AtomicBool>,
 }
 
 impl Interrupt {
@@ -98,7 +100,12 @@ impl Interrupt {
     /// signalling `line`.
     #[must_use]
     pub fn new(status: Arc<AtomicU32>, line: Arc<EventFd>) -> Self {
-        Self { status, line }
+        Self {
+            status,
+            line,
+            generation: Arc::default(),
+            broken: Arc::default(),
+        }
     }
 
     /// Tells the driver that buffers were used.
@@ -109,12 +116,42 @@ impl Interrupt {
         self.raise(INTERRUPT_USED_BUFFER)
     }
 
-    /// Tells the driver that the configuration space or the device status changed.
+    /// Tells the driver that the configuration space changed.
     ///
     /// # Errors
     /// If the event descriptor cannot be signalled.
     pub fn config_change(&self) -> io::Result<()> {
+        self.generation.fetch_add(1, Ordering::SeqCst);
         self.raise(INTERRUPT_CONFIG_CHANGE)
+    }
+
+    /// Tells the driver that the device can do nothing more until it is reset: the driver broke
+    /// the rules in a way that the device cannot ignore. The device stops using its queues.
+    ///
+    /// # Errors
+    /// If the event descriptor cannot be signalled.
+    pub fn needs_reset(&self) -> io::Result<()> {
+        self.broken.store(true, Ordering::SeqCst);
+        // virtio-v1.3 §2.1.2: a configuration change notification follows DEVICE_NEEDS_RESET.
+        self.raise(INTERRUPT_CONFIG_CHANGE)
+    }
+
+    /// Which causes are pending: bits of InterruptStatus.
+    #[must_use]
+    pub fn status(&self) -> &AtomicU32 {
+        &self.status
+    }
+
+    /// How often the configuration space has changed.
+    #[must_use]
+    pub fn generation(&self) -> &AtomicU32 {
+        &self.generation
+    }
+
+    /// Whether the device has asked for a reset.
+    #[must_use]
+    pub fn broken(&self) -> &AtomicBool {
+        &self.broken
     }
 
     /// The descriptor behind the interrupt, for a backend in another process.

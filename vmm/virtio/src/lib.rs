@@ -7,3 +7,7 @@
 //! `virtio-v1.3 §…` where they are enforced.
 
 pub mod device;
+pub mod kicks;
+pub mod mmio;
+pub mod rng;
+pub mod throttle;
