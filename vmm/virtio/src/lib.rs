@@ -7,6 +7,7 @@
 //! `virtio-v1.3 §…` where they are enforced.
 
 pub mod device;
+pub mod fs;
 pub mod kicks;
 pub mod mmio;
 pub mod rng;
