@@ -1,0 +1,94 @@
+//! Measures Cloister against other runtimes, side by side in one run.
+//!
+//! `make bench` runs this inside the test bed with instruction counting, where the clock is a
+//! count of executed instructions (one virtual millisecond is a million of them): the figures do
+//! not depend on what else the machine does. A table for people goes to standard error, the same
+//! figures as JSON to standard output:
+//!
+//! ```json
+//! {"cloister": {"run_true": {"virtual_ms": 1.0, …}, "timeline_ms": {…}, "idle_pss_kib": {…}},
+//!  "runc": {"run_true": {…}}, "crun": {…}, "sizes": {…}}
+//! ```
+
+mod bundle;
+mod memory;
+mod run;
+mod timeline;
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use serde_json::{Map, Value, json};
+
+/// How often each command is measured, after one run that warms the page cache.
+const ROUNDS: usize = 5;
+
+fn main() -> ExitCode {
+    match measure() {
+        Ok(report) => {
+            println!("{report:#}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure() -> anyhow::Result<Value> {
+    let dir = tempfile::tempdir().context("temporary directory")?;
+    let bundle = bundle::create(dir.path())?;
+    let mut report = Map::new();
+
+    eprintln!("run … true, exec to exit, in virtual ms ({ROUNDS} rounds after a warm one)");
+    eprintln!("  {:<10} {:>8} {:>8} {:>8}", "", "median", "least", "most");
+    for runtime in ["cloister", "crun", "runc"] {
+        let Some(times) = run::run_true(runtime, &bundle, ROUNDS)? else {
+            eprintln!("  {runtime:<10} not installed");
+            continue;
+        };
+        eprintln!(
+            "  {runtime:<10} {:>8.2} {:>8.2} {:>8.2}",
+            times.median, times.least, times.most
+        );
+        let figures = json!({
+            "virtual_ms": times.median, "least": times.least, "most": times.most, "rounds": ROUNDS,
+        });
+        report.insert(runtime.to_owned(), json!({ "run_true": figures }));
+    }
+
+    let phases = timeline::of_a_cold_start(&bundle, dir.path())?;
+    eprintln!("\ncold start of cloister by phase, in virtual ms");
+    for phase in &phases {
+        eprintln!(
+            "  {:<20} {:>8.2} at {:>8.2}",
+            phase.name, phase.took, phase.at
+        );
+    }
+    let idle = memory::of_an_idle_sandbox(&bundle)?;
+    eprintln!("\nproportional memory of an idle sandbox, guest memory included, in KiB");
+    for (process, kib) in &idle {
+        eprintln!("  {process:<20} {kib:>8}");
+    }
+    eprintln!("  {:<20} {:>8}", "total", idle.values().sum::<u64>());
+
+    let sizes = memory::sizes()?;
+    eprintln!("\nsizes, in KiB");
+    for (file, bytes) in &sizes {
+        eprintln!("  {file:<20} {:>8}", bytes / 1024);
+    }
+
+    let ours = report
+        .get_mut("cloister")
+        .and_then(Value::as_object_mut)
+        .context("cloister is not installed")?;
+    let phases: Map<String, Value> = phases
+        .iter()
+        .map(|phase| (phase.name.clone(), json!(phase.at)))
+        .collect();
+    ours.insert("timeline_ms".into(), phases.into());
+    ours.insert("idle_pss_kib".into(), json!(idle));
+    report.insert("sizes".into(), json!(sizes));
+    Ok(report.into())
+}

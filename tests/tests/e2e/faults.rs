@@ -1,0 +1,122 @@
+//! Processes killed at any moment: the truth is told and nothing is left.
+
+use std::fs;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::harness::{Bundle, Residue, eventually};
+
+/// The pids of processes with this name whose ancestry or arguments do not matter: these tests
+/// are alone on the machine.
+fn pids(name: &str) -> Vec<Pid> {
+    fs::read_dir("/proc")
+        .expect("/proc")
+        .flatten()
+        .filter(|entry| {
+            let dir = entry.path();
+            let comm = fs::read_to_string(dir.join("comm")).unwrap_or_default();
+            let command = fs::read(dir.join("cmdline")).unwrap_or_default();
+            let command = String::from_utf8_lossy(&command);
+            match name {
+                "monitor" => comm.trim() == "cloister" && command.contains("\0monitor"),
+                _ => comm.trim() == name,
+            }
+        })
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter_map(Pid::from_raw)
+        .collect()
+}
+
+fn kill_soon_after_start(victim: &str) {
+    let bundle = Bundle::alone(&["sh", "-c", "echo up; sleep 600"]);
+    let before = Residue::now();
+    // Moments from "hardly spawned" to "long since running".
+    for delay_ms in [0, 3, 10, 40, 120, 300, 700, 1500, 3000] {
+        let running = bundle.command("run", &[], "victim").spawn();
+        eventually(&format!("{victim} runs"), || !pids(victim).is_empty());
+        std::thread::sleep(Duration::from_millis(delay_ms));
+        for pid in pids(victim) {
+            // It may have ended by itself in between.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        let finished = running.wait();
+        assert_ne!(
+            finished.status.code(),
+            Some(0),
+            "{victim} after {delay_ms} ms: {finished}"
+        );
+        assert!(
+            !finished.err().is_empty(),
+            "{victim} after {delay_ms} ms: no error was printed"
+        );
+        bundle.cloister(["delete", "--force", "victim"]).run().ok();
+        before.assert_nothing_new();
+    }
+}
+
+#[test]
+fn a_killed_monitor_leaves_nothing() {
+    kill_soon_after_start("monitor");
+}
+
+#[test]
+fn a_killed_vmm_leaves_nothing() {
+    kill_soon_after_start("cloister-vmm");
+}
+
+#[test]
+fn a_killed_file_server_leaves_nothing() {
+    let bundle = Bundle::alone(&["sh", "-c", "echo up; sleep 600"]);
+    let before = Residue::now();
+    let running = bundle.command("run", &[], "fs").spawn();
+    eventually("running", || {
+        bundle
+            .cloister(["state", "fs"])
+            .run()
+            .out()
+            .contains("\"running\"")
+    });
+    for pid in pids("cloister-fs") {
+        kill_process(pid, Signal::KILL).expect("a signal");
+    }
+    bundle.cloister(["delete", "--force", "fs"]).run().ok();
+    running.wait();
+    before.assert_nothing_new();
+}
+
+#[test]
+fn a_detached_container_whose_monitor_was_killed_is_stopped_and_can_be_deleted() {
+    let bundle = Bundle::alone(&["sleep", "600"]);
+    let before = Residue::now();
+    bundle.command("run", &["--detach"], "d").run().ok();
+    let pid = bundle.state("d")["pid"]
+        .as_i64()
+        .and_then(|pid| i32::try_from(pid).ok());
+    kill_process(pid.and_then(Pid::from_raw).expect("a pid"), Signal::KILL).expect("a signal");
+    eventually("stopped", || bundle.status("d") == "stopped");
+    eventually("the VM is gone", || pids("cloister-vmm").is_empty());
+    bundle.cloister(["delete", "d"]).run().ok();
+    before.assert_nothing_new();
+}
+
+#[test]
+fn a_container_outlives_its_run_command_and_can_be_deleted() {
+    let bundle = Bundle::alone(&["sleep", "600"]);
+    let before = Residue::now();
+    let running = bundle.command("run", &[], "r").spawn();
+    eventually("running", || {
+        bundle
+            .cloister(["state", "r"])
+            .run()
+            .out()
+            .contains("\"running\"")
+    });
+    let pid = Pid::from_raw(running.pid()).expect("a pid");
+    kill_process(pid, Signal::KILL).expect("a signal");
+    running.wait();
+    // As with runc, the container is its own master.
+    assert_eq!(bundle.status("r"), "running");
+    bundle.cloister(["delete", "--force", "r"]).run().ok();
+    before.assert_nothing_new();
+}

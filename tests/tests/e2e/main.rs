@@ -1,0 +1,26 @@
+//! End-to-end tests: the installed `cloister`, real bundles, real virtual machines.
+//!
+//! They run as root where guests can run: on hardware KVM, or inside the test bed. `make test`
+//! knows which. Every wait has a limit, and a test that fails prints the guest's console, the logs
+//! of every process and the state directory, since nobody can look at the machine afterwards.
+//!
+//! By theme: [`hello`], [`exit_status`], [`stdio`], [`terminal`], [`inside`], [`rootfs`],
+//! [`lifecycle`], [`parallel`], [`faults`], [`bad_input`], [`walkthrough`].
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test says what it expects"
+)]
+
+mod bad_input;
+mod exit_status;
+mod faults;
+mod harness;
+mod hello;
+mod inside;
+mod lifecycle;
+mod parallel;
+mod rootfs;
+mod stdio;
+mod terminal;
+mod walkthrough;

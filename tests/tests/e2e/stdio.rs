@@ -1,0 +1,91 @@
+//! Standard streams: separate, binary-safe, complete, with end-of-file both ways.
+
+use super::harness::{Bundle, Cmd, eventually};
+
+/// Bytes without a pattern that a lost or repeated block would keep.
+fn noise(len: usize) -> Vec<u8> {
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+#[test]
+fn stdout_and_stderr_are_separate() {
+    let finished = Bundle::sh("echo out; echo err >&2").run();
+    assert_eq!(finished.err(), "err\n");
+    assert_eq!(finished.ok(), "out\n");
+}
+
+#[test]
+fn sixty_four_mebibytes_pass_through_unchanged() {
+    let bundle = Bundle::new(&["cat"]);
+    let input = noise(64 << 20);
+    let finished = bundle.command("run", &[], "cat").input(input.clone()).run();
+    assert_eq!(finished.code(), 0, "{}", finished.err());
+    assert_eq!(finished.stdout.len(), input.len());
+    assert!(finished.stdout == input, "the bytes differ");
+}
+
+#[test]
+fn the_workload_computes_the_same_checksum() {
+    let bundle = Bundle::new(&["sha256sum"]);
+    let input = noise(8 << 20);
+    let here = Cmd::new("sha256sum").input(input.clone()).run().ok();
+    let there = bundle.command("run", &[], "sum").input(input).run().ok();
+    assert_eq!(here, there);
+}
+
+#[test]
+fn end_of_file_on_stdin_reaches_the_workload() {
+    let bundle = Bundle::sh("cat >/dev/null; echo finished");
+    assert_eq!(
+        bundle.command("run", &[], "eof").input("x").run().ok(),
+        "finished\n"
+    );
+}
+
+#[test]
+fn a_workload_that_reads_nothing_does_not_hang() {
+    let bundle = Bundle::sh("exec <&-; echo closed");
+    let finished = bundle
+        .command("run", &[], "noread")
+        .input(noise(4 << 20))
+        .run();
+    assert_eq!(finished.ok(), "closed\n");
+}
+
+#[test]
+fn the_last_bytes_before_the_exit_arrive() {
+    let bundle = Bundle::sh("head -c 1000000 /dev/zero; printf end; exit 3");
+    let finished = bundle.run();
+    assert_eq!(finished.code(), 3, "{}", finished.err());
+    assert_eq!(finished.stdout.len(), 1_000_003);
+    assert!(finished.stdout.ends_with(b"end"));
+}
+
+#[test]
+fn a_closed_stdout_ends_the_writer() {
+    let bundle = Bundle::new(&["yes"]);
+    let script = format!(
+        "cloister --root {} run --bundle {} piped | head -n 2",
+        bundle.state_root().display(),
+        bundle.path().display()
+    );
+    assert_eq!(Cmd::new("sh").args(["-c", &script]).run().ok(), "y\ny\n");
+    eventually("the container is gone", || {
+        !bundle.state_root().join("piped").exists()
+    });
+}
+
+#[test]
+fn a_background_process_that_holds_stdout_does_not_hold_the_exit() {
+    let bundle = Bundle::sh("sleep 600 & echo started");
+    assert_eq!(bundle.run().ok(), "started\n");
+}
