@@ -29,6 +29,7 @@
 
 mod channel;
 mod config;
+pub mod fs;
 mod message;
 
 pub use channel::{Channel, ChannelError};
@@ -45,5 +46,6 @@ pub const CONTROL_FD: i32 = 3;
 /// The largest packet either side sends or accepts, in bytes.
 pub const MAX_PACKET: usize = 64 * 1024;
 
-/// The most descriptors one packet may carry.
-pub const MAX_FDS: usize = 16;
+/// The most descriptors one packet may carry: the kernel's own limit (`SCM_MAX_FD`), since a file
+/// server gets one for everything it shares.
+pub const MAX_FDS: usize = 253;
