@@ -1,0 +1,89 @@
+//! The front: what `tests/bed` does on the machine itself.
+
+mod cli;
+mod direct;
+mod initramfs;
+mod kernel;
+mod machine;
+mod session;
+mod sys;
+mod tail;
+mod terminal;
+mod warm;
+
+use anyhow::Result;
+use clap::Parser as _;
+use cli::{Action, Bed, MachineOptions};
+use machine::Machine;
+use session::{Outcome, Request};
+use std::process::ExitCode;
+
+/// The exit code when the command took too long, as timeout(1) has it.
+const TIMED_OUT: u8 = 124;
+
+/// The exit code when the bed itself failed.
+const BED_FAILED: u8 = 125;
+
+/// The exit code when nobody reads the output any more: that of a command which SIGPIPE ended.
+const OUTPUT_CLOSED: u8 = 141;
+
+pub(crate) fn main() -> ExitCode {
+    match run(Bed::parse()) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("bed: {error:#}");
+            ExitCode::from(BED_FAILED)
+        }
+    }
+}
+
+fn run(bed: Bed) -> Result<u8> {
+    match bed.action {
+        Action::Run(options) => {
+            if !options.needs_bed() && direct::usable() {
+                return direct::run(&options);
+            }
+            execute(&options.machine, &Request::run(&options)?)
+        }
+        Action::Shell(options) => execute(&options.machine, &Request::shell(&options)?),
+        Action::Up(options) => warm::up(&options).map(|()| 0),
+        Action::Down => warm::down().map(|()| 0),
+    }
+}
+
+/// Runs a request in the warm bed that matches, or in a bed of its own.
+fn execute(options: &MachineOptions, request: &Request) -> Result<u8> {
+    let (outcome, console) = match warm::find(options)? {
+        Some(instance) => {
+            let connection = instance.connect()?;
+            let outcome = session::relay(connection.stream()?, request, session::Bed::Kept, options.boot_timeout());
+            (outcome, instance.console())
+        }
+        None => {
+            let machine = Machine::boot(options.shape()?)?;
+            let outcome = session::relay(machine.port()?, request, session::Bed::Own, options.boot_timeout());
+            (outcome, machine.stop())
+        }
+    };
+    Ok(report(&outcome?, &console))
+}
+
+/// Tells the user what is not plain from the command's own output.
+fn report(outcome: &Outcome, console: &str) -> u8 {
+    let (code, message) = match outcome {
+        Outcome::Exited(exited) => return exited.shell_code(),
+        Outcome::OutputClosed => return OUTPUT_CLOSED,
+        Outcome::Failed(failed) => {
+            eprintln!("bed: {}", failed.message);
+            return failed.code;
+        }
+        Outcome::TimedOut(limit) => {
+            (TIMED_OUT, format!("the command did not end within {} s and was killed", limit.as_secs()))
+        }
+        Outcome::NotUp(limit) => (BED_FAILED, format!("the bed was not up within {} s", limit.as_secs())),
+        Outcome::Died => (BED_FAILED, "the machine stopped before the command ended".to_owned()),
+    };
+    let console = if console.is_empty() { "(empty)\n" } else { console };
+    eprint!("bed: {message}; the end of its console:\n{console}");
+    code
+}

@@ -1,0 +1,281 @@
+//! One command in a bed, seen from outside.
+//!
+//! Three threads: this one reads what the bed says, one reads standard input, one takes signals. The latter two write
+//! to the bed, under a lock. A signal that ends this process ends the machine, or the session in a bed that is kept.
+
+use super::cli::{RunOptions, ShellOptions};
+use super::sys::AwaitedSignals;
+use super::terminal::{self, Settings};
+use crate::protocol::{self, CHUNK, Decoder, Exited, Failed, Frame, Kind, PREAMBLE, Start};
+use anyhow::{Context as _, Result, bail};
+use std::env;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Longer than any frame that a front which died may have left unfinished in a kept bed's port.
+const PADDING: usize = 2 * CHUNK;
+
+/// Variables that mean something on the machine only.
+const LEFT_OUT: &[&str] = &["DBUS_SESSION_BUS_ADDRESS", "NOTIFY_SOCKET", "SSH_AUTH_SOCK", "TMPDIR", "XDG_RUNTIME_DIR"];
+
+/// What to run, and how.
+#[derive(Debug)]
+pub(super) struct Request {
+    start: Start,
+    timeout: Option<Duration>,
+    forward_stdin: bool,
+}
+
+/// Whose bed it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Bed {
+    /// This process's own, booted for this command.
+    Own,
+    /// One that others have used.
+    Kept,
+}
+
+/// How it went.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// The command ended.
+    Exited(Exited),
+    /// The command could not be started.
+    Failed(Failed),
+    /// The command took longer than this.
+    TimedOut(Duration),
+    /// The bed did not answer within this time.
+    NotUp(Duration),
+    /// The bed ended first.
+    Died,
+    /// Nobody reads this process's output any more.
+    OutputClosed,
+}
+
+impl Request {
+    /// For `bed run`.
+    pub(super) fn run(options: &RunOptions) -> Result<Self> {
+        let start = start(&options.command, &options.fast)?;
+        Ok(Self { start, timeout: options.timeout(), forward_stdin: !terminal::stdin_is_terminal() })
+    }
+
+    /// For `bed shell`.
+    pub(super) fn shell(options: &ShellOptions) -> Result<Self> {
+        let Some(size) = terminal::window_size().filter(|_| terminal::stdin_is_terminal()) else {
+            bail!("a shell needs a terminal on standard input: use `run` for commands");
+        };
+        let shell = [OsString::from("/bin/bash"), OsString::from("-l")];
+        let command = if options.command.is_empty() { &shell[..] } else { &options.command };
+        let mut start = start(command, &options.fast)?;
+        start.terminal = Some(size);
+        Ok(Self { start, timeout: None, forward_stdin: true })
+    }
+
+    /// Does nothing, to see whether a bed is up.
+    pub(super) fn probe() -> Result<Self> {
+        let mut start = start(&[OsString::from("/bin/true")], &[])?;
+        start.cwd = b"/".to_vec();
+        start.stage = None;
+        Ok(Self { start, timeout: Some(Duration::from_secs(60)), forward_stdin: false })
+    }
+}
+
+fn start(command: &[OsString], fast: &[PathBuf]) -> Result<Start> {
+    let mut nonce = [0; 8];
+    rustix::rand::getrandom(&mut nonce, rustix::rand::GetRandomFlags::empty()).context("draw a nonce")?;
+    let cwd = env::current_dir().context("find the working directory")?;
+    let absolute = |path: &Path| cwd.join(path).into_os_string().into_vec();
+    let env = env::vars_os()
+        .filter(|(name, _)| !LEFT_OUT.iter().any(|left_out| name == left_out))
+        .map(|(name, value)| (name.into_vec(), value.into_vec()))
+        .chain([(b"CLOISTER_BED".to_vec(), b"1".to_vec())])
+        .collect();
+    Ok(Start {
+        nonce,
+        argv: command.iter().map(|word| word.as_bytes().to_vec()).collect(),
+        env,
+        cwd: cwd.as_os_str().as_bytes().to_vec(),
+        terminal: None,
+        stage: env::var_os("CLOISTER_STAGE").map(|stage| absolute(Path::new(&stage))),
+        fast: fast.iter().map(|path| absolute(path)).collect(),
+        refresh: false,
+    })
+}
+
+/// The bed's side of the connection, for writing.
+#[derive(Debug, Clone)]
+struct Sender(Arc<Mutex<UnixStream>>);
+
+impl Sender {
+    fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).write_all(bytes)
+    }
+}
+
+/// Runs the request over `connection`; `patience` bounds the wait for the bed to come up.
+pub(super) fn relay(connection: UnixStream, request: &Request, bed: Bed, patience: Duration) -> Result<Outcome> {
+    let sender = Sender(Arc::new(Mutex::new(connection.try_clone().context("duplicate the connection")?)));
+    let raw = match request.start.terminal {
+        Some(_) => Some(Settings::make_raw().context("make the terminal raw")?),
+        None => None,
+    };
+    take_signals(sender.clone(), raw.clone())?;
+    let outcome = converse(connection, &sender, request, bed, patience);
+    if let Some(settings) = raw {
+        settings.restore().context("restore the terminal")?;
+    }
+    outcome
+}
+
+fn converse(
+    mut connection: UnixStream,
+    sender: &Sender,
+    request: &Request,
+    bed: Bed,
+    patience: Duration,
+) -> Result<Outcome> {
+    let mut opening = if bed == Bed::Kept { vec![0; PADDING] } else { Vec::new() };
+    opening.extend_from_slice(PREAMBLE);
+    let start = Start { refresh: bed == Bed::Kept, ..request.start.clone() };
+    protocol::encode_json(Kind::Start, &start, &mut opening)?;
+    let opening_sender = sender.clone();
+    // A bed that boots does not read yet, and the opening may be more than the socket holds.
+    spawn("opening", move || drop(opening_sender.send(&opening)))?;
+
+    let mut decoder = Decoder::new([PREAMBLE.as_slice(), &request.start.nonce].concat());
+    let mut limit = (Instant::now() + patience, Outcome::NotUp(patience));
+    let mut unlimited = false;
+    loop {
+        while let Some(frame) = decoder.next_frame().context("the bed's answer")? {
+            if frame.kind == Kind::Ready {
+                match request.timeout {
+                    Some(timeout) => limit = (Instant::now() + timeout, Outcome::TimedOut(timeout)),
+                    None => unlimited = true,
+                }
+                forward_input(sender.clone(), request.forward_stdin)?;
+            } else if let Some(outcome) = act(&frame)? {
+                return Ok(outcome);
+            }
+        }
+        let left = limit.0.saturating_duration_since(Instant::now());
+        if left.is_zero() && !unlimited {
+            return Ok(limit.1);
+        }
+        connection.set_read_timeout((!unlimited).then_some(left)).context("bound the wait for the bed")?;
+        let mut buffer = [0; CHUNK];
+        match connection.read(&mut buffer) {
+            Ok(0) => return Ok(Outcome::Died),
+            Ok(count) => decoder.push(buffer.get(..count).unwrap_or_default()),
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted => {}
+                io::ErrorKind::ConnectionReset => return Ok(Outcome::Died),
+                _ => return Err(error).context("read from the bed"),
+            },
+        }
+    }
+}
+
+/// Passes output on; the command's end is the session's.
+fn act(frame: &Frame) -> Result<Option<Outcome>> {
+    let written = match frame.kind {
+        Kind::Stdout => write_all(rustix::stdio::stdout(), &frame.payload),
+        Kind::Stderr => write_all(rustix::stdio::stderr(), &frame.payload),
+        Kind::Exited => {
+            let exited = serde_json::from_slice(&frame.payload).context("parse an Exited frame")?;
+            return Ok(Some(Outcome::Exited(exited)));
+        }
+        Kind::Failed => {
+            let failed = serde_json::from_slice(&frame.payload).context("parse a Failed frame")?;
+            return Ok(Some(Outcome::Failed(failed)));
+        }
+        other => bail!("unexpected frame {other:?} from the bed"),
+    };
+    match written {
+        Ok(()) => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Some(Outcome::OutputClosed)),
+        Err(error) => Err(error).context("pass on the command's output"),
+    }
+}
+
+/// Past the standard library's buffers, which wait for lines.
+fn write_all(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<()> {
+    File::from(fd.try_clone_to_owned()?).write_all(bytes)
+}
+
+fn forward_input(sender: Sender, wanted: bool) -> Result<()> {
+    spawn("stdin", move || {
+        // The session may end at any moment, and nothing that is sent after its end matters.
+        drop(if wanted { send_input(&sender) } else { end_input(&sender) });
+    })
+}
+
+fn send_input(sender: &Sender) -> io::Result<()> {
+    let mut stdin = File::from(rustix::stdio::stdin().as_fd().try_clone_to_owned()?);
+    let mut buffer = [0; CHUNK];
+    loop {
+        let count = match stdin.read(&mut buffer) {
+            Ok(0) => return end_input(sender),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            // Standard input may be closed, or a terminal of which this is a background job.
+            Err(_) => return end_input(sender),
+        };
+        let mut frame = Vec::with_capacity(CHUNK + 8);
+        protocol::encode(Kind::Stdin, buffer.get(..count).unwrap_or_default(), &mut frame);
+        sender.send(&frame)?;
+    }
+}
+
+fn end_input(sender: &Sender) -> io::Result<()> {
+    let mut frame = Vec::new();
+    protocol::encode(Kind::StdinEof, &[], &mut frame);
+    sender.send(&frame)
+}
+
+/// Passes the terminal's size on when it changes, and gives the terminal back before a signal ends this process.
+fn take_signals(sender: Sender, raw: Option<Settings>) -> Result<()> {
+    let ending = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
+    let signals = AwaitedSignals::block(&[&ending[..], &[libc::SIGWINCH]].concat()).context("block signals")?;
+    spawn("signals", move || {
+        loop {
+            match signals.wait() {
+                Ok(libc::SIGWINCH) => {
+                    if raw.is_some() && let Some(size) = terminal::window_size() {
+                        let mut frame = Vec::new();
+                        if protocol::encode_json(Kind::Resize, &size, &mut frame).is_ok() {
+                            drop(sender.send(&frame));
+                        }
+                    }
+                }
+                Ok(signal) => end(raw.as_ref(), 128 + signal),
+                Err(error) => {
+                    eprintln!("bed: wait for signals: {error}");
+                    end(raw.as_ref(), 125);
+                }
+            }
+        }
+    })
+}
+
+#[expect(clippy::exit, reason = "a signal ends the process whatever its other threads wait for")]
+fn end(raw: Option<&Settings>, code: i32) -> ! {
+    if let Some(settings) = raw
+        && let Err(error) = settings.restore()
+    {
+        eprintln!("bed: restore the terminal: {error}");
+    }
+    std::process::exit(code)
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
+    thread::Builder::new().name(name.to_owned()).spawn(body).with_context(|| format!("start the thread {name}"))?;
+    Ok(())
+}
