@@ -1,0 +1,187 @@
+//! The ttrpc face of the agent: checks and translates, and maps errors to statuses.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use cloister_container::ErrorKind;
+use cloister_protocol::agent::{
+    CreateContainerRequest, CreateContainerResponse, DeleteContainerRequest,
+    DeleteContainerResponse, HelloRequest, HelloResponse, ResizeTerminalRequest,
+    ResizeTerminalResponse, ShutdownRequest, ShutdownResponse, SignalRequest, SignalResponse,
+    StartContainerRequest, StartContainerResponse, WaitRequest, WaitResponse,
+};
+use cloister_protocol::agent_ttrpc::Agent;
+use cloister_protocol::{SPEC_MAX, VERSION};
+use tokio::sync::Notify;
+use ttrpc::Code;
+use ttrpc::r#async::TtrpcContext;
+
+use crate::containers::{ContainerError, Containers};
+use crate::shares::ShareError;
+use crate::stdio::StdioError;
+
+/// When the agent came to life, for the host's timeline, in nanoseconds of CLOCK_BOOTTIME.
+#[derive(Debug, Clone, Copy)]
+pub struct Timeline {
+    /// `main` was entered.
+    pub init: u64,
+    /// The host took the connection.
+    pub ready: u64,
+}
+
+/// What answers the host's calls.
+#[derive(Debug)]
+pub(crate) struct Service {
+    pub(crate) containers: Arc<Containers>,
+    pub(crate) timeline: Timeline,
+    /// Told when the guest is to end.
+    pub(crate) shutdown: Arc<Notify>,
+}
+
+type Reply<T> = ttrpc::Result<T>;
+
+#[async_trait]
+impl Agent for Service {
+    async fn hello(&self, _: &TtrpcContext, request: HelloRequest) -> Reply<HelloResponse> {
+        if request.version != VERSION {
+            log::warn!("the host speaks version {}, not {VERSION}", request.version);
+        }
+        let uname = rustix::system::uname();
+        Ok(HelloResponse {
+            version: VERSION,
+            agent_version: env!("CARGO_PKG_VERSION").into(),
+            kernel_release: uname.release().to_string_lossy().into_owned(),
+            init_boottime_ns: self.timeline.init,
+            ready_boottime_ns: self.timeline.ready,
+            ..HelloResponse::default()
+        })
+    }
+
+    async fn create_container(
+        &self,
+        _: &TtrpcContext,
+        request: CreateContainerRequest,
+    ) -> Reply<CreateContainerResponse> {
+        if request.spec.len() > SPEC_MAX {
+            let message = format!("spec: more than {SPEC_MAX} bytes");
+            return Err(status(Code::INVALID_ARGUMENT, message));
+        }
+        let containers = Arc::clone(&self.containers);
+        let pid = finish(async move { containers.create(request).await }).await?;
+        Ok(CreateContainerResponse {
+            pid,
+            ..CreateContainerResponse::default()
+        })
+    }
+
+    async fn start_container(
+        &self,
+        _: &TtrpcContext,
+        request: StartContainerRequest,
+    ) -> Reply<StartContainerResponse> {
+        self.containers.start(&request.container_id)?;
+        Ok(StartContainerResponse::default())
+    }
+
+    async fn delete_container(
+        &self,
+        _: &TtrpcContext,
+        request: DeleteContainerRequest,
+    ) -> Reply<DeleteContainerResponse> {
+        let containers = Arc::clone(&self.containers);
+        finish(async move { containers.delete(&request.container_id).await }).await?;
+        Ok(DeleteContainerResponse::default())
+    }
+
+    async fn signal(&self, _: &TtrpcContext, request: SignalRequest) -> Reply<SignalResponse> {
+        if !(1..=64).contains(&request.signal) {
+            let message = format!("signal: {} is not 1 to 64", request.signal);
+            return Err(status(Code::INVALID_ARGUMENT, message));
+        }
+        self.containers
+            .signal(&request.container_id, request.signal, request.all)?;
+        Ok(SignalResponse::default())
+    }
+
+    async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> Reply<WaitResponse> {
+        let exit = self.containers.wait(&request.container_id).await?;
+        Ok(WaitResponse {
+            exit_code: exit.code,
+            signal: exit.signal,
+            oom_killed: exit.oom_killed,
+            ..WaitResponse::default()
+        })
+    }
+
+    async fn resize_terminal(
+        &self,
+        _: &TtrpcContext,
+        request: ResizeTerminalRequest,
+    ) -> Reply<ResizeTerminalResponse> {
+        let side = |field: &str, length: u32| {
+            let message = format!("{field}: {length} is more than {}", u16::MAX);
+            u16::try_from(length).map_err(|_| status(Code::INVALID_ARGUMENT, message))
+        };
+        let columns = side("columns", request.columns)?;
+        let rows = side("rows", request.rows)?;
+        self.containers
+            .resize(&request.container_id, columns, rows)?;
+        Ok(ResizeTerminalResponse::default())
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> Reply<ShutdownResponse> {
+        let containers = Arc::clone(&self.containers);
+        finish(async move {
+            containers.delete_all().await;
+            Ok(())
+        })
+        .await?;
+        self.shutdown.notify_one();
+        Ok(ShutdownResponse::default())
+    }
+}
+
+/// Does `work` to its end, also when the caller's connection breaks meanwhile: ttrpc drops the
+/// handlers of a connection with it.
+async fn finish<T: Send + 'static>(
+    work: impl Future<Output = Result<T, ContainerError>> + Send + 'static,
+) -> Reply<T> {
+    match tokio::spawn(work).await {
+        Ok(result) => Ok(result?),
+        Err(e) => Err(status(Code::INTERNAL, e.to_string())),
+    }
+}
+
+impl From<ContainerError> for ttrpc::Error {
+    fn from(error: ContainerError) -> Self {
+        let code = match &error {
+            ContainerError::Id { .. }
+            | ContainerError::Missing { .. }
+            | ContainerError::Stdio(StdioError::Token { .. } | StdioError::Shape { .. })
+            | ContainerError::Share(
+                ShareError::Tag { .. } | ShareError::Path { .. } | ShareError::Open { .. },
+            ) => Code::INVALID_ARGUMENT,
+            ContainerError::NotFound { .. } => Code::NOT_FOUND,
+            ContainerError::Exists { .. } => Code::ALREADY_EXISTS,
+            ContainerError::TooMany => Code::RESOURCE_EXHAUSTED,
+            ContainerError::State { .. } | ContainerError::Stdio(StdioError::Missing { .. }) => {
+                Code::FAILED_PRECONDITION
+            }
+            ContainerError::Container(e) => match e.kind() {
+                ErrorKind::InvalidArgument => Code::INVALID_ARGUMENT,
+                ErrorKind::AlreadyExists => Code::ALREADY_EXISTS,
+                ErrorKind::FailedPrecondition => Code::FAILED_PRECONDITION,
+                ErrorKind::Internal => Code::INTERNAL,
+            },
+            ContainerError::Stdio(StdioError::Pipe { .. })
+            | ContainerError::Share(ShareError::Mount { .. })
+            | ContainerError::Resize { .. }
+            | ContainerError::Undead { .. } => Code::INTERNAL,
+        };
+        status(code, crate::chain(&error))
+    }
+}
+
+fn status(code: Code, message: String) -> ttrpc::Error {
+    ttrpc::Error::RpcStatus(ttrpc::get_status(code, message))
+}
