@@ -1,1 +1,41 @@
 //! One KVM virtual machine in one jailed process.
+//!
+//! ```text
+//!   session   boot request, event loop, exit event          main thread = event thread
+//!   machine   the VM put together: memory, vCPUs, devices
+//!   boot      kernel, initramfs and what the kernel reads
+//!   vcpu      set-up, run loop, gate                        one thread a vCPU
+//!   bus       ports and addresses: ioapic, console, virtio
+//!   layout    where everything is
+//! ```
+//!
+//! The process knows nothing of containers. It opens nothing: everything it needs comes as a
+//! descriptor over the control socket (`cloister_vmm_api`). A vCPU thread counts as hostile from
+//! its first instruction in the guest.
+
+pub mod boot;
+pub mod bus;
+pub mod clock;
+pub mod console;
+pub mod ioapic;
+pub mod kvm;
+pub mod layout;
+pub mod logger;
+pub mod machine;
+pub mod memory;
+pub mod parts;
+pub mod session;
+pub mod vcpu;
+
+/// An error with its causes on one line.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,314 @@
+//! The kernel and the initramfs, put into guest memory.
+//!
+//! Copying a kernel of ten megabytes costs more than booting it should, so what the guest never
+//! frees is mapped from its file (see [`crate::memory::map_file`]): the kernel's text and read-only
+//! data, and the initramfs. The rest (data, and what the kernel frees after its start) is read.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use cloister_virtio::device::GuestRam;
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion,
+};
+
+use crate::layout::{EXTENDED_RAM_START, HIGH_RAM_START};
+use crate::memory;
+
+/// Host and guest pages are of one size.
+const PAGE: u64 = 4096;
+
+/// ELF-64 object file format: sizes and values of what a kernel must have.
+mod elf {
+    pub(super) const HEADER_SIZE: usize = 64;
+    pub(super) const PROGRAM_HEADER_SIZE: usize = 56;
+    /// Magic, ELFCLASS64, ELFDATA2LSB, EV_CURRENT.
+    pub(super) const IDENT: [u8; 7] = [0x7f, b'E', b'L', b'F', 2, 1, 1];
+    pub(super) const EM_X86_64: u16 = 62;
+    pub(super) const PT_LOAD: u32 = 1;
+    pub(super) const PF_W: u32 = 2;
+    /// More than any kernel has.
+    pub(super) const MAX_PROGRAM_HEADERS: u16 = 64;
+}
+
+/// The magic of a newc archive's first entry.
+const NEWC: &[u8; 6] = b"070701";
+
+/// Why a file is not a kernel that can be started.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be read.
+    #[error("cannot read {what}")]
+    Read {
+        /// Which part of it.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The file is something else.
+    #[error("not an uncompressed x86-64 ELF file (vmlinux)")]
+    NotElf,
+    /// The program headers make no sense.
+    #[error("program header {index}: {reason}")]
+    ProgramHeader {
+        /// Which one.
+        index: usize,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The entry point is in no segment.
+    #[error("entry point {0:#x} is in no segment")]
+    Entry(u64),
+    /// A segment does not fit into guest memory.
+    #[error("segment at {address:#x}, {size} bytes, is not in guest memory")]
+    DoesNotFit {
+        /// Where it belongs.
+        address: u64,
+        /// Its size in memory.
+        size: u64,
+    },
+    /// A segment cannot be put into guest memory.
+    #[error("segment at {address:#x} cannot be read into guest memory")]
+    Copy {
+        /// Where it belongs.
+        address: u64,
+        /// Why.
+        #[source]
+        source: GuestMemoryError,
+    },
+    /// A segment cannot be mapped.
+    #[error(transparent)]
+    Memory(#[from] memory::Error),
+}
+
+/// Why a file is not an initramfs that can be used.
+#[derive(Debug, thiserror::Error)]
+pub enum InitramfsError {
+    /// The file cannot be read.
+    #[error("cannot read it")]
+    Read(#[source] io::Error),
+    /// The file is something else.
+    #[error("not a newc cpio archive")]
+    NotCpio,
+    /// It leaves no room.
+    #[error("{size} bytes do not fit into guest memory beside the kernel")]
+    DoesNotFit {
+        /// Its size.
+        size: u64,
+    },
+    /// It cannot be mapped.
+    #[error(transparent)]
+    Memory(#[from] memory::Error),
+}
+
+/// A kernel in guest memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Kernel {
+    /// Where the first vCPU starts.
+    pub(super) entry: u64,
+    /// The first address after it.
+    pub(super) end: u64,
+}
+
+/// The place of the initramfs in guest memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Initramfs {
+    pub(super) address: u32,
+    pub(super) size: u32,
+}
+
+struct Segment {
+    writable: bool,
+    offset: u64,
+    address: u64,
+    file_size: u64,
+    memory_size: u64,
+}
+
+/// A little-endian number at `offset`; zero past the end, which no caller asks for.
+fn number<const N: usize>(bytes: &[u8], offset: usize) -> [u8; N] {
+    bytes
+        .get(offset..offset + N)
+        .and_then(|part| part.try_into().ok())
+        .unwrap_or([0; N])
+}
+
+fn u16_at(bytes: &[u8], offset: usize) -> u16 {
+    u16::from_le_bytes(number(bytes, offset))
+}
+
+fn u32_at(bytes: &[u8], offset: usize) -> u32 {
+    u32::from_le_bytes(number(bytes, offset))
+}
+
+fn u64_at(bytes: &[u8], offset: usize) -> u64 {
+    u64::from_le_bytes(number(bytes, offset))
+}
+
+/// Reads the headers: the entry point and the segments to load.
+fn read_headers(file: &File, file_len: u64) -> Result<(u64, Vec<Segment>), Error> {
+    let read = |what| move |source| Error::Read { what, source };
+    if file_len < elf::HEADER_SIZE as u64 {
+        return Err(Error::NotElf);
+    }
+    let mut header = [0; elf::HEADER_SIZE];
+    file.read_exact_at(&mut header, 0)
+        .map_err(read("the ELF header"))?;
+    let (machine, entry, table) = (
+        u16_at(&header, 18),
+        u64_at(&header, 24),
+        u64_at(&header, 32),
+    );
+    let (entry_size, count) = (u16_at(&header, 54), u16_at(&header, 56));
+    if !header.starts_with(&elf::IDENT)
+        || machine != elf::EM_X86_64
+        || usize::from(entry_size) != elf::PROGRAM_HEADER_SIZE
+        || count == 0
+        || count > elf::MAX_PROGRAM_HEADERS
+    {
+        return Err(Error::NotElf);
+    }
+    let mut headers = vec![0; usize::from(count) * elf::PROGRAM_HEADER_SIZE];
+    file.read_exact_at(&mut headers, table)
+        .map_err(read("the program headers"))?;
+
+    let mut segments = Vec::new();
+    for (index, header) in headers.chunks_exact(elf::PROGRAM_HEADER_SIZE).enumerate() {
+        if u32_at(header, 0) != elf::PT_LOAD {
+            continue;
+        }
+        let segment = Segment {
+            writable: u32_at(header, 4) & elf::PF_W != 0,
+            offset: u64_at(header, 8),
+            address: u64_at(header, 24),
+            file_size: u64_at(header, 32),
+            memory_size: u64_at(header, 40),
+        };
+        let invalid = |reason| Err(Error::ProgramHeader { index, reason });
+        if segment.file_size > segment.memory_size {
+            return invalid("larger in the file than in memory");
+        }
+        match segment.offset.checked_add(segment.file_size) {
+            Some(end) if end <= file_len => {}
+            _ => return invalid("past the end of the file (truncated?)"),
+        }
+        if segment.address < EXTENDED_RAM_START {
+            return invalid("below 1 MiB, where the boot structures are");
+        }
+        segments.push(segment);
+    }
+    Ok((entry, segments))
+}
+
+/// Loads an ELF kernel where its program headers say.
+pub(super) fn load(memory: &GuestRam, file: &File) -> Result<Kernel, Error> {
+    let file_len = file.metadata().map_err(|source| Error::Read {
+        what: "its size",
+        source,
+    })?;
+    let (entry, segments) = read_headers(file, file_len.len())?;
+    let mut end = 0;
+    let mut entered = false;
+    for segment in &segments {
+        let Segment {
+            address,
+            memory_size,
+            ..
+        } = *segment;
+        let does_not_fit = Error::DoesNotFit {
+            address,
+            size: memory_size,
+        };
+        let Some(segment_end) = address.checked_add(memory_size) else {
+            return Err(does_not_fit);
+        };
+        let bytes = usize::try_from(memory_size).unwrap_or(usize::MAX);
+        if segment_end > HIGH_RAM_START
+            || memory.get_slice(GuestAddress(address), bytes).is_err()
+        {
+            return Err(does_not_fit);
+        }
+        entered |= (address..segment_end).contains(&entry);
+        end = end.max(segment_end);
+        segment.load(memory, file)?;
+    }
+    if !entered {
+        return Err(Error::Entry(entry));
+    }
+    Ok(Kernel { entry, end })
+}
+
+impl Segment {
+    fn load(&self, memory: &GuestRam, file: &File) -> Result<(), Error> {
+        let mut done = 0;
+        let aligned = self.offset % PAGE == 0 && self.address % PAGE == 0;
+        if !self.writable && aligned {
+            // Whole pages only: what follows the segment in its last page is not its own.
+            done = self.file_size / PAGE * PAGE;
+            if done > 0 {
+                memory::map_file(memory, file, self.offset, self.address, done)?;
+            }
+        }
+        read_at(memory, file, self.offset + done, self.address + done, self.file_size - done)
+            .map_err(|source| Error::Copy {
+                address: self.address,
+                source,
+            })
+    }
+}
+
+/// Reads `size` bytes of `file` from `offset` into guest memory at `address`.
+fn read_at(
+    memory: &GuestRam,
+    file: &File,
+    offset: u64,
+    address: u64,
+    size: u64,
+) -> Result<(), GuestMemoryError> {
+    use std::io::{Seek, SeekFrom};
+
+    if size == 0 {
+        return Ok(());
+    }
+    let mut file = file;
+    file.seek(SeekFrom::Start(offset))
+        .map_err(GuestMemoryError::IOError)?;
+    let size = usize::try_from(size).map_err(|_| GuestMemoryError::InvalidBackendAddress)?;
+    memory.read_exact_volatile_from(GuestAddress(address), &mut file, size)
+}
+
+/// Maps the initramfs at the end of the low RAM.
+pub(super) fn load_initramfs(
+    memory: &GuestRam,
+    file: &File,
+    kernel_end: u64,
+) -> Result<Initramfs, InitramfsError> {
+    let size = file.metadata().map_err(InitramfsError::Read)?.len();
+    let mut magic = [0; NEWC.len()];
+    if size >= magic.len() as u64 {
+        file.read_exact_at(&mut magic, 0)
+            .map_err(InitramfsError::Read)?;
+    }
+    if magic != *NEWC {
+        return Err(InitramfsError::NotCpio);
+    }
+    let does_not_fit = || InitramfsError::DoesNotFit { size };
+    let low = memory.find_region(GuestAddress(0)).ok_or_else(does_not_fit)?;
+    let pages = size.div_ceil(PAGE) * PAGE;
+    let address = (low.len().checked_sub(pages))
+        .map(|address| address / PAGE * PAGE)
+        .filter(|address| *address >= kernel_end)
+        .ok_or_else(does_not_fit)?;
+    memory::map_file(memory, file, 0, address, pages)?;
+    let narrow = |value: u64| u32::try_from(value).map_err(|_| does_not_fit());
+    Ok(Initramfs {
+        address: narrow(address)?,
+        size: narrow(size)?,
+    })
+}
+
+#[cfg(test)]
+#[path = "kernel/tests.rs"]
+mod tests;

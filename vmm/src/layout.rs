@@ -1,0 +1,163 @@
+//! Where everything is in the guest's physical address space. The only module that knows.
+//!
+//! ```text
+//!   0x0000_0000  GDT, zero page, page tables, command line   (boot structures, one use)
+//!   0x0009_fc00  MP table, up to 1 KiB
+//!   0x000a_0000  hole of the PC
+//!   0x0010_0000  RAM; the kernel where its program headers say, the initramfs at the end
+//!   0xc000_0000  hole for devices: virtio-mmio pages, IOAPIC, local APICs
+//!   1 << 32      the rest of RAM
+//! ```
+
+use cloister_virtio::mmio::PAGE_SIZE as MMIO_PAGE_SIZE;
+
+/// RAM below this address is in one piece; what does not fit continues at [`HIGH_RAM_START`].
+pub const LOW_RAM_END: u64 = 0xc000_0000;
+/// Where RAM continues above the hole.
+pub const HIGH_RAM_START: u64 = 1 << 32;
+
+/// The global descriptor table of the boot protocol.
+pub const GDT: u64 = 0x1000;
+/// The `boot_params` of the boot protocol.
+pub const ZERO_PAGE: u64 = 0x2000;
+/// The top-level page table of the boot protocol.
+pub const PML4: u64 = 0x3000;
+/// The one second-level page table.
+pub const PDPT: u64 = 0x4000;
+/// The one third-level page table; maps the first GiB.
+pub const PAGE_DIRECTORY: u64 = 0x5000;
+/// The kernel command line, in the same page as the descriptor table: a page less to allocate.
+pub const CMDLINE: u64 = 0x1800;
+/// The longest command line of an x86-64 kernel with its terminating zero (COMMAND_LINE_SIZE).
+pub const CMDLINE_SIZE: usize = 2048;
+/// The MP table: the kernel looks into the last KiB of base memory (MultiProcessor Specification
+/// 1.4, chapter 4).
+pub const MP_TABLE: u64 = 0x9_fc00;
+/// The end of the MP table's room, and of base memory.
+pub const MP_TABLE_END: u64 = 0xa_0000;
+/// Where RAM continues after the hole of the PC.
+pub const EXTENDED_RAM_START: u64 = 0x10_0000;
+
+/// The first virtio-mmio page.
+pub const MMIO_START: u64 = 0xd000_0000;
+/// The IOAPIC.
+pub const IOAPIC: u64 = 0xfec0_0000;
+/// The length of the IOAPIC's registers.
+pub const IOAPIC_SIZE: u64 = 0x20;
+/// The local APICs, all at one address.
+pub const LOCAL_APIC: u32 = 0xfee0_0000;
+/// Where KVM may put the task state segment that Intel processors without unrestricted guest mode
+/// need; three pages.
+pub const KVM_TSS: usize = 0xfffb_d000;
+
+/// The interrupt line of the serial port.
+pub const SERIAL_LINE: u32 = 4;
+/// The interrupt line of the first device slot.
+pub const FIRST_SLOT_LINE: u32 = 5;
+
+/// I/O ports.
+pub mod port {
+    /// The first of the eight ports of the serial port.
+    pub const SERIAL: u16 = 0x3f8;
+    /// The last of them.
+    pub const SERIAL_END: u16 = 0x3ff;
+    /// Command and status of the keyboard controller, here for the reset it can pulse.
+    pub const I8042: u16 = 0x64;
+    /// Where the guest's init tells the VMM how it is doing; one byte.
+    pub const CONTROL: u16 = 0x5e0;
+}
+
+/// A place for a device. Every VM has all of them, occupied or not: a VM that is restored from
+/// saved state finds each device where it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Slot {
+    /// The socket device.
+    Vsock,
+    /// The entropy device.
+    Rng,
+    /// The memory balloon.
+    Balloon,
+    /// The memory device.
+    Mem,
+    /// The shared file system.
+    Fs,
+    /// One of four network devices.
+    Net(u8),
+    /// One of eight block devices.
+    Block(u8),
+}
+
+/// Network slots.
+const NETS: u8 = 4;
+/// Block slots.
+const BLOCKS: u8 = 8;
+/// All slots.
+pub const SLOTS: usize = 5 + NETS as usize + BLOCKS as usize;
+
+impl Slot {
+    /// The position of the slot.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        match self {
+            Self::Vsock => 0,
+            Self::Rng => 1,
+            Self::Balloon => 2,
+            Self::Mem => 3,
+            Self::Fs => 4,
+            Self::Net(n) => 5 + (n % NETS) as usize,
+            Self::Block(n) => 5 + NETS as usize + (n % BLOCKS) as usize,
+        }
+    }
+
+    /// The address of its register page.
+    #[must_use]
+    pub const fn address(self) -> u64 {
+        MMIO_START + self.index() as u64 * MMIO_PAGE_SIZE
+    }
+
+    /// Its interrupt line.
+    #[must_use]
+    pub const fn line(self) -> u32 {
+        // At most SLOTS.
+        #[expect(clippy::cast_possible_truncation, reason = "an index is below SLOTS")]
+        let index = self.index() as u32;
+        FIRST_SLOT_LINE + index
+    }
+}
+
+/// The slot index and the offset in its page that `address` stands for.
+#[must_use]
+pub fn slot_at(address: u64) -> Option<(usize, u64)> {
+    let offset = address.checked_sub(MMIO_START)?;
+    let index = usize::try_from(offset / MMIO_PAGE_SIZE).ok()?;
+    (index < SLOTS).then_some((index, offset % MMIO_PAGE_SIZE))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_have_their_own_page_and_line() {
+        let mut slots = vec![Slot::Vsock, Slot::Rng, Slot::Balloon, Slot::Mem, Slot::Fs];
+        slots.extend((0..NETS).map(Slot::Net));
+        slots.extend((0..BLOCKS).map(Slot::Block));
+        assert_eq!(slots.len(), SLOTS);
+        for (index, slot) in slots.iter().enumerate() {
+            assert_eq!(slot.index(), index);
+            assert_eq!(slot_at(slot.address() + 0xfff), Some((index, 0xfff)));
+            assert!(slot.line() < crate::ioapic::PINS, "{slot:?}");
+        }
+        assert_eq!(slot_at(MMIO_START - 1), None);
+        assert_eq!(slot_at(MMIO_START + SLOTS as u64 * 0x1000), None);
+    }
+
+    #[test]
+    fn a_restored_guest_depends_on_these() {
+        assert_eq!(Slot::Vsock.address(), 0xd000_0000);
+        assert_eq!(Slot::Vsock.line(), 5);
+        assert_eq!(Slot::Fs.address(), 0xd000_4000);
+        assert_eq!(Slot::Fs.line(), 9);
+        assert_eq!(Slot::Block(7).line(), 21);
+    }
+}

@@ -1,0 +1,217 @@
+//! A virtual machine, assembled from its configuration.
+//!
+//! The order of calls matters to their cost. KVM waits for a grace period whenever it replaces
+//! a table that a vCPU might be using: the memory slots, the I/O buses (ioeventfds), the interrupt
+//! routes. The memory slots are therefore set first and once; the IOAPIC is ours (split irqchip), so
+//! that KVM puts no devices on its buses; and there are no routes before the guest asks for one.
+
+use std::fs::File;
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use cloister_virtio::device::GuestRam;
+use cloister_virtio::mmio::{QUEUE_NOTIFY, SharedDevice, Transport};
+use cloister_virtio::rng::{self, Rng};
+use cloister_vmm_api::VmConfig;
+use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
+use vm_superio::Serial;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::boot::{self, Cmdline};
+use crate::bus::{Bus, Line};
+use crate::console::Console;
+use crate::ioapic::{self, Ioapic};
+use crate::kvm::{KvmError, Operation as _};
+use crate::layout::{KVM_TSS, SERIAL_LINE, SLOTS, Slot};
+use crate::memory;
+use crate::vcpu::{self, Topology};
+
+/// The version of the KVM interface; the only one there has been since 2007.
+const KVM_API_VERSION: i32 = 12;
+
+/// Why a machine cannot be assembled.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The descriptor given as KVM is not one.
+    #[error("/dev/kvm: API version {0}, {KVM_API_VERSION} expected")]
+    Version(i32),
+    /// A KVM operation failed.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// There is no guest memory.
+    #[error(transparent)]
+    Memory(#[from] memory::Error),
+    /// The guest cannot be loaded.
+    #[error(transparent)]
+    Boot(#[from] boot::Error),
+    /// The console file cannot be used.
+    #[error("console file")]
+    Console(#[source] io::Error),
+    /// The process is out of descriptors.
+    #[error("cannot make an event descriptor for {0}")]
+    Event(&'static str, #[source] io::Error),
+    /// The entropy device cannot be made.
+    #[error(transparent)]
+    Rng(#[from] rng::Error),
+}
+
+/// A virtual machine that has not run yet or stands still.
+pub struct Machine {
+    /// The VM.
+    pub vm: Arc<VmFd>,
+    /// Its memory.
+    pub memory: GuestRam,
+    /// What is around its vCPUs.
+    pub bus: Arc<Bus>,
+    /// Its vCPUs.
+    pub vcpus: Vec<Arc<Mutex<VcpuFd>>>,
+    /// Its devices, for the event loop.
+    pub devices: Vec<SharedDevice>,
+    /// What the kernel is told.
+    cmdline: Cmdline,
+}
+
+impl Machine {
+    /// Makes the VM, its memory, its vCPUs and its devices.
+    ///
+    /// # Errors
+    /// If anything cannot be made.
+    pub fn assemble(config: &VmConfig, kvm: &Kvm, console: File) -> Result<Self, Error> {
+        let version = kvm.get_api_version();
+        if version != KVM_API_VERSION {
+            return Err(Error::Version(version));
+        }
+        let console = Console::new(console).map_err(Error::Console)?;
+        let vm = Arc::new(create_vm(kvm)?);
+        let memory = memory::create(u64::from(config.memory_mib) << 20)?;
+        memory::attach(&vm, &memory)?;
+        split_irqchip(&vm)?;
+        vm.set_tss_address(KVM_TSS).during("KVM_SET_TSS_ADDR")?;
+        let vcpus = create_vcpus(kvm, &vm, config.vcpus)?;
+
+        let serial_line = event("the serial port")?;
+        let trigger = (serial_line.try_clone())
+            .map_err(|source| Error::Event("the serial port", source))?;
+        let mut machine = Assembly {
+            vm: &vm,
+            memory: &memory,
+            slots: [const { None }; SLOTS],
+            devices: Vec::new(),
+            cmdline: Cmdline::default(),
+        };
+        machine.connect_line(&serial_line, SERIAL_LINE)?;
+        let rng = Rng::new(rng::Config::default())?;
+        machine.plug(Slot::Rng, Arc::new(Mutex::new(rng)))?;
+        machine.cmdline.append(&config.cmdline);
+
+        let Assembly {
+            slots,
+            devices,
+            cmdline,
+            ..
+        } = machine;
+        let bus = Bus::new(
+            slots,
+            Ioapic::new(vm.clone()),
+            Serial::new(Line(trigger), console),
+        );
+        Ok(Self {
+            vm,
+            memory,
+            bus: Arc::new(bus),
+            vcpus,
+            devices,
+            cmdline,
+        })
+    }
+
+    /// Loads a guest and puts the first vCPU at its entry.
+    ///
+    /// # Errors
+    /// If the guest cannot be loaded.
+    pub fn load(&self, kernel: &File, initramfs: &File) -> Result<(), Error> {
+        // At most what the configuration allows.
+        let count = u8::try_from(self.vcpus.len()).unwrap_or(u8::MAX);
+        let entry = boot::load(&self.memory, kernel, initramfs, &self.cmdline, count)?;
+        if let Some(first) = self.vcpus.first() {
+            let first = first.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            vcpu::enter(&first, boot::entry_state(entry))?;
+        }
+        Ok(())
+    }
+}
+
+/// A machine whose devices are being plugged in.
+struct Assembly<'a> {
+    vm: &'a VmFd,
+    memory: &'a GuestRam,
+    slots: [Option<Arc<Transport>>; SLOTS],
+    devices: Vec<SharedDevice>,
+    cmdline: Cmdline,
+}
+
+impl Assembly<'_> {
+    /// Puts `device` into `slot`, wires it and announces it.
+    fn plug(&mut self, slot: Slot, device: SharedDevice) -> Result<(), Error> {
+        let transport = Transport::new(device.clone(), self.memory.clone())
+            .map_err(|source| Error::Event("a virtio device", source))?;
+        let notify = IoEventAddress::Mmio(slot.address() + QUEUE_NOTIFY);
+        for (index, kick) in (0_u32..).zip(transport.kicks()) {
+            self.vm
+                .register_ioevent(kick, &notify, index)
+                .during("KVM_IOEVENTFD")?;
+        }
+        self.connect_line(transport.line(), slot.line())?;
+        if let Some(place) = self.slots.get_mut(slot.index()) {
+            *place = Some(Arc::new(transport));
+        }
+        self.devices.push(device);
+        self.cmdline.announce(slot);
+        Ok(())
+    }
+
+    fn connect_line(&self, line: &EventFd, pin: u32) -> Result<(), Error> {
+        Ok(self.vm.register_irqfd(line, pin).during("KVM_IRQFD")?)
+    }
+}
+
+fn event(what: &'static str) -> Result<EventFd, Error> {
+    EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|source| Error::Event(what, source))
+}
+
+fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
+    loop {
+        match kvm.create_vm() {
+            // A signal during the creation; nothing was created.
+            Err(error) if error.errno() == libc::EINTR => {}
+            result => return result.during("KVM_CREATE_VM"),
+        }
+    }
+}
+
+/// Keeps the IOAPIC out of KVM.
+fn split_irqchip(vm: &VmFd) -> Result<(), KvmError> {
+    let mut cap = kvm_enable_cap {
+        cap: KVM_CAP_SPLIT_IRQCHIP,
+        ..Default::default()
+    };
+    cap.args[0] = ioapic::PINS.into();
+    vm.enable_cap(&cap).during("KVM_ENABLE_CAP(SPLIT_IRQCHIP)")
+}
+
+fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8) -> Result<Vec<Arc<Mutex<VcpuFd>>>, KvmError> {
+    let supported = kvm
+        .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
+        .during("KVM_GET_SUPPORTED_CPUID")?;
+    let topology = Topology {
+        vcpus: count,
+        tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
+    };
+    (0..count)
+        .map(|id| {
+            let vcpu = vcpu::create(vm, &supported, topology, id)?;
+            Ok(Arc::new(Mutex::new(vcpu)))
+        })
+        .collect()
+}

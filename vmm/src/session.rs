@@ -1,0 +1,395 @@
+//! The life of a VMM process, from the boot request to the exit event.
+//!
+//! ```text
+//!   Boot ──▶ assemble ──▶ load ──▶ jail ──▶ Booted ──▶ event loop ──▶ Exited
+//! ```
+//!
+//! The main thread becomes the event thread; each vCPU has a thread of its own. They meet in the
+//! [`Gate`] and in the devices' locks. While a VM is paused the event thread listens to nothing
+//! but the control socket, so no device moves.
+
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cloister_vmm_api::{Channel, ChannelError, Event, ExitReason, Request, Timeline};
+use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::clock;
+use crate::machine::{self, Machine};
+use crate::parts::{self, Parts};
+use crate::vcpu::gate::{self, Gate};
+use crate::vcpu::{Ending, Outside, Runner};
+
+/// How long an owner may leave its socket full before the VMM gives up telling it something.
+const PATIENCE: Timespec = Timespec {
+    tv_sec: 5,
+    tv_nsec: 0,
+};
+
+/// Why a VM could not be run to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The control socket failed.
+    #[error("control socket")]
+    Control(#[from] ChannelError),
+    /// The control socket cannot be made non-blocking.
+    #[error("control socket: {0}")]
+    Socket(#[source] Errno),
+    /// A request came that does not fit here.
+    #[error("request {0} is out of order")]
+    Order(&'static str),
+    /// The boot request cannot be followed.
+    #[error("boot request")]
+    Parts(#[from] parts::Error),
+    /// The machine cannot be assembled or loaded.
+    #[error(transparent)]
+    Machine(#[from] machine::Error),
+    /// A thread cannot be started.
+    #[error("cannot start the thread of vCPU {0}")]
+    Thread(u8, #[source] io::Error),
+    /// The kick signal cannot be handled.
+    #[error("cannot handle the kick signal")]
+    Signal(#[source] io::Error),
+    /// An event descriptor cannot be made.
+    #[error("cannot make an event descriptor")]
+    Event(#[source] io::Error),
+    /// The event loop failed.
+    #[error("event loop")]
+    Events(#[from] event_manager::Error),
+    /// A vCPU failed.
+    #[error(transparent)]
+    Vcpu(#[from] crate::vcpu::Failure),
+}
+
+/// How a session has ended.
+enum End {
+    /// The VM has: tell the owner.
+    Vm(ExitReason),
+    /// The owner has gone: there is nobody to tell.
+    OwnerGone,
+}
+
+/// Reads the boot request from `channel`, runs the VM, and reports on it until it has ended.
+/// `entered` is when the process was, in nanoseconds of the monotonic clock.
+///
+/// # Errors
+/// What kept the VM from running to its end; the owner has been told.
+pub fn run(channel: Channel, entered: u64) -> Result<(), Error> {
+    let timeline = Timeline {
+        main: entered,
+        ..Timeline::default()
+    };
+    let mut session = Session {
+        channel: Arc::new(channel),
+        timeline,
+        notice: Arc::new(Notice::new().map_err(Error::Event)?),
+    };
+    let (reason, outcome) = match session.run() {
+        Ok(End::OwnerGone) => return Ok(()),
+        Ok(End::Vm(reason)) => (reason, Ok(())),
+        Err(error) => {
+            let message = crate::chain(&error);
+            (ExitReason::HostError { message }, Err(error))
+        }
+    };
+    session.timeline.init = session.notice.init.load(Ordering::Relaxed);
+    let exited = Event::Exited {
+        reason,
+        timeline: session.timeline,
+    };
+    // The owner may be gone by now; that it could not be told is no worse than that.
+    if let Err(error) = tell(&session.channel, &exited) {
+        log::warn!("cannot report the exit: {}", crate::chain(&error));
+    }
+    outcome
+}
+
+struct Session {
+    channel: Arc<Channel>,
+    timeline: Timeline,
+    notice: Arc<Notice>,
+}
+
+impl Session {
+    fn run(&mut self) -> Result<End, Error> {
+        let Some((request, fds)) = self.channel.recv::<Request>()? else {
+            return Ok(End::OwnerGone);
+        };
+        let Request::Boot { config, fds: roles } = request else {
+            return Err(Error::Order(name(&request)));
+        };
+        self.timeline.configured = clock::now();
+        rustix::io::ioctl_fionbio(&self.channel, true).map_err(Error::Socket)?;
+
+        let Parts {
+            kvm,
+            kernel,
+            initramfs,
+            console,
+            vsock_listener: _,
+            fs_backend: _,
+        } = Parts::sort(&config, &roles, fds)?;
+        let machine = Machine::assemble(&config, &kvm, console)?;
+        drop(kvm);
+        self.timeline.created = clock::now();
+        machine.load(&kernel, &initramfs)?;
+        drop((kernel, initramfs));
+        self.timeline.loaded = clock::now();
+
+        let gate = Arc::new(Gate::default());
+        self.start_vcpus(&machine, &gate)?;
+        let (mut manager, end) = self.event_loop(&machine, gate.clone())?;
+        self.timeline.entered = clock::now();
+        tell(
+            &self.channel,
+            &Event::Booted {
+                timeline: self.timeline,
+            },
+        )?;
+        gate.open();
+        let end = loop {
+            if let Some(end) = end.borrow_mut().take() {
+                break end?;
+            }
+            manager.run()?;
+        };
+        machine.bus.finish_console();
+        // What follows is the end of the process: to take the VM apart here would only cost time.
+        std::mem::forget((manager, machine));
+        Ok(end)
+    }
+
+    fn start_vcpus(&self, machine: &Machine, gate: &Arc<Gate>) -> Result<(), Error> {
+        gate::install_handler().map_err(Error::Signal)?;
+        for (id, vcpu) in (0_u8..).zip(&machine.vcpus) {
+            let runner = Runner {
+                id,
+                vcpu: vcpu.clone(),
+                bus: machine.bus.clone(),
+                gate: gate.clone(),
+                outside: self.notice.clone(),
+            };
+            std::thread::Builder::new()
+                .name(format!("vcpu{id}"))
+                .spawn(move || runner.run())
+                .map_err(|source| Error::Thread(id, source))?;
+        }
+        gate.assemble(machine.vcpus.len());
+        Ok(())
+    }
+
+    fn event_loop(
+        &self,
+        machine: &Machine,
+        gate: Arc<Gate>,
+    ) -> Result<(EventLoop, Rc<RefCell<Option<Result<End, Error>>>>), Error> {
+        let end = Rc::default();
+        let mut manager = EventLoop::new_with_capacity(EVENTS_AT_ONCE)?;
+        for device in &machine.devices {
+            manager.add_subscriber(Box::new(device.clone()));
+        }
+        manager.add_subscriber(Box::new(Control {
+            channel: self.channel.clone(),
+            notice: self.notice.clone(),
+            gate,
+            end: Rc::clone(&end),
+        }));
+        Ok((manager, end))
+    }
+}
+
+type EventLoop = EventManager<Box<dyn MutEventSubscriber>>;
+const EVENTS_AT_ONCE: usize = 32;
+
+/// The name of a request on the wire.
+fn name(request: &Request) -> &'static str {
+    match request {
+        Request::Boot { .. } => "boot",
+        Request::Pause => "pause",
+        Request::Resume => "resume",
+        Request::Stop => "stop",
+    }
+}
+
+/// Sends `event`; waits, but not for ever, if the owner does not read.
+fn tell(channel: &Channel, event: &Event) -> Result<(), ChannelError> {
+    loop {
+        match channel.send(event, &[]) {
+            Err(ChannelError::Send(Errno::AGAIN)) => {
+                let mut fds = [PollFd::new(channel, PollFlags::OUT)];
+                match poll(&mut fds, Some(&PATIENCE)) {
+                    Ok(0) => return Err(ChannelError::Send(Errno::TIMEDOUT)),
+                    Ok(_) | Err(Errno::INTR) => {}
+                    Err(errno) => return Err(ChannelError::Send(errno)),
+                }
+            }
+            result => return result,
+        }
+    }
+}
+
+/// What vCPU threads tell the event thread.
+struct Notice {
+    ending: Mutex<Option<Ending>>,
+    event: EventFd,
+    /// When the guest's init ran.
+    init: AtomicU64,
+}
+
+impl Notice {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            ending: Mutex::new(None),
+            event: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            init: AtomicU64::new(0),
+        })
+    }
+
+    /// What the first vCPU that came to its end has said.
+    fn take(&self) -> Option<Ending> {
+        // Nothing to read means that it was read before.
+        let _ = self.event.read();
+        let mut ending = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
+        ending.take()
+    }
+}
+
+impl Outside for Arc<Notice> {
+    fn init(&self) {
+        // Only the first time counts, whatever the guest says later.
+        let now = clock::now();
+        let _ = (self.init).compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    fn ended(&self, ending: Ending) {
+        {
+            let mut first = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
+            first.get_or_insert(ending);
+        }
+        if let Err(error) = self.event.write(1) {
+            log::error!("cannot signal the event thread: {error}");
+        }
+    }
+}
+
+/// The part of the event loop that ends it: the owner's requests and the vCPUs' endings.
+struct Control {
+    channel: Arc<Channel>,
+    notice: Arc<Notice>,
+    gate: Arc<Gate>,
+    end: Rc<RefCell<Option<Result<End, Error>>>>,
+}
+
+impl Control {
+    /// Follows every request that has come; `Some` if one of them ends the session.
+    fn requests(&self) -> Result<Option<End>, Error> {
+        loop {
+            let Some(request) = self.next_request()? else {
+                return Ok(None);
+            };
+            match request {
+                Received::Request(Request::Pause) => {
+                    if let Some(end) = self.pause()? {
+                        return Ok(Some(end));
+                    }
+                }
+                Received::Request(Request::Stop) => {
+                    return Ok(Some(End::Vm(ExitReason::Stopped)));
+                }
+                Received::Request(request) => return Err(Error::Order(name(&request))),
+                Received::Hangup => return Ok(Some(End::OwnerGone)),
+            }
+        }
+    }
+
+    /// The next request, if there is one.
+    fn next_request(&self) -> Result<Option<Received>, Error> {
+        match self.channel.recv::<Request>() {
+            // Descriptors beside any request but the first are surplus and closed here.
+            Ok(Some((request, _))) => Ok(Some(Received::Request(request))),
+            Ok(None) => Ok(Some(Received::Hangup)),
+            Err(ChannelError::Receive(Errno::AGAIN)) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Stands still until the owner says otherwise.
+    fn pause(&self) -> Result<Option<End>, Error> {
+        self.gate.close();
+        tell(&self.channel, &Event::Paused)?;
+        loop {
+            let mut fds = [PollFd::new(&*self.channel, PollFlags::IN)];
+            match poll(&mut fds, None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(Error::Socket(errno)),
+            }
+            match self.next_request()? {
+                None => {}
+                Some(Received::Request(Request::Resume)) => {
+                    self.gate.open();
+                    tell(&self.channel, &Event::Resumed)?;
+                    return Ok(None);
+                }
+                Some(Received::Request(Request::Stop)) => {
+                    return Ok(Some(End::Vm(ExitReason::Stopped)));
+                }
+                Some(Received::Request(request)) => return Err(Error::Order(name(&request))),
+                Some(Received::Hangup) => return Ok(Some(End::OwnerGone)),
+            }
+        }
+    }
+
+    /// What the vCPUs' endings mean.
+    fn ending(&self) -> Result<Option<End>, Error> {
+        let reason = match self.notice.take() {
+            None => return Ok(None),
+            Some(Ending::Shutdown) => ExitReason::Shutdown,
+            Some(Ending::Reset) => ExitReason::GuestPanic,
+            Some(Ending::TripleFault) => ExitReason::TripleFault,
+            Some(Ending::Failure(failure)) => return Err(failure.into()),
+        };
+        Ok(Some(End::Vm(reason)))
+    }
+}
+
+enum Received {
+    Request(Request),
+    Hangup,
+}
+
+impl MutEventSubscriber for Control {
+    fn init(&mut self, ops: &mut EventOps) {
+        let sources = [
+            Events::new(&self.notice.event, EventSet::IN),
+            Events::new_raw(raw(&self.channel), EventSet::IN),
+        ];
+        for source in sources {
+            if let Err(error) = ops.add(source) {
+                self.end.replace(Some(Err(error.into())));
+            }
+        }
+    }
+
+    fn process(&mut self, events: Events, _ops: &mut EventOps) {
+        let outcome = if events.fd() == self.notice.event.as_raw_fd() {
+            self.ending()
+        } else {
+            self.requests()
+        };
+        if let Some(end) = outcome.transpose() {
+            self.end.borrow_mut().get_or_insert(end);
+        }
+    }
+}
+
+fn raw(channel: &Channel) -> std::os::fd::RawFd {
+    use std::os::fd::AsFd;
+    channel.as_fd().as_raw_fd()
+}
