@@ -12,3 +12,4 @@ pub mod kicks;
 pub mod mmio;
 pub mod rng;
 pub mod throttle;
+pub mod vsock;

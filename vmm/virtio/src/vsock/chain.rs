@@ -1,0 +1,258 @@
+//! From descriptor chains to segments of guest memory.
+//!
+//! virtio-v1.3 §2.7.4.1: a device must not rely on how a driver cuts a buffer into descriptors. A
+//! header may thus be spread over descriptors and share one with the payload, and the payload may
+//! have many.
+
+use std::ops::Range;
+
+use virtio_queue::DescriptorChain;
+use vm_memory::{GuestMemory, Permissions, VolatileSlice};
+
+use super::iovec::IoVecs;
+use super::packet::{HEADER_LEN, Header};
+use crate::device::GuestRam;
+
+/// A piece of guest memory that is contiguous for the host.
+pub(super) type Segment<'m> = VolatileSlice<'m, ()>;
+
+/// The most segments a chain may have: as many as the largest queue has descriptors. Only an
+/// indirect table could bring more.
+const MAX_SEGMENTS: usize = 128;
+
+/// The most bytes in one packet to the guest.
+const MAX_PAYLOAD: usize = 64 * 1024;
+
+/// What is wrong with a chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum ChainError {
+    #[error("a descriptor has the wrong direction")]
+    Direction,
+    #[error("the chain is too short for its packet")]
+    TooShort,
+    #[error("the chain has no end")]
+    Endless,
+    #[error("a descriptor is outside of memory")]
+    Memory,
+}
+
+/// Which side writes to a buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Direction {
+    /// The driver has filled it, the device reads it.
+    FromDriver,
+    /// The device fills it.
+    ToDriver,
+}
+
+/// Appends the memory behind a chain to `segments` and returns its length in bytes.
+pub(super) fn collect<'m>(
+    mut chain: DescriptorChain<&'m GuestRam>,
+    memory: &'m GuestRam,
+    direction: Direction,
+    segments: &mut Vec<Segment<'m>>,
+) -> Result<usize, ChainError> {
+    let permissions = match direction {
+        Direction::FromDriver => Permissions::Read,
+        Direction::ToDriver => Permissions::Write,
+    };
+    let first = segments.len();
+    let mut total = 0;
+    // The iterator stops at what it cannot follow: a loop, an index out of range, a bad indirect
+    // table. It stops in the same way at a proper end, which alone lacks a successor.
+    let mut ended = false;
+    for descriptor in chain.by_ref() {
+        if descriptor.is_write_only() != (direction == Direction::ToDriver) {
+            return Err(ChainError::Direction);
+        }
+        let len = descriptor.len() as usize;
+        let slices = memory
+            .get_slices(descriptor.addr(), len, permissions)
+            .map_err(|_| ChainError::Memory)?;
+        for slice in slices {
+            if segments.len() - first == MAX_SEGMENTS {
+                return Err(ChainError::Endless);
+            }
+            segments.push(slice.map_err(|_| ChainError::Memory)?);
+        }
+        total += len;
+        ended = !descriptor.has_next();
+    }
+    if ended {
+        Ok(total)
+    } else {
+        Err(ChainError::Endless)
+    }
+}
+
+/// Cuts the bytes from `skip` to `skip + take` out of `segments`.
+pub(super) fn window<'a, 'm>(
+    segments: &'a [Segment<'m>],
+    mut skip: usize,
+    mut take: usize,
+) -> impl Iterator<Item = Segment<'m>> + use<'a, 'm> {
+    segments.iter().filter_map(move |segment| {
+        let start = skip.min(segment.len());
+        skip -= start;
+        let len = (segment.len() - start).min(take);
+        take -= len;
+        if len == 0 {
+            return None;
+        }
+        segment.subslice(start, len).ok()
+    })
+}
+
+/// A packet from the driver.
+#[derive(Debug)]
+pub(super) struct TxPacket<'a, 'm> {
+    pub(super) header: Header,
+    segments: &'a [Segment<'m>],
+}
+
+impl<'a, 'm> TxPacket<'a, 'm> {
+    /// Reads the header of the packet in `chain`. `segments` is the memory that this needs.
+    pub(super) fn parse(
+        chain: DescriptorChain<&'m GuestRam>,
+        memory: &'m GuestRam,
+        segments: &'a mut Vec<Segment<'m>>,
+    ) -> Result<Self, ChainError> {
+        segments.clear();
+        let len = collect(chain, memory, Direction::FromDriver, segments)?;
+        let segments = segments.as_slice();
+        let mut bytes = [0; HEADER_LEN];
+        let mut rest = bytes.as_mut_slice();
+        for segment in window(segments, 0, HEADER_LEN) {
+            let copied = segment.copy_to(rest);
+            rest = rest.get_mut(copied..).unwrap_or_default();
+        }
+        let header = Header::from_bytes(&bytes);
+        if len < HEADER_LEN || len - HEADER_LEN < header.len as usize {
+            return Err(ChainError::TooShort);
+        }
+        Ok(Self { header, segments })
+    }
+
+    /// The `len` bytes behind the header.
+    pub(super) fn payload(&self) -> Payload<'a, 'm> {
+        Payload {
+            segments: self.segments,
+            skip: HEADER_LEN,
+            len: self.header.len,
+        }
+    }
+}
+
+/// The payload of a packet from the driver.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Payload<'a, 'm> {
+    segments: &'a [Segment<'m>],
+    skip: usize,
+    len: u32,
+}
+
+impl<'a, 'm> Payload<'a, 'm> {
+    pub(super) fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// The memory from byte `offset` to the end.
+    pub(super) fn from(&self, offset: usize) -> impl Iterator<Item = Segment<'m>> + use<'a, 'm> {
+        let len = self.len as usize;
+        window(
+            self.segments,
+            self.skip + offset,
+            len.saturating_sub(offset),
+        )
+    }
+}
+
+/// Buffers that the driver has given for packets to it, all of one operation.
+#[derive(Debug, Default)]
+pub(super) struct RxBuffers<'m> {
+    segments: Vec<Segment<'m>>,
+    buffers: Vec<RxBuffer>,
+}
+
+/// One of [`RxBuffers`].
+#[derive(Debug, Clone)]
+pub(super) struct RxBuffer {
+    /// The head of the chain.
+    pub(super) head: u16,
+    /// Room for payload, in bytes; once it has been offered, what of it was.
+    pub(super) room: usize,
+    segments: Range<usize>,
+}
+
+impl<'m> RxBuffers<'m> {
+    pub(super) fn clear(&mut self) {
+        self.segments.clear();
+        self.buffers.clear();
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.buffers.is_empty()
+    }
+
+    pub(super) fn as_slice(&self) -> &[RxBuffer] {
+        &self.buffers
+    }
+
+    /// Takes the buffer in `chain`. One without room for a header and a byte can carry nothing.
+    pub(super) fn add(
+        &mut self,
+        chain: DescriptorChain<&'m GuestRam>,
+        memory: &'m GuestRam,
+    ) -> Result<(), ChainError> {
+        let head = chain.head_index();
+        let start = self.segments.len();
+        let room = collect(chain, memory, Direction::ToDriver, &mut self.segments)
+            .map(|len| len.saturating_sub(HEADER_LEN));
+        match room {
+            Ok(0) | Err(_) => {
+                self.segments.truncate(start);
+                Err(room.err().unwrap_or(ChainError::TooShort))
+            }
+            Ok(room) => {
+                self.buffers.push(RxBuffer {
+                    head,
+                    room,
+                    segments: start..self.segments.len(),
+                });
+                Ok(())
+            }
+        }
+    }
+
+    /// Adds the payload part of the buffer taken last to `pieces`, which shall hold at most `limit`
+    /// bytes. Returns whether the whole of it was added, so that another buffer may follow.
+    pub(super) fn offer_last(&mut self, pieces: &mut IoVecs<'m>, limit: usize) -> bool {
+        let Some(buffer) = self.buffers.last_mut() else {
+            return false;
+        };
+        let segments = self
+            .segments
+            .get(buffer.segments.clone())
+            .unwrap_or_default();
+        let whole = buffer.room.min(MAX_PAYLOAD);
+        let len = whole.min(limit.saturating_sub(pieces.bytes()));
+        buffer.room = pieces.extend(window(segments, HEADER_LEN, len));
+        buffer.room == whole
+    }
+
+    /// Writes the header of a buffer.
+    pub(super) fn write_header(&self, buffer: &RxBuffer, header: Header) {
+        let bytes = header.to_bytes();
+        let mut rest = bytes.as_slice();
+        for segment in window(self.segments_of(buffer), 0, HEADER_LEN) {
+            segment.copy_from(rest);
+            rest = rest.get(segment.len()..).unwrap_or_default();
+        }
+    }
+
+    fn segments_of(&self, buffer: &RxBuffer) -> &[Segment<'m>] {
+        self.segments
+            .get(buffer.segments.clone())
+            .unwrap_or_default()
+    }
+}
