@@ -14,15 +14,34 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod features;
+mod mount;
+mod names;
+mod rules;
+mod shape;
+mod table;
+mod text;
+mod walk;
+
+#[cfg(test)]
+mod tests;
 
 pub use error::{Error, Problem};
+pub use features::features;
+pub use mount::{
+    AccessTime, Attribute, FileSystem, MountKind, MountOption, Propagation, mount_kind,
+    mount_option,
+};
+pub use names::{CAPABILITIES, RLIMITS};
+pub use shape::{Enforcer, Field, Names, Shape, Side, Verdict};
 
 use serde_json::Value;
 
 /// A specification that has passed [`check`].
 #[derive(Clone, Debug)]
 pub struct Checked {
-    /// The document with only those properties that are enforced.
+    /// The document without the properties that have no effect: for [`Side::Host`] with all that
+    /// are enforced, for [`Side::Guest`] with those that the guest has a part in.
     pub value: Value,
     /// What was passed over.
     pub warnings: Vec<String>,
@@ -30,11 +49,47 @@ pub struct Checked {
 
 /// Checks the bytes of a `config.json`; `file` is its name in messages.
 ///
+/// The verdict does not depend on `side`, only what is left in the document does.
+///
 /// # Errors
 /// The text is not JSON, a field is wrong, or a field is refused.
-pub fn check(bytes: &[u8], file: &str) -> Result<Checked, Error> {
-    let _ = (bytes, file);
-    unimplemented!()
+pub fn check(bytes: &[u8], file: &str, side: Side) -> Result<Checked, Error> {
+    let mut value: Value = serde_json::from_slice(bytes).map_err(|error| {
+        let text = error.to_string();
+        // serde_json ends its message with the position, which has a place of its own here.
+        let reason = text
+            .rsplit_once(" at line ")
+            .map_or(text.as_str(), |(reason, _)| reason);
+        Error::Json {
+            file: file.to_owned(),
+            line: error.line(),
+            column: error.column(),
+            reason: reason.to_owned(),
+        }
+    })?;
+    let mut findings = walk::Findings::new(side);
+    match &mut value {
+        Value::Object(object) => findings.object(object, table::ROOT, ""),
+        _ => findings.invalid("", "the document is not an object"),
+    }
+    rules::apply(&value, &mut findings);
+    let file = file.to_owned();
+    if !findings.invalid.is_empty() {
+        return Err(Error::Invalid {
+            file,
+            problems: findings.invalid,
+        });
+    }
+    if !findings.refused.is_empty() {
+        return Err(Error::Refused {
+            file,
+            problems: findings.refused,
+        });
+    }
+    Ok(Checked {
+        value,
+        warnings: findings.warnings,
+    })
 }
 
 /// A checked specification in its typed form.
@@ -50,11 +105,31 @@ impl Spec {
     /// # Errors
     /// As [`check`].
     pub fn parse(bytes: &[u8], file: &str) -> Result<Self, Error> {
-        let _ = (bytes, file);
-        unimplemented!()
+        let mut checked = check(bytes, file, Side::Host)?;
+        if let Some(process) = checked
+            .value
+            .get_mut("process")
+            .and_then(Value::as_object_mut)
+        {
+            // Optional in the specification's schema, required by oci-spec.
+            process
+                .entry("user")
+                .or_insert_with(|| Value::Object(Default::default()));
+        }
+        let oci = serde_json::from_value(checked.value).map_err(|error| Error::Invalid {
+            file: file.to_owned(),
+            problems: vec![Problem {
+                path: String::new(),
+                reason: error.to_string(),
+            }],
+        })?;
+        Ok(Spec {
+            oci,
+            warnings: checked.warnings,
+        })
     }
 
-    /// The typed form.
+    /// The typed form, of what is enforced.
     pub fn oci(&self) -> &oci_spec::runtime::Spec {
         &self.oci
     }
@@ -65,12 +140,12 @@ impl Spec {
     }
 }
 
-/// The features structure of `cloister features` (runtime-spec features.md), in its JSON form.
-pub fn features() -> Value {
-    unimplemented!()
+/// The field table: the properties of the document's root object, and in their shapes everything below.
+pub fn table() -> &'static [Field] {
+    table::ROOT
 }
 
 /// The `config.json` that `cloister spec` writes: JSON indented with tabs, as runc 1.1 writes it.
 pub fn default_spec() -> &'static str {
-    unimplemented!()
+    include_str!("default_spec.json")
 }

@@ -1,0 +1,86 @@
+//! The features structure (runtime-spec features.md), from the tables that the checks use.
+
+use serde_json::{Value, json};
+
+use crate::mount::{MOUNT_OPTIONS, MountOption};
+use crate::names::{
+    CAPABILITIES, NAMESPACES, SECCOMP_ACTIONS, SECCOMP_ARCHS, SECCOMP_FLAGS, SECCOMP_OPERATORS,
+};
+use crate::shape::{Field, Shape, Verdict};
+use crate::table::ROOT;
+use crate::text::NEWEST;
+
+/// The features structure of `cloister features`, in its JSON form.
+pub fn features() -> Value {
+    let mount_options: Vec<&str> = MOUNT_OPTIONS
+        .iter()
+        .filter(|(_, option)| !matches!(option, MountOption::Refused(_)))
+        .map(|(name, _)| *name)
+        .collect();
+    let hooks: Vec<&str> = match find(&["hooks"]) {
+        Some(Field {
+            verdict: Verdict::Enforced(_),
+            shape: Shape::Object(hooks),
+            ..
+        }) => hooks.iter().map(|hook| hook.name).collect(),
+        _ => Vec::new(),
+    };
+    let known_flags: Vec<&str> = SECCOMP_FLAGS
+        .supported
+        .iter()
+        .copied()
+        .chain(SECCOMP_FLAGS.refused.iter().map(|(name, _)| *name))
+        .collect();
+    json!({
+        "ociVersionMin": "1.0.0",
+        "ociVersionMax": format!("{}.{}.0", NEWEST.0, NEWEST.1),
+        "hooks": hooks,
+        "mountOptions": mount_options,
+        "linux": {
+            "namespaces": NAMESPACES.supported,
+            "capabilities": CAPABILITIES.supported,
+            "cgroup": {
+                "v1": false,
+                "v2": true,
+                "systemd": false,
+                "systemdUser": false,
+                "rdma": enforced(&["linux", "resources", "rdma"]),
+            },
+            "seccomp": {
+                "enabled": enforced(&["linux", "seccomp"]),
+                "actions": SECCOMP_ACTIONS.supported,
+                "operators": SECCOMP_OPERATORS.supported,
+                "archs": SECCOMP_ARCHS.supported,
+                "knownFlags": known_flags,
+                "supportedFlags": SECCOMP_FLAGS.supported,
+            },
+            "apparmor": { "enabled": enforced(&["process", "apparmorProfile"]) },
+            "selinux": { "enabled": enforced(&["process", "selinuxLabel"]) },
+            "intelRdt": { "enabled": enforced(&["linux", "intelRdt"]) },
+            "mountExtensions": {
+                "idmap": { "enabled": enforced(&["mounts", "uidMappings"]) },
+            },
+            "netDevices": { "enabled": enforced(&["linux", "netDevices"]) },
+        },
+    })
+}
+
+fn enforced(path: &[&str]) -> bool {
+    find(path).is_some_and(|field| matches!(field.verdict, Verdict::Enforced(_)))
+}
+
+/// The field at a path of names; arrays are passed through.
+pub(crate) fn find(path: &[&str]) -> Option<&'static Field> {
+    let mut fields: &'static [Field] = ROOT;
+    let mut found = None;
+    for name in path {
+        let field = fields.iter().find(|field| field.name == *name)?;
+        fields = match field.shape {
+            Shape::Object(fields) => fields,
+            Shape::List(Shape::Object(fields)) => fields,
+            _ => &[],
+        };
+        found = Some(field);
+    }
+    found
+}

@@ -1,0 +1,134 @@
+//! The types of the field table.
+
+/// Who enforces a property.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Enforcer {
+    /// The runtime on the host.
+    Host,
+    /// The agent in the guest.
+    Guest,
+    /// Each does its part.
+    Both,
+}
+
+impl Enforcer {
+    /// Whether the document of this side keeps it. The host sees the whole picture.
+    pub(crate) fn is_seen_by(self, side: Side) -> bool {
+        side == Side::Host || self != Enforcer::Host
+    }
+}
+
+/// The side on which a specification is checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The runtime on the host.
+    Host,
+    /// The agent in the guest.
+    Guest,
+}
+
+/// What happens to a property.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Every value that passes the checks takes effect.
+    Enforced(Enforcer),
+    /// Any value but an empty one is an error that gives this reason.
+    Refused(&'static str),
+}
+
+/// A property of an object.
+#[derive(Clone, Copy, Debug)]
+pub struct Field {
+    /// Its name in JSON.
+    pub name: &'static str,
+    /// Its type.
+    pub shape: Shape,
+    /// Whether it has to be there.
+    pub required: bool,
+    /// What happens to it. The members of an enforced object have verdicts of their own.
+    pub verdict: Verdict,
+}
+
+impl Field {
+    pub(crate) const fn enforced(name: &'static str, enforcer: Enforcer, shape: Shape) -> Self {
+        Field {
+            name,
+            shape,
+            required: false,
+            verdict: Verdict::Enforced(enforcer),
+        }
+    }
+
+    pub(crate) const fn refused(name: &'static str, shape: Shape, reason: &'static str) -> Self {
+        Field {
+            name,
+            shape,
+            required: false,
+            verdict: Verdict::Refused(reason),
+        }
+    }
+
+    pub(crate) const fn required(mut self) -> Self {
+        self.required = true;
+        self
+    }
+}
+
+/// The type of a value.
+#[derive(Clone, Copy, Debug)]
+pub enum Shape {
+    /// `true` or `false`.
+    Bool,
+    /// A string.
+    Str,
+    /// A string that has to pass a check, which says what is wrong otherwise.
+    Text(fn(&str) -> Result<(), String>),
+    /// One of a set of names.
+    Name(&'static Names),
+    /// An integer in a range, bounds included.
+    Int(i128, i128),
+    /// An array.
+    List(&'static Shape),
+    /// An object with arbitrary keys.
+    Map(&'static Shape),
+    /// An object with these properties.
+    Object(&'static [Field]),
+}
+
+/// A set of names that a string is chosen from.
+#[derive(Debug)]
+pub struct Names {
+    /// What they name, as in "unknown capability".
+    pub what: &'static str,
+    /// The names that Cloister supports.
+    pub supported: &'static [&'static str],
+    /// The names that exist and are refused, with the reason.
+    pub refused: &'static [(&'static str, &'static str)],
+    /// Whether an unknown name is dropped with a warning rather than an error.
+    pub unknown_is_warning: bool,
+}
+
+pub(crate) const U16: Shape = Shape::Int(0, u16::MAX as i128);
+pub(crate) const U32: Shape = Shape::Int(0, u32::MAX as i128);
+pub(crate) const U64: Shape = Shape::Int(0, u64::MAX as i128);
+pub(crate) const I32: Shape = Shape::Int(i32::MIN as i128, i32::MAX as i128);
+pub(crate) const I64: Shape = Shape::Int(i64::MIN as i128, i64::MAX as i128);
+pub(crate) const STRINGS: Shape = Shape::List(&Shape::Str);
+pub(crate) const STRING_MAP: Shape = Shape::Map(&Shape::Str);
+
+impl Shape {
+    /// What a value of this type is called in a message.
+    pub(crate) fn describe(&self) -> String {
+        match self {
+            Shape::Bool => "true or false".into(),
+            Shape::Str | Shape::Text(_) | Shape::Name(_) => "a string".into(),
+            Shape::Int(min, max) => format!("an integer from {min} to {max}"),
+            Shape::List(item) => match item {
+                Shape::Str | Shape::Text(_) | Shape::Name(_) => "an array of strings".into(),
+                Shape::Int(..) => "an array of integers".into(),
+                _ => "an array of objects".into(),
+            },
+            Shape::Map(_) | Shape::Object(_) => "an object".into(),
+        }
+    }
+}

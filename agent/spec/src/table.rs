@@ -1,0 +1,173 @@
+//! The field table: every property of the runtime specification 1.0 to 1.3 with its verdict.
+//!
+//! Source: config.md and the schemas of opencontainers/runtime-spec; `linux` is in [`linux`].
+
+mod linux;
+
+use crate::names;
+use crate::shape::Enforcer::{Both, Guest, Host};
+use crate::shape::{Field, I32, I64, STRING_MAP, STRINGS, Shape, U16, U32, U64};
+use crate::text;
+
+const HOOKS_REASON: &str = "hooks are not supported";
+const WINDOWS_REASON: &str = "it belongs to Windows containers";
+const OTHER_PLATFORM: &str = "it belongs to another platform; Cloister runs Linux containers";
+const SCHEDULING_REASON: &str = "scheduling attributes are not supported";
+
+const fn both(name: &'static str, shape: Shape) -> Field {
+    Field::enforced(name, Both, shape)
+}
+
+const fn guest(name: &'static str, shape: Shape) -> Field {
+    Field::enforced(name, Guest, shape)
+}
+
+const fn host(name: &'static str, shape: Shape) -> Field {
+    Field::enforced(name, Host, shape)
+}
+
+/// The properties of the document's root object.
+pub(crate) static ROOT: &[Field] = &[
+    both("ociVersion", Shape::Text(text::version)).required(),
+    both("process", Shape::Object(PROCESS)).required(),
+    both("root", Shape::Object(ROOT_FILE_SYSTEM)).required(),
+    guest("hostname", Shape::Text(text::host_name)),
+    guest("domainname", Shape::Text(text::host_name)),
+    both("mounts", Shape::List(&Shape::Object(MOUNT))),
+    Field::refused("hooks", Shape::Object(HOOKS), HOOKS_REASON),
+    host("annotations", STRING_MAP),
+    both("linux", Shape::Object(linux::LINUX)).required(),
+    Field::refused("solaris", Shape::Object(&[]), OTHER_PLATFORM),
+    Field::refused("windows", Shape::Object(&[]), OTHER_PLATFORM),
+    Field::refused("zos", Shape::Object(&[]), OTHER_PLATFORM),
+    Field::refused("freebsd", Shape::Object(&[]), OTHER_PLATFORM),
+    Field::refused(
+        "vm",
+        Shape::Object(&[]),
+        "kernel, image and hypervisor are chosen by Cloister's configuration",
+    ),
+];
+
+const PROCESS: &[Field] = &[
+    both("terminal", Shape::Bool),
+    both("consoleSize", Shape::Object(CONSOLE_SIZE)),
+    guest("user", Shape::Object(USER)),
+    guest("args", STRINGS).required(),
+    Field::refused("commandLine", Shape::Str, WINDOWS_REASON),
+    guest("env", Shape::List(&Shape::Text(text::environment))),
+    guest("cwd", Shape::Text(text::absolute_path)).required(),
+    guest("capabilities", Shape::Object(CAPABILITIES)),
+    guest("rlimits", Shape::List(&Shape::Object(RLIMITS))),
+    guest("noNewPrivileges", Shape::Bool),
+    Field::refused(
+        "apparmorProfile",
+        Shape::Str,
+        "the guest kernel has no AppArmor",
+    ),
+    guest("oomScoreAdj", Shape::Int(-1000, 1000)),
+    Field::refused(
+        "selinuxLabel",
+        Shape::Str,
+        "the guest kernel has no SELinux",
+    ),
+    Field::refused("ioPriority", Shape::Object(IO_PRIORITY), SCHEDULING_REASON),
+    Field::refused("scheduler", Shape::Object(SCHEDULER), SCHEDULING_REASON),
+    Field::refused(
+        "execCPUAffinity",
+        Shape::Object(EXEC_CPU_AFFINITY),
+        SCHEDULING_REASON,
+    ),
+];
+
+const CAPABILITY: Shape = Shape::Name(&names::CAPABILITIES);
+const CAPABILITY_SET: Shape = Shape::List(&CAPABILITY);
+
+const MOUNT: &[Field] = &[
+    both("destination", Shape::Text(text::not_empty)).required(),
+    both("source", Shape::Str),
+    both("type", Shape::Str),
+    // Each option has a verdict of its own: see mount.rs.
+    both("options", STRINGS),
+    Field::refused(
+        "uidMappings",
+        Shape::List(&Shape::Object(ID_MAPPING)),
+        IDMAP_REASON,
+    ),
+    Field::refused(
+        "gidMappings",
+        Shape::List(&Shape::Object(ID_MAPPING)),
+        IDMAP_REASON,
+    ),
+];
+
+pub(crate) const IDMAP_REASON: &str = "id-mapped mounts are not supported";
+
+const ID_MAPPING: &[Field] = &[
+    guest("containerID", U32).required(),
+    guest("hostID", U32).required(),
+    guest("size", U32).required(),
+];
+
+const HOOKS: &[Field] = &[
+    guest("prestart", HOOK_LIST),
+    guest("createRuntime", HOOK_LIST),
+    guest("createContainer", HOOK_LIST),
+    guest("startContainer", HOOK_LIST),
+    guest("poststart", HOOK_LIST),
+    guest("poststop", HOOK_LIST),
+];
+
+const HOOK_LIST: Shape = Shape::List(&Shape::Object(HOOK));
+
+const ROOT_FILE_SYSTEM: &[Field] = &[
+    host("path", Shape::Text(text::not_empty)).required(),
+    guest("readonly", Shape::Bool),
+];
+
+const CONSOLE_SIZE: &[Field] = &[
+    both("height", U64).required(),
+    both("width", U64).required(),
+];
+
+const USER: &[Field] = &[
+    guest("uid", U32),
+    guest("gid", U32),
+    guest("umask", Shape::Int(0, 0o7777)),
+    guest("additionalGids", Shape::List(&U32)),
+    Field::refused("username", Shape::Str, WINDOWS_REASON),
+];
+
+const CAPABILITIES: &[Field] = &[
+    guest("bounding", CAPABILITY_SET),
+    guest("effective", CAPABILITY_SET),
+    guest("inheritable", CAPABILITY_SET),
+    guest("permitted", CAPABILITY_SET),
+    guest("ambient", CAPABILITY_SET),
+];
+
+const RLIMITS: &[Field] = &[
+    guest("type", Shape::Name(&names::RLIMITS)).required(),
+    guest("hard", U64).required(),
+    guest("soft", U64).required(),
+];
+
+const IO_PRIORITY: &[Field] = &[guest("class", Shape::Str), guest("priority", I32)];
+
+const SCHEDULER: &[Field] = &[
+    guest("policy", Shape::Str),
+    guest("nice", I32),
+    guest("priority", I32),
+    guest("flags", STRINGS),
+    guest("runtime", U64),
+    guest("deadline", U64),
+    guest("period", U64),
+];
+
+const EXEC_CPU_AFFINITY: &[Field] = &[guest("initial", Shape::Str), guest("final", Shape::Str)];
+
+const HOOK: &[Field] = &[
+    guest("path", Shape::Str),
+    guest("args", STRINGS),
+    guest("env", STRINGS),
+    guest("timeout", I64),
+];
