@@ -115,7 +115,7 @@ pub enum MountOption {
     Superblock(&'static str),
     /// The directory's content is copied into the new tmpfs.
     CopyUp,
-    /// The default, or without effect on the file systems in [`FILE_SYSTEMS`].
+    /// The default, or without effect on the file systems in the table of file systems.
     Nothing,
     /// Known and refused, with the reason.
     Refused(&'static str),
@@ -268,7 +268,7 @@ pub fn mount_option(name: &str) -> Option<MountOption> {
 /// What a mount of this type with these options attaches.
 ///
 /// # Errors
-/// The type is missing, or is not in [`FILE_SYSTEMS`]; the text says which.
+/// The type is missing, or is not in the table of file systems; the text says which.
 pub fn mount_kind<'a>(
     fs_type: &str,
     options: impl Iterator<Item = &'a str>,
