@@ -117,22 +117,14 @@ fn namespaces(document: &Value, findings: &mut Findings) {
             findings.invalid(name, "cannot be set without a uts namespace");
         }
     }
-    for (kind, other) in [
-        ("uidMappings", "gidMappings"),
-        ("gidMappings", "uidMappings"),
-    ] {
-        let mapped = |name: &str| list(document, &format!("/linux/{name}")).next().is_some();
+    for kind in ["uidMappings", "gidMappings"] {
+        let mapped = list(document, &format!("/linux/{kind}")).next().is_some();
         let user = has_namespace(document, "user");
-        if mapped(kind) && !user {
-            findings.invalid(&format!("linux.{kind}"), "is set without a user namespace");
-        }
-        if user && !mapped(kind) {
-            findings.invalid(
-                &format!("linux.{kind}"),
-                "is required with a user namespace",
-            );
-        } else if mapped(kind) && !mapped(other) {
-            findings.invalid(&format!("linux.{kind}"), format!("is set without {other}"));
+        let path = format!("linux.{kind}");
+        if mapped && !user {
+            findings.invalid(&path, "is set without a user namespace");
+        } else if user && !mapped {
+            findings.invalid(&path, "is required with a user namespace");
         }
     }
     let offsets = document
