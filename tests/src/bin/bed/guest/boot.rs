@@ -11,7 +11,7 @@ use std::ffi::{CStr, CString, OsStr};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, lchown, symlink};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -62,6 +62,7 @@ pub(super) fn boot() -> Result<()> {
     {
         symlink(target, Path::new("/root/dev").join(name)).with_context(|| format!("create /dev/{name}"))?;
     }
+    keep_root_links()?;
     mount_cgroups(&cgroup, Path::new("/root/sys/fs/cgroup"))?;
     let machine = format!("/root{MACHINE_ROOT}");
     make_directory(&machine)?;
@@ -100,6 +101,20 @@ pub(super) fn power_off() {
     if let Err(error) = rustix::system::reboot(rustix::system::RebootCommand::PowerOff) {
         eprintln!("bed: power off: {error}");
     }
+}
+
+/// Copies `/lib` and its like up into the layer: where `/usr` is merged, most paths lead through them, and the machine's
+/// file server is asked for a link's target each time.
+fn keep_root_links() -> Result<()> {
+    for entry in fs::read_dir("/root").context("list the root")? {
+        let path = entry.context("list the root")?.path();
+        let metadata = path.symlink_metadata().with_context(|| format!("look at {}", path.display()))?;
+        if metadata.is_symlink() {
+            lchown(&path, Some(metadata.uid()), Some(metadata.gid()))
+                .with_context(|| format!("copy {} up", path.display()))?;
+        }
+    }
+    Ok(())
 }
 
 /// The value of `name=` on the kernel's command line.

@@ -12,12 +12,16 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 static INSTALLER: Mutex<Installer> = Mutex::new(Installer { stage: Tree::new(), fast: BTreeMap::new() });
 
 /// Each request to the machine's file server costs the same, however much it carries.
 const COPY_BUFFER: usize = 1 << 20;
+
+/// How many links may lead to a file, as the kernel has it.
+const LINKS: usize = 40;
 
 /// Where the stage goes.
 const PREFIX: &str = "usr/local";
@@ -57,6 +61,21 @@ impl Installer {
         Ok(())
     }
 
+    /// Copies a directory onto a tmpfs of its own, or a file into the layer above the machine. A program comes with what
+    /// the dynamic linker opens for it, and a link with what it points to: an open that reaches the machine's file
+    /// server lets the bed idle, and the instruction-counted clock jumps when it does.
+    fn install_fast(&mut self, path: &Path) -> Result<()> {
+        if on_machine(path)?.is_dir() {
+            return self.install_directory(path);
+        }
+        self.install_file(path)?;
+        let path = path.canonicalize().with_context(|| format!("resolve {}", path.display()))?;
+        for needed in linked_files(&path)? {
+            self.install_file(&needed)?;
+        }
+        Ok(())
+    }
+
     /// Brings `target` up to date with `source`, without touching what came from elsewhere.
     fn install_stage(&mut self, source: &Path, target: &Path) -> Result<()> {
         let wanted = if source.is_dir() { survey(source)? } else { Tree::new() };
@@ -75,30 +94,72 @@ impl Installer {
         Ok(())
     }
 
-    /// Copies a file into the layer above the machine, or a directory onto a tmpfs of its own.
-    fn install_fast(&mut self, path: &Path) -> Result<()> {
+    fn install_directory(&mut self, path: &Path) -> Result<()> {
         let source = on_machine(path)?;
-        let wanted = survey(&source).with_context(|| format!("--fast {}", path.display()))?;
+        let wanted = survey(&source)?;
         if self.fast.get(path) == Some(&wanted) {
             return Ok(());
         }
-        if source.is_dir() {
-            if self.fast.contains_key(path) {
-                unmount(path, UnmountFlags::DETACH).with_context(|| format!("unmount {}", path.display()))?;
-            }
-            fs::create_dir_all(path).with_context(|| format!("create {}", path.display()))?;
-            mount("bed-fast", path, "tmpfs", MountFlags::empty(), c"mode=755")
-                .with_context(|| format!("mount tmpfs on {}", path.display()))?;
-            dress(path, &source.metadata().with_context(|| format!("look at {}", source.display()))?)?;
-        } else if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
+        if self.fast.contains_key(path) {
+            unmount(path, UnmountFlags::DETACH).with_context(|| format!("unmount {}", path.display()))?;
         }
+        fs::create_dir_all(path).with_context(|| format!("create {}", path.display()))?;
+        mount("bed-fast", path, "tmpfs", MountFlags::empty(), c"mode=755")
+            .with_context(|| format!("mount tmpfs on {}", path.display()))?;
+        dress(path, &source.metadata().with_context(|| format!("look at {}", source.display()))?)?;
         for below in wanted.keys() {
             copy_entry(&join(&source, below), &join(path, below))?;
         }
         self.fast.insert(path.to_owned(), wanted);
         Ok(())
     }
+
+    /// Copies a file that is not a directory, and what it points to if it is a link.
+    fn install_file(&mut self, path: &Path) -> Result<()> {
+        let mut path = path.to_owned();
+        for _ in 0..LINKS {
+            let source = on_machine(&path)?;
+            let wanted = survey(&source)?;
+            if self.fast.get(&path) != Some(&wanted) {
+                if let Some(parent) = path.parent() {
+                    fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
+                }
+                copy_entry(&source, &path)?;
+                self.fast.insert(path.clone(), wanted);
+            }
+            match fs::read_link(&path) {
+                Ok(target) => path = path.parent().unwrap_or(Path::new("/")).join(target),
+                Err(_) => return Ok(()),
+            }
+        }
+        bail!("too many links at {}", path.display())
+    }
+}
+
+/// What the dynamic linker opens to start the program at `path`: nothing for a script or a static one.
+fn linked_files(path: &Path) -> Result<Vec<PathBuf>> {
+    let mut magic = [0; 4];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut magic));
+    if read.is_err() || magic != *b"\x7fELF" {
+        return Ok(Vec::new());
+    }
+    let output = Command::new("ldd").arg(path).stdin(Stdio::null()).output().context("run ldd")?;
+    // ldd fails when there is nothing to list.
+    let mut files = parse_ldd(&String::from_utf8_lossy(&output.stdout));
+    if !files.is_empty() {
+        files.push(PathBuf::from("/etc/ld.so.cache"));
+    }
+    Ok(files)
+}
+
+/// Takes `/path` from lines like `name => /path (0x…)` and `/path (0x…)`.
+fn parse_ldd(text: &str) -> Vec<PathBuf> {
+    text.lines()
+        .filter_map(|line| line.trim().rsplit_once(" (0x"))
+        .map(|(file, _)| file.rsplit_once("=> ").map_or(file, |(_, path)| path))
+        .filter(|file| file.starts_with('/'))
+        .map(PathBuf::from)
+        .collect()
 }
 
 /// `path` as the machine has it.
@@ -262,6 +323,17 @@ mod tests {
         assert_eq!(target.path().join("same").metadata().unwrap().ino(), same);
         assert!(!target.path().join("gone").exists());
         assert_eq!(fs::read_to_string(target.path().join("foreign")).unwrap(), "kept");
+    }
+
+    #[test]
+    fn the_dynamic_linkers_list_is_understood() {
+        let text = "\tlinux-vdso.so.1 (0x00007ffc8c5f2000)\n\
+            \tlibseccomp.so.2 => /lib/x86_64-linux-gnu/libseccomp.so.2 (0x00007f5c3a000000)\n\
+            \t/lib64/ld-linux-x86-64.so.2 (0x00007f5c3a200000)\n\
+            \tlibgone.so => not found\n";
+        let files = ["/lib/x86_64-linux-gnu/libseccomp.so.2", "/lib64/ld-linux-x86-64.so.2"].map(PathBuf::from);
+        assert_eq!(parse_ldd(text), files);
+        assert_eq!(parse_ldd("\tstatically linked\n"), Vec::<PathBuf>::new());
     }
 
     #[test]

@@ -13,8 +13,7 @@ use std::process::{Command, Stdio};
 
 /// What the bed cannot find out that it needs: the rest is loaded when something asks for it.
 const MODULES: &[&str] = &[
-    "virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay", "kvm-amd", "fuse", "loop", "tun", "vhost_net",
-    "vhost_vsock",
+    "virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay", "kvm-amd", "fuse", "loop", "tun",
 ];
 
 /// The archive for this executable and kernel; packed again when either is newer.
