@@ -295,3 +295,5 @@ impl Connection {
     }
 }
 
+#[cfg(test)]
+mod tests;

@@ -113,8 +113,14 @@ impl Stream {
                     Fate::Ends
                 };
             }
-            self.refuse_host();
-            // Bytes that the host sent before it went are still for the guest.
+            if let Some(host) = &mut self.host {
+                self.connection.forwarded(host.discard());
+            }
+            // Bytes that the host sent before it went are still for the guest. While they flow
+            // there is no hurry to tell it one half of the end: the other follows.
+            if self.movable() == 0 {
+                self.connection.host_receives_no_more();
+            }
             if self.connection.host_sent_all() || self.connection.guest_receives_no_more() {
                 self.lose_host();
             }

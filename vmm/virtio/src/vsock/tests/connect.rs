@@ -8,7 +8,7 @@ use crate::vsock::{BUF_ALLOC, MAX_HANDSHAKES};
 #[test]
 fn a_host_process_reaches_the_guest() {
     let mut rig = Rig::new();
-    let (mut host, ports) = rig.from_host();
+    let (mut host, ports) = rig.host_stream();
     host.write_all(b"ping").unwrap();
     let packet = rig.packet();
     assert_eq!(packet.header.op, op::RW);
@@ -134,7 +134,7 @@ fn host_ports_differ() {
     let mut seen = std::collections::HashSet::new();
     let mut hosts = Vec::new();
     for _ in 0..50 {
-        let (host, (_, host_port)) = rig.from_host();
+        let (host, (_, host_port)) = rig.host_stream();
         assert!(seen.insert(host_port));
         hosts.push(host);
     }
@@ -143,7 +143,7 @@ fn host_ports_differ() {
 #[test]
 fn a_guest_process_reaches_the_host() {
     let mut rig = Rig::new();
-    let (mut host, ports) = rig.from_guest(7);
+    let (mut host, ports) = rig.guest_stream(7);
     rig.send_payload(header(ports, op::RW), b"ping");
     assert_eq!(read_exact(&mut host, 4), b"ping");
     host.write_all(b"pong").unwrap();
@@ -165,7 +165,7 @@ fn a_port_that_is_not_offered_is_refused() {
 #[test]
 fn the_host_ends_its_stream_first() {
     let mut rig = Rig::new();
-    let (mut host, ports) = rig.from_host();
+    let (mut host, ports) = rig.host_stream();
     host.write_all(b"last words").unwrap();
     host.shutdown(Shutdown::Write).unwrap();
     let packets = rig.packets();
@@ -190,7 +190,7 @@ fn the_host_ends_its_stream_first() {
 #[test]
 fn the_guest_ends_its_stream_first() {
     let mut rig = Rig::new();
-    let (mut host, ports) = rig.from_guest(7);
+    let (mut host, ports) = rig.guest_stream(7);
     rig.send_payload(header(ports, op::RW), b"request");
     rig.send(Header {
         flags: shutdown::SEND,
@@ -210,13 +210,13 @@ fn the_guest_ends_its_stream_first() {
     rig.send(header(ports, op::RST));
     rig.expect_silence();
     // The ports are free again.
-    rig.from_guest(7);
+    rig.guest_stream(7);
 }
 
 #[test]
 fn a_guest_that_reads_no_more_stops_the_host() {
     let mut rig = Rig::new();
-    let (mut host, ports) = rig.from_host();
+    let (mut host, ports) = rig.host_stream();
     rig.send(Header {
         flags: shutdown::RCV,
         ..header(ports, op::SHUTDOWN)
@@ -230,7 +230,7 @@ fn a_guest_that_reads_no_more_stops_the_host() {
 #[test]
 fn a_host_that_reads_no_more_stops_the_guest() {
     let mut rig = Rig::new();
-    let (mut host, ports) = rig.from_host();
+    let (mut host, ports) = rig.host_stream();
     host.shutdown(Shutdown::Read).unwrap();
     rig.send_payload(header(ports, op::RW), b"unwanted");
     let ended = rig.expect_op(op::SHUTDOWN);
@@ -243,7 +243,7 @@ fn a_host_that_reads_no_more_stops_the_guest() {
 #[test]
 fn a_host_process_that_dies_leaves_nothing() {
     let mut rig = Rig::new();
-    let (host, ports) = rig.from_host();
+    let (host, ports) = rig.host_stream();
     rig.send_payload(header(ports, op::RW), b"never read");
     drop(host);
     let ended = rig.packets().last().unwrap().header;
@@ -264,7 +264,7 @@ fn a_host_process_that_dies_leaves_nothing() {
 #[test]
 fn a_reset_by_the_guest_closes_the_socket() {
     let mut rig = Rig::new();
-    let (mut host, ports) = rig.from_host();
+    let (mut host, ports) = rig.host_stream();
     rig.send(header(ports, op::RST));
     expect_end(&mut host);
     rig.expect_silence();
@@ -274,7 +274,7 @@ fn a_reset_by_the_guest_closes_the_socket() {
 #[test]
 fn unsent_bytes_reach_the_host_before_the_end() {
     let mut rig = Rig::new();
-    let (mut host, ports) = rig.from_guest(7);
+    let (mut host, ports) = rig.guest_stream(7);
     let chunk = vec![0x5a; 60 * 1024];
     let mut sent = 0;
     // Four of these are within the credit; the socket does not take all of them.
@@ -311,7 +311,7 @@ fn unsent_bytes_reach_the_host_before_the_end() {
 #[test]
 fn credit_is_given_on_request() {
     let mut rig = Rig::new();
-    let (_host, ports) = rig.from_host();
+    let (_host, ports) = rig.host_stream();
     rig.send(header(ports, op::CREDIT_REQUEST));
     let update = rig.expect_op(op::CREDIT_UPDATE);
     assert_eq!(update.buf_alloc, BUF_ALLOC);
@@ -321,7 +321,7 @@ fn credit_is_given_on_request() {
 #[test]
 fn without_credit_the_host_waits_and_the_guest_is_asked_once() {
     let mut rig = Rig::new();
-    let (mut host, ports) = rig.from_host();
+    let (mut host, ports) = rig.host_stream();
     rig.send(Header {
         buf_alloc: 3,
         ..header(ports, op::CREDIT_UPDATE)

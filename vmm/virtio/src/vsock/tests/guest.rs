@@ -1,6 +1,5 @@
 //! A driver of the device, as small as one can be, and as wrong as a test wants it.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
@@ -24,8 +23,16 @@ const RX_AREA: u64 = 0x10_0000;
 const TX_AREA: u64 = 0x100_0000;
 const EVENT_AREA: u64 = 0xf0_0000;
 const SLOT: u64 = 0x1_1000;
-const NEXT: u16 = VRING_DESC_F_NEXT as u16;
-pub(super) const WRITE: u16 = VRING_DESC_F_WRITE as u16;
+pub(super) const NEXT: u16 = flag(VRING_DESC_F_NEXT);
+pub(super) const WRITE: u16 = flag(VRING_DESC_F_WRITE);
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "descriptor flags have 16 bits"
+)]
+pub(super) const fn flag(bits: u32) -> u16 {
+    bits as u16
+}
 
 /// A packet from the device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,7 +114,7 @@ impl Ring {
         flags: u16,
     ) {
         for (index, (address, len)) in (head..).zip(pieces) {
-            let last = index - head + 1 == pieces.len() as u16;
+            let last = usize::from(index - head) + 1 == pieces.len();
             let next = if last { 0 } else { NEXT };
             let descriptor = Descriptor::new(*address, *len, flags | next, index + 1);
             self.put_descriptor(memory, index, descriptor);
@@ -141,7 +148,8 @@ impl Ring {
         memory
             .write_obj(self.used_idx, GuestAddress(used_event))
             .unwrap();
-        Some((u16::try_from(id).unwrap(), len))
+        // Only a ring that was overwritten has more bits here.
+        Some((u16::try_from(id & 0xffff).unwrap(), len))
     }
 
     fn avail_event(&self, memory: &GuestRam) -> u16 {
@@ -256,13 +264,19 @@ impl Guest {
         }
     }
 
-    /// Sends a packet cut into descriptors of these lengths; the last one takes the rest. False,
-    /// if the queue is full.
-    pub(super) fn send_cut(&mut self, header: Header, payload: &[u8], cuts: &[u32]) -> bool {
+    /// Whether a packet can be sent.
+    pub(super) fn has_tx_space(&mut self) -> bool {
         while let Some((head, len)) = self.tx.take_used(&self.memory) {
             assert_eq!(len, 0);
             self.free_tx.push(head / 4);
         }
+        !self.free_tx.is_empty()
+    }
+
+    /// Sends a packet cut into descriptors of these lengths; the last one takes the rest. False,
+    /// if the queue is full.
+    pub(super) fn send_cut(&mut self, header: Header, payload: &[u8], cuts: &[u32]) -> bool {
+        self.has_tx_space();
         let Some(slot) = self.free_tx.pop() else {
             return false;
         };
@@ -290,9 +304,39 @@ impl Guest {
         true
     }
 
+    /// Sends a packet that may be nonsense, whatever became of those before it.
+    pub(super) fn send_anything(&mut self, header: Header, payload: &[u8], cut: u32) {
+        let mut bytes = header.to_bytes().to_vec();
+        bytes.extend(payload);
+        let slot = self.tx.avail_idx % 32;
+        let address = TX_AREA + u64::from(slot) * SLOT;
+        self.memory
+            .write_slice(&bytes, GuestAddress(address))
+            .unwrap();
+        let len = u32::try_from(bytes.len()).unwrap();
+        let cut = cut.min(len);
+        let pieces = [(address, cut), (address + u64::from(cut), len - cut)];
+        self.tx.put_chain(&self.memory, slot * 4, &pieces, 0);
+        self.tx.make_available(&self.memory, slot * 4);
+        self.kick(1);
+    }
+
+    /// Takes whatever the device has used in rx and gives it back, if it is a buffer at all.
+    pub(super) fn drain_rx(&mut self) {
+        for _ in 0..SIZES[0] {
+            let Some((head, _)) = self.rx.take_used(&self.memory) else {
+                break;
+            };
+            if self.refill && head < SIZES[0] {
+                self.give_rx(head);
+            }
+        }
+        self.kick(0);
+    }
+
     /// Sends a packet as Linux does: header and payload in a descriptor each.
     pub(super) fn send(&mut self, header: Header, payload: &[u8]) -> bool {
-        self.send_cut(header, payload, &[HEADER_LEN as u32])
+        self.send_cut(header, payload, &[44])
     }
 
     /// Makes a chain of these pieces available in the tx queue, without any sense in it.
@@ -366,9 +410,4 @@ pub(super) fn header(ports: (u32, u32), op: u16) -> Header {
         buf_alloc: GUEST_BUF_ALLOC,
         ..Header::default()
     }
-}
-
-/// Where the pieces of tx buffers are.
-pub(super) fn tx_area() -> Range<u64> {
-    TX_AREA..TX_AREA + 32 * SLOT
 }

@@ -1,7 +1,12 @@
 //! The whole device between a driver in memory and real sockets, in an event loop.
 
+mod bulk;
 mod connect;
 mod guest;
+mod hostile;
+mod lifecycle;
+mod random;
+mod socket;
 
 use std::io::{self, Read, Write};
 use std::os::linux::net::SocketAddrExt;
@@ -162,7 +167,7 @@ impl Rig {
     }
 
     /// A stream that a host process asked for, and its ports.
-    fn from_host(&mut self) -> (UnixStream, (u32, u32)) {
+    fn host_stream(&mut self) -> (UnixStream, (u32, u32)) {
         let mut host = self.host_connect();
         writeln!(host, "CONNECT {GUEST_PORT}").unwrap();
         let request = self.expect_op(op::REQUEST);
@@ -175,7 +180,7 @@ impl Rig {
     }
 
     /// A stream that the guest asked for from this port.
-    fn from_guest(&mut self, port: u32) -> (UnixStream, (u32, u32)) {
+    fn guest_stream(&mut self, port: u32) -> (UnixStream, (u32, u32)) {
         let ports = (port, HOST_PORT);
         self.send(header(ports, op::REQUEST));
         let response = self.expect_op(op::RESPONSE);
