@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cloister_virtio::mmio::Transport;
 use cloister_virtio::warn_guest;
-use vm_superio::{Serial, Trigger};
 use vm_superio::serial::NoEvents;
+use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::console::Console;
@@ -64,11 +64,7 @@ pub struct Bus {
 impl Bus {
     /// A bus with these on it.
     #[must_use]
-    pub fn new(
-        slots: [Option<Arc<Transport>>; SLOTS],
-        ioapic: Ioapic,
-        serial: SerialPort,
-    ) -> Self {
+    pub fn new(slots: [Option<Arc<Transport>>; SLOTS], ioapic: Ioapic, serial: SerialPort) -> Self {
         Self {
             slots,
             ioapic,
@@ -154,7 +150,10 @@ impl Bus {
         } else if let Some(offset) = ioapic_offset(address) {
             self.ioapic.read(offset, data);
         } else {
-            warn_guest!("read of {} bytes at {address:#x}, where nothing is", data.len());
+            warn_guest!(
+                "read of {} bytes at {address:#x}, where nothing is",
+                data.len()
+            );
         }
     }
 
@@ -170,7 +169,10 @@ impl Bus {
         } else if let Some(offset) = ioapic_offset(address) {
             self.ioapic.write(offset, data)?;
         } else {
-            warn_guest!("write of {} bytes at {address:#x}, where nothing is", data.len());
+            warn_guest!(
+                "write of {} bytes at {address:#x}, where nothing is",
+                data.len()
+            );
         }
         Ok(())
     }

@@ -60,7 +60,10 @@ impl Console {
         let kept = self.length.min(LIMIT / 2);
         let mut newer = vec![0; usize::try_from(kept).unwrap_or_default()];
         self.file.read_exact_at(&mut newer, self.length - kept)?;
-        let start = newer.iter().position(|b| *b == b'\n').map_or(0, |at| at + 1);
+        let start = newer
+            .iter()
+            .position(|b| *b == b'\n')
+            .map_or(0, |at| at + 1);
         let newer = newer.get(start..).unwrap_or_default();
         self.file.write_all_at(newer, 0)?;
         self.length = newer.len() as u64;

@@ -108,7 +108,10 @@ impl Ioapic {
             WINDOW => state.read_selected(),
             _ => 0,
         };
-        for (to, from) in data.iter_mut().zip(value.to_le_bytes().into_iter().chain([0; 4])) {
+        for (to, from) in data
+            .iter_mut()
+            .zip(value.to_le_bytes().into_iter().chain([0; 4]))
+        {
             *to = from;
         }
     }

@@ -16,6 +16,7 @@
 pub mod boot;
 pub mod bus;
 pub mod clock;
+pub mod connector;
 pub mod console;
 pub mod ioapic;
 pub mod kvm;

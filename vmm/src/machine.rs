@@ -7,11 +7,14 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex};
 
 use cloister_virtio::device::GuestRam;
+use cloister_virtio::fs::{self, Fs};
 use cloister_virtio::mmio::{QUEUE_NOTIFY, SharedDevice, Transport};
 use cloister_virtio::rng::{self, Rng};
+use cloister_virtio::vsock::{self, Connector, Vsock};
 use cloister_vmm_api::VmConfig;
 use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
@@ -54,6 +57,24 @@ pub enum Error {
     /// The entropy device cannot be made.
     #[error(transparent)]
     Rng(#[from] rng::Error),
+    /// The socket device cannot be made.
+    #[error(transparent)]
+    Vsock(#[from] vsock::Error),
+    /// The file system device cannot be made.
+    #[error(transparent)]
+    Fs(#[from] fs::Error),
+}
+
+/// The host's sides of a machine's devices.
+pub struct Backends {
+    /// The guest's console.
+    pub console: File,
+    /// Where host processes connect to the socket device.
+    pub vsock_listener: UnixListener,
+    /// Where streams go that the guest asks for.
+    pub vsock_connector: Box<dyn Connector + Send>,
+    /// The file server, if the machine has a file system device.
+    pub fs: Option<UnixStream>,
 }
 
 /// A virtual machine that has not run yet or stands still.
@@ -77,12 +98,12 @@ impl Machine {
     ///
     /// # Errors
     /// If anything cannot be made.
-    pub fn assemble(config: &VmConfig, kvm: &Kvm, console: File) -> Result<Self, Error> {
+    pub fn assemble(config: &VmConfig, kvm: &Kvm, backends: Backends) -> Result<Self, Error> {
         let version = kvm.get_api_version();
         if version != KVM_API_VERSION {
             return Err(Error::Version(version));
         }
-        let console = Console::new(console).map_err(Error::Console)?;
+        let console = Console::new(backends.console).map_err(Error::Console)?;
         let vm = Arc::new(create_vm(kvm)?);
         let memory = memory::create(u64::from(config.memory_mib) << 20)?;
         memory::attach(&vm, &memory)?;
@@ -91,8 +112,8 @@ impl Machine {
         let vcpus = create_vcpus(kvm, &vm, config.vcpus)?;
 
         let serial_line = event("the serial port")?;
-        let trigger = (serial_line.try_clone())
-            .map_err(|source| Error::Event("the serial port", source))?;
+        let trigger =
+            (serial_line.try_clone()).map_err(|source| Error::Event("the serial port", source))?;
         let mut machine = Assembly {
             vm: &vm,
             memory: &memory,
@@ -101,8 +122,18 @@ impl Machine {
             cmdline: Cmdline::default(),
         };
         machine.connect_line(&serial_line, SERIAL_LINE)?;
+        let vsock = vsock::Config {
+            guest_cid: config.vsock.guest_cid,
+            host_ports: config.vsock.host_ports.clone(),
+        };
+        let vsock = Vsock::new(vsock, backends.vsock_listener, backends.vsock_connector)?;
+        machine.plug(Slot::Vsock, Arc::new(Mutex::new(vsock)))?;
         let rng = Rng::new(rng::Config::default())?;
         machine.plug(Slot::Rng, Arc::new(Mutex::new(rng)))?;
+        if let (Some(fs), Some(backend)) = (&config.fs, backends.fs) {
+            let fs = Fs::new(fs::Config::new(&fs.tag), backend)?;
+            machine.plug(Slot::Fs, Arc::new(Mutex::new(fs)))?;
+        }
         machine.cmdline.append(&config.cmdline);
 
         let Assembly {
@@ -135,7 +166,9 @@ impl Machine {
         let count = u8::try_from(self.vcpus.len()).unwrap_or(u8::MAX);
         let entry = boot::load(&self.memory, kernel, initramfs, &self.cmdline, count)?;
         if let Some(first) = self.vcpus.first() {
-            let first = first.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let first = first
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
             vcpu::enter(&first, boot::entry_state(entry))?;
         }
         Ok(())

@@ -35,7 +35,12 @@ fn main() -> ExitCode {
 fn run(entered: u64) -> u8 {
     match logger::level_from_environment() {
         Ok(level) => logger::init(level),
-        Err(value) => return usage(&format!("{}: no such level: {value}", logger::LEVEL_VARIABLE)),
+        Err(value) => {
+            return usage(&format!(
+                "{}: no such level: {value}",
+                logger::LEVEL_VARIABLE
+            ));
+        }
     }
     if rustix::io::fcntl_getfd(
         // SAFETY: only asked whether it is open.

@@ -12,9 +12,7 @@ use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap,
-};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
 use crate::layout::{HIGH_RAM_START, LOW_RAM_END};
 
@@ -88,11 +86,8 @@ pub fn create(size: u64) -> Result<GuestRam, Error> {
             source: errno.into(),
         }
     };
-    let memfd = memfd_create(
-        "guest-ram",
-        MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
-    )
-    .map_err(file("memfd_create"))?;
+    let memfd = memfd_create("guest-ram", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
+        .map_err(file("memfd_create"))?;
     ftruncate(&memfd, size).map_err(file("ftruncate"))?;
     // Whoever maps it, the file server above all, must not be hit by SIGBUS.
     let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
@@ -207,7 +202,9 @@ mod tests {
         use std::os::unix::fs::FileExt;
 
         let memory = create(3080 * MIB).unwrap();
-        memory.write_obj(0x55_u8, GuestAddress((1 << 32) + 5)).unwrap();
+        memory
+            .write_obj(0x55_u8, GuestAddress((1 << 32) + 5))
+            .unwrap();
         let region = memory.find_region(GuestAddress(1 << 32)).unwrap();
         let offset = region.file_offset().unwrap();
         let mut byte = [0];

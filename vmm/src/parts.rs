@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
 
 use cloister_vmm_api::{ConfigError, FdRole, VmConfig};
 use kvm_ioctls::Kvm;
@@ -54,9 +55,9 @@ pub struct Parts {
     /// The console file.
     pub console: File,
     /// The listening socket of the socket device.
-    pub vsock_listener: OwnedFd,
+    pub vsock_listener: UnixListener,
     /// The file server, if the VM has a file system device.
-    pub fs_backend: Option<OwnedFd>,
+    pub fs_backend: Option<UnixStream>,
 }
 
 impl Parts {
@@ -92,8 +93,8 @@ impl Parts {
             kernel: take(FdRole::Kernel)?.into(),
             initramfs: take(FdRole::Initramfs)?.into(),
             console: take(FdRole::Console)?.into(),
-            vsock_listener: take(FdRole::VsockListener)?,
-            fs_backend: sorted.fs_backend,
+            vsock_listener: take(FdRole::VsockListener)?.into(),
+            fs_backend: sorted.fs_backend.map(UnixStream::from),
         })
     }
 }
@@ -170,7 +171,10 @@ mod tests {
             let error = sort(false, &roles).unwrap_err();
             assert_eq!(error, format!("fds: {} is missing", name(*role)));
         }
-        assert_eq!(sort(true, &REQUIRED).unwrap_err(), "fds: fs_backend is missing");
+        assert_eq!(
+            sort(true, &REQUIRED).unwrap_err(),
+            "fds: fs_backend is missing"
+        );
     }
 
     #[test]

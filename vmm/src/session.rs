@@ -22,7 +22,8 @@ use rustix::io::Errno;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::clock;
-use crate::machine::{self, Machine};
+use crate::connector::OwnerConnector;
+use crate::machine::{self, Backends, Machine};
 use crate::parts::{self, Parts};
 use crate::vcpu::gate::{self, Gate};
 use crate::vcpu::{Ending, Outside, Runner};
@@ -133,10 +134,16 @@ impl Session {
             kernel,
             initramfs,
             console,
-            vsock_listener: _,
-            fs_backend: _,
+            vsock_listener,
+            fs_backend,
         } = Parts::sort(&config, &roles, fds)?;
-        let machine = Machine::assemble(&config, &kvm, console)?;
+        let backends = Backends {
+            console,
+            vsock_listener,
+            vsock_connector: Box::new(OwnerConnector::new(self.channel.clone())),
+            fs: fs_backend,
+        };
+        let machine = Machine::assemble(&config, &kvm, backends)?;
         drop(kvm);
         self.timeline.created = clock::now();
         machine.load(&kernel, &initramfs)?;

@@ -95,7 +95,7 @@ mod tests {
         let mut cmdline = Cmdline::default();
         cmdline.append(&"x".repeat(CMDLINE_SIZE - cmdline.text.len() - 2));
         cmdline.write(&memory).unwrap();
-        cmdline.append("y");
+        cmdline.text.push('y');
         let error = cmdline.write(&memory).unwrap_err();
         assert_eq!(error.to_string(), "command line: 2049 bytes, 2048 possible");
     }

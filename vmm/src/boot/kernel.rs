@@ -9,9 +9,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use cloister_virtio::device::GuestRam;
-use vm_memory::{
-    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion,
-};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion};
 
 use crate::layout::{EXTENDED_RAM_START, HIGH_RAM_START};
 use crate::memory;
@@ -225,9 +223,7 @@ pub(super) fn load(memory: &GuestRam, file: &File) -> Result<Kernel, Error> {
             return Err(does_not_fit);
         };
         let bytes = usize::try_from(memory_size).unwrap_or(usize::MAX);
-        if segment_end > HIGH_RAM_START
-            || memory.get_slice(GuestAddress(address), bytes).is_err()
-        {
+        if segment_end > HIGH_RAM_START || memory.get_slice(GuestAddress(address), bytes).is_err() {
             return Err(does_not_fit);
         }
         entered |= (address..segment_end).contains(&entry);
@@ -251,11 +247,17 @@ impl Segment {
                 memory::map_file(memory, file, self.offset, self.address, done)?;
             }
         }
-        read_at(memory, file, self.offset + done, self.address + done, self.file_size - done)
-            .map_err(|source| Error::Copy {
-                address: self.address,
-                source,
-            })
+        read_at(
+            memory,
+            file,
+            self.offset + done,
+            self.address + done,
+            self.file_size - done,
+        )
+        .map_err(|source| Error::Copy {
+            address: self.address,
+            source,
+        })
     }
 }
 
@@ -295,7 +297,9 @@ pub(super) fn load_initramfs(
         return Err(InitramfsError::NotCpio);
     }
     let does_not_fit = || InitramfsError::DoesNotFit { size };
-    let low = memory.find_region(GuestAddress(0)).ok_or_else(does_not_fit)?;
+    let low = memory
+        .find_region(GuestAddress(0))
+        .ok_or_else(does_not_fit)?;
     let pages = size.div_ceil(PAGE) * PAGE;
     let address = (low.len().checked_sub(pages))
         .map(|address| address / PAGE * PAGE)

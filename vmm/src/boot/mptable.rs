@@ -60,7 +60,16 @@ fn table(vcpus: u8) -> Vec<u8> {
     }
     add(&[BUS, 0, b'I', b'S', b'A', b' ', b' ', b' ']);
     let address = u32::try_from(IOAPIC).unwrap_or_default().to_le_bytes();
-    let mut io_apic = [IO_APIC, ioapic::ID, IO_APIC_VERSION, IO_APIC_ENABLED, 0, 0, 0, 0];
+    let mut io_apic = [
+        IO_APIC,
+        ioapic::ID,
+        IO_APIC_VERSION,
+        IO_APIC_ENABLED,
+        0,
+        0,
+        0,
+        0,
+    ];
     io_apic[4..].copy_from_slice(&address);
     add(&io_apic);
     // Every line of the one bus goes to the pin of the same number; polarity and trigger conform
@@ -88,7 +97,11 @@ fn table(vcpus: u8) -> Vec<u8> {
     let configuration = MP_TABLE + FLOATING_POINTER_SIZE as u64;
     let mut pointer = [0; FLOATING_POINTER_SIZE];
     pointer[..4].copy_from_slice(b"_MP_");
-    pointer[4..8].copy_from_slice(&u32::try_from(configuration).unwrap_or_default().to_le_bytes());
+    pointer[4..8].copy_from_slice(
+        &u32::try_from(configuration)
+            .unwrap_or_default()
+            .to_le_bytes(),
+    );
     pointer[8] = 1;
     pointer[9] = SPEC_REVISION;
     pointer[10] = checksum(&pointer);
@@ -118,7 +131,11 @@ mod tests {
     fn the_largest_table_has_room_and_sums_to_zero() {
         for vcpus in [1, 32] {
             let table = table(vcpus);
-            assert!(table.len() as u64 <= MP_TABLE_END - MP_TABLE, "{}", table.len());
+            assert!(
+                table.len() as u64 <= MP_TABLE_END - MP_TABLE,
+                "{}",
+                table.len()
+            );
             let (pointer, configuration) = table.split_at(FLOATING_POINTER_SIZE);
             assert_eq!(checksum(pointer), 0);
             assert_eq!(checksum(configuration), 0);

@@ -2,9 +2,7 @@
 
 use cloister_virtio::device::GuestRam;
 use linux_loader::bootparam::{boot_e820_entry, boot_params};
-use vm_memory::{
-    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion,
-};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::Error;
 use super::kernel::Initramfs;
@@ -94,7 +92,11 @@ mod tests {
             size: 77,
         };
         write(&memory, initramfs, 33).unwrap();
-        let word = |offset| memory.read_obj::<u32>(GuestAddress(ZERO_PAGE + offset)).unwrap();
+        let word = |offset| {
+            memory
+                .read_obj::<u32>(GuestAddress(ZERO_PAGE + offset))
+                .unwrap()
+        };
         assert_eq!(word(0x202), HEADER_MAGIC);
         assert_eq!(word(0x218), 0x0300_0000);
         assert_eq!(word(0x21c), 77);

@@ -128,7 +128,9 @@ mod tests {
         let memory = crate::memory::create(1 << 20).unwrap();
         write(&memory).unwrap();
         let entry = |table: u64, index: u64| {
-            memory.read_obj::<u64>(GuestAddress(table + index * 8)).unwrap()
+            memory
+                .read_obj::<u64>(GuestAddress(table + index * 8))
+                .unwrap()
         };
         assert_eq!(entry(PML4, 0), PDPT | 3);
         assert_eq!(entry(PDPT, 0), PAGE_DIRECTORY | 3);

@@ -100,7 +100,11 @@ fn adapt(entry: &mut kvm_cpuid_entry2, topology: Topology, id: u8) {
             set(&mut entry.ebx, 0xff00_0000, id);
             set(&mut entry.ebx, 0x00ff_0000, 1 << topology.id_bits());
             entry.ecx |= ECX_HYPERVISOR | ECX_X2APIC;
-            let deadline = if topology.tsc_deadline { ECX_TSC_DEADLINE } else { 0 };
+            let deadline = if topology.tsc_deadline {
+                ECX_TSC_DEADLINE
+            } else {
+                0
+            };
             entry.ecx = entry.ecx & !ECX_TSC_DEADLINE | deadline;
             let several = if topology.vcpus > 1 { EDX_HTT } else { 0 };
             entry.edx = entry.edx & !EDX_HTT | several;
@@ -113,7 +117,11 @@ fn adapt(entry: &mut kvm_cpuid_entry2, topology: Topology, id: u8) {
         }
         leaf::KVM_FEATURES => entry.eax &= !KVM_ASYNC_PF,
         leaf::AMD_FEATURES => {
-            let several = if topology.vcpus > 1 { ECX_CMP_LEGACY } else { 0 };
+            let several = if topology.vcpus > 1 {
+                ECX_CMP_LEGACY
+            } else {
+                0
+            };
             entry.ecx = entry.ecx & !ECX_CMP_LEGACY | several;
         }
         leaf::AMD_SIZES => {

@@ -209,14 +209,7 @@ fn registers(vcpu: &VcpuFd) -> String {
     match (vcpu.get_regs(), vcpu.get_sregs()) {
         (Ok(regs), Ok(sregs)) => format!(
             "rip={:#x} rsp={:#x} rflags={:#x} cr0={:#x} cr2={:#x} cr3={:#x} cr4={:#x} efer={:#x}",
-            regs.rip,
-            regs.rsp,
-            regs.rflags,
-            sregs.cr0,
-            sregs.cr2,
-            sregs.cr3,
-            sregs.cr4,
-            sregs.efer
+            regs.rip, regs.rsp, regs.rflags, sregs.cr0, sregs.cr2, sregs.cr3, sregs.cr4, sregs.efer
         ),
         (Err(error), _) | (_, Err(error)) => format!("registers unknown: {error}"),
     }
