@@ -32,3 +32,18 @@ fn hello_and_an_orderly_shutdown() {
     assert_eq!(booted.entered, timeline.entered);
     eprintln!("{timeline:?}\n{console}");
 }
+
+#[test]
+fn a_guest_panic_is_told_from_a_shutdown() {
+    if !kvm_expected("a_guest_panic_is_told_from_a_shutdown") {
+        return;
+    }
+    let mut vm = Plan::new("hello interrupts clock rng exit").start();
+    vm.booted();
+    let (reason, timeline) = vm.exited();
+    let console = vm.console();
+    assert_eq!(reason, ExitReason::GuestPanic, "{console}");
+    assert!(console.contains("Attempted to kill init"), "{console}");
+    assert_eq!(timeline.init, 0);
+    eprintln!("{console}");
+}
