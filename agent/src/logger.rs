@@ -5,7 +5,6 @@
 //! for the first line, so a start with nothing to say does not pay for it.
 
 use std::collections::VecDeque;
-use std::future::poll_fn;
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -92,7 +91,7 @@ async fn send_lines() -> io::Result<()> {
         while let Some(line) = LOGGER.next_line() {
             let mut rest = line.as_slice();
             while !rest.is_empty() {
-                match poll_fn(|cx| socket.poll_send(cx, rest)).await {
+                match socket.send(rest).await {
                     Ok(sent) => rest = rest.get(sent..).unwrap_or_default(),
                     Err(e) => {
                         LOGGER.lock().dropped += 1;
@@ -200,4 +199,79 @@ pub(crate) fn boottime_ns() -> u64 {
 )]
 fn is_zero(number: &u64) -> bool {
     *number == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn queue() -> Queue {
+        Queue {
+            lines: VecDeque::new(),
+            dropped: 0,
+        }
+    }
+
+    fn json(line: &[u8]) -> serde_json::Value {
+        assert_eq!(line.last(), Some(&b'\n'));
+        assert!(line.len() <= LOG_LINE_MAX);
+        serde_json::from_slice(line).unwrap()
+    }
+
+    #[test]
+    fn a_line_is_one_json_object() {
+        let mut queue = queue();
+        queue.push(Level::Warn, "agent::x", "two\nlines and a \"quote\"");
+        let line = json(&queue.lines.pop_front().unwrap());
+        assert_eq!(line["level"], "WARN");
+        assert_eq!(line["target"], "agent::x");
+        assert_eq!(line["message"], "two\nlines and a \"quote\"");
+        assert!(line["boottime_ns"].as_u64().unwrap() > 0);
+        assert!(line.get("dropped").is_none());
+    }
+
+    #[test]
+    fn a_long_message_is_cut_at_a_character() {
+        for message in [
+            "x".repeat(10_000),
+            "\u{1}".repeat(10_000),
+            "ä€".repeat(10_000),
+        ] {
+            let mut queue = queue();
+            queue.push(Level::Error, "t", &message);
+            let line = queue.lines.pop_front().unwrap();
+            let kept = json(&line)["message"].as_str().unwrap().to_owned();
+            assert!(message.starts_with(&kept));
+            assert!(line.len() > LOG_LINE_MAX - 16, "{} bytes used", line.len());
+        }
+    }
+
+    #[test]
+    fn a_full_queue_counts_what_it_drops_and_says_so_later() {
+        let mut queue = queue();
+        for _ in 0..QUEUE_MAX + 3 {
+            queue.push(Level::Info, "t", "m");
+        }
+        assert_eq!(queue.lines.len(), QUEUE_MAX);
+        queue.lines.clear();
+        queue.push(Level::Info, "t", "m");
+        assert_eq!(json(&queue.lines.pop_front().unwrap())["dropped"], 3);
+        queue.push(Level::Info, "t", "m");
+        assert!(
+            json(&queue.lines.pop_front().unwrap())
+                .get("dropped")
+                .is_none()
+        );
+    }
+
+    #[test]
+    fn a_lost_connection_counts_the_lines_it_took_with_it() {
+        let mut queue = queue();
+        queue.push(Level::Info, "t", "m");
+        queue.push(Level::Info, "t", "m");
+        queue.lose(&io::ErrorKind::ConnectionReset.into());
+        let line = json(&queue.lines.pop_front().unwrap());
+        assert_eq!(line["dropped"], 2);
+        assert!(queue.lines.is_empty());
+    }
 }

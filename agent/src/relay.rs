@@ -14,6 +14,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -21,6 +22,7 @@ use rustix::pipe::{SpliceFlags, splice};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::coop::consume_budget;
+use tokio::time::timeout;
 
 use crate::socket::Socket;
 use crate::sys;
@@ -30,6 +32,9 @@ const CHUNK: usize = 64 * 1024;
 
 /// The buffer of each direction of a terminal: what a line discipline holds (N_TTY_BUF_SIZE).
 const TERMINAL_BUFFER: usize = 4096;
+
+/// How long the host may go on typing into a terminal that is closed.
+const LINGER: Duration = Duration::from_secs(10);
 
 /// The read end of a pipe that a process writes its output to.
 pub(crate) struct OutputPipe(AsyncFd<OwnedFd>);
@@ -78,14 +83,12 @@ pub(crate) async fn output(pipe: OutputPipe, socket: Socket) -> io::Result<()> {
             guard = pipe.0.readable() => guard?,
             gone = socket.refuses_data() => return gone,
         };
-        let mut target = socket.writable().await?;
         match splice_some(&pipe.0, &socket) {
             Ok(0) => return socket.end(),
             Ok(_) => {}
+            Err(Errno::AGAIN) if !is_ready(&pipe.0, PollFlags::IN) => source.clear_ready(),
             Err(Errno::AGAIN) => {
-                if !is_ready(&pipe.0, PollFlags::IN) {
-                    source.clear_ready();
-                }
+                let mut target = socket.writable().await?;
                 if !is_ready(&socket, PollFlags::OUT) {
                     target.clear_ready();
                 }
@@ -140,10 +143,10 @@ pub(crate) async fn terminal(master: Arc<Terminal>, socket: Socket) -> io::Resul
                 gone = socket.refuses_data() => return gone,
             };
             let Some(mut rest) = length.and_then(|length| buffer.get(..length)) else {
-                return socket.end();
+                return Ok(());
             };
             while !rest.is_empty() {
-                let sent = std::future::poll_fn(|cx| socket.poll_send(cx, rest)).await;
+                let sent = socket.send(rest).await;
                 match sent {
                     Ok(sent) => rest = rest.get(sent..).unwrap_or_default(),
                     Err(e) if is_gone(&e) => return Ok(()),
@@ -156,7 +159,7 @@ pub(crate) async fn terminal(master: Arc<Terminal>, socket: Socket) -> io::Resul
     let from_host = async {
         let mut buffer = vec![0; TERMINAL_BUFFER];
         loop {
-            let received = std::future::poll_fn(|cx| socket.poll_receive(cx, &mut buffer)).await;
+            let received = socket.receive(&mut buffer).await;
             let mut rest = match received {
                 Ok(0) => break,
                 Ok(received) => buffer.get(..received).unwrap_or_default(),
@@ -177,6 +180,18 @@ pub(crate) async fn terminal(master: Arc<Terminal>, socket: Socket) -> io::Resul
     tokio::select! {
         result = to_host => result,
         result = from_host => result,
+    }?;
+    socket.end()?;
+    // Closing a socket with unread input resets it, and the host would see an error, not an end.
+    tokio::spawn(timeout(LINGER, discard(socket)));
+    Ok(())
+}
+
+/// Reads until the host has closed its direction.
+async fn discard(socket: Socket) {
+    let mut buffer = [0; 512];
+    while let Ok(1..) = socket.receive(&mut buffer).await {
+        consume_budget().await;
     }
 }
 
@@ -235,3 +250,6 @@ fn is_gone(error: &io::Error) -> bool {
         io::ErrorKind::BrokenPipe | io::ErrorKind::NotConnected | io::ErrorKind::ConnectionReset
     )
 }
+
+#[cfg(test)]
+mod tests;

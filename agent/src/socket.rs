@@ -1,6 +1,7 @@
 //! Stream sockets in the event loop: vsock in a guest, AF_UNIX in tests. Nothing here depends on
 //! the address family but the two functions that name a vsock address.
 
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
@@ -61,19 +62,36 @@ impl Socket {
         self.0.writable().await
     }
 
-    /// Waits until the peer does not take data any more.
+    /// Waits until the peer does not take data any more. Takes the events that tell of room to
+    /// write: who waits for those has to try to write first.
     ///
-    /// A half close by the peer, or data from it, is not that; a vsock socket does not report a
-    /// full close as a hang-up before its own side is shut down, but any change of its state wakes
-    /// its readers, and an empty send tells.
+    /// A half close by the peer, or data from it, is not that. A vsock socket does not report a
+    /// full close as a hang-up before its own side is shut down, but any change of its state counts
+    /// as an event, and an empty send tells.
     pub(crate) async fn refuses_data(&self) -> io::Result<()> {
         loop {
-            let mut guard = self.0.readable().await?;
-            match rustix::net::send(&self.0, &[], SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
-                Ok(_) | Err(Errno::AGAIN | Errno::INTR) => guard.clear_ready(),
-                Err(_) => return Ok(()),
+            let mut guard = self.0.writable().await?;
+            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+            let taken = rustix::net::send(&self.0, &[], flags);
+            // A closed state is never cleared.
+            if taken.is_err() || guard.ready().is_write_closed() {
+                return Ok(());
             }
+            guard.clear_ready();
         }
+    }
+
+    /// Sends some of the bytes.
+    pub(crate) async fn send(&self, bytes: &[u8]) -> io::Result<usize> {
+        if let Some(result) = self.try_send(bytes) {
+            return result;
+        }
+        poll_fn(|cx| self.poll_send(cx, bytes)).await
+    }
+
+    /// Receives some bytes, or none at the end of the stream.
+    pub(crate) async fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        poll_fn(|cx| self.poll_receive(cx, buffer)).await
     }
 
     /// Tells the peer that no more data comes.
@@ -85,11 +103,7 @@ impl Socket {
         }
     }
 
-    pub(crate) fn poll_receive(
-        &self,
-        cx: &mut Context<'_>,
-        buffer: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_receive(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         loop {
             let mut guard = ready!(self.0.poll_read_ready(cx))?;
             match rustix::net::recv(&self.0, &mut *buffer, RecvFlags::empty()) {
@@ -101,14 +115,23 @@ impl Socket {
         }
     }
 
-    pub(crate) fn poll_send(&self, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_send(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         loop {
             let mut guard = ready!(self.0.poll_write_ready(cx))?;
-            match rustix::net::send(&self.0, buffer, SendFlags::NOSIGNAL) {
-                Ok(sent) => return Poll::Ready(Ok(sent)),
-                Err(Errno::AGAIN) => guard.clear_ready(),
+            if let Some(result) = self.try_send(bytes) {
+                return Poll::Ready(result);
+            }
+            guard.clear_ready();
+        }
+    }
+
+    /// `None` if there is no room.
+    fn try_send(&self, bytes: &[u8]) -> Option<io::Result<usize>> {
+        loop {
+            match rustix::net::send(&self.0, bytes, SendFlags::NOSIGNAL) {
+                Err(Errno::AGAIN) => return None,
                 Err(Errno::INTR) => {}
-                Err(errno) => return Poll::Ready(Err(errno.into())),
+                other => return Some(other.map_err(Into::into)),
             }
         }
     }
@@ -194,7 +217,7 @@ impl Listener {
 
     /// See [`poll_accept`](Self::poll_accept).
     pub(crate) async fn accept(&self) -> io::Result<Socket> {
-        std::future::poll_fn(|cx| self.poll_accept(cx)).await
+        poll_fn(|cx| self.poll_accept(cx)).await
     }
 }
 

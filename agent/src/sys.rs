@@ -13,6 +13,16 @@ use rustix::net::addr::{SocketAddrArg, SocketAddrLen, SocketAddrOpaque};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+/// netdevice(7): the flags of an interface request are a short.
+#[expect(clippy::cast_possible_truncation, reason = "the constant is 1")]
+const IFF_UP: libc::c_short = libc::IFF_UP as libc::c_short;
+
+#[expect(clippy::cast_possible_truncation, reason = "the constant is 40")]
+const AF_VSOCK: libc::sa_family_t = libc::AF_VSOCK as libc::sa_family_t;
+
+#[expect(clippy::cast_possible_truncation, reason = "the size is 16")]
+const VSOCK_ADDR_LEN: SocketAddrLen = size_of::<libc::sockaddr_vm>() as SocketAddrLen;
+
 /// Writes one byte to the port through which a guest's first process speaks to its machine.
 ///
 /// The right to the port is given up again at once: it would be inherited across fork and exec
@@ -80,7 +90,7 @@ pub(crate) fn loopback_up() -> io::Result<()> {
     }
     // Of the interface's flags only IFF_UP can be changed this way (netdevice(7)); IFF_LOOPBACK
     // and IFF_RUNNING stay as they are.
-    request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
+    request.ifr_ifru.ifru_flags = IFF_UP;
     // SAFETY: SIOCSIFFLAGS reads one ifreq, which is live and initialised.
     let result = unsafe {
         libc::ioctl(
@@ -119,10 +129,9 @@ unsafe impl SocketAddrArg for VsockAddr {
     ) -> R {
         // SAFETY: an all-zero sockaddr_vm is a valid value: numbers only.
         let mut address: libc::sockaddr_vm = unsafe { std::mem::zeroed() };
-        address.svm_family = libc::AF_VSOCK as libc::sa_family_t;
+        address.svm_family = AF_VSOCK;
         address.svm_cid = self.cid;
         address.svm_port = self.port;
-        let length = size_of::<libc::sockaddr_vm>() as SocketAddrLen;
-        f((&raw const address).cast(), length)
+        f((&raw const address).cast(), VSOCK_ADDR_LEN)
     }
 }

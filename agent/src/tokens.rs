@@ -6,7 +6,6 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::future::poll_fn;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -147,10 +146,13 @@ async fn read_token(socket: &Socket) -> io::Result<Token> {
     let mut token = Token::default();
     let mut filled = 0;
     while let Some(rest) = token.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        match poll_fn(|cx| socket.poll_receive(cx, rest)).await? {
+        match socket.receive(rest).await? {
             0 => return Err(io::ErrorKind::UnexpectedEof.into()),
             received => filled += received,
         }
     }
     Ok(token)
 }
+
+#[cfg(test)]
+mod tests;
