@@ -1,0 +1,180 @@
+//! A bundle: a directory with a specification and, usually, a root file system.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use cloister_protocol::SPEC_MAX;
+use cloister_spec::Spec;
+use cloister_vmm_api::fs::MAX_EXPORTS;
+use oci_spec::runtime::{LinuxNamespaceType, Mount};
+
+use crate::launch::{Bind, Container};
+use crate::paths::SPEC_FILE;
+
+/// A bundle whose specification holds.
+#[derive(Debug)]
+pub struct Bundle {
+    /// Where it is, absolute and without symbolic links.
+    pub dir: PathBuf,
+    /// The bytes of the specification.
+    pub bytes: Vec<u8>,
+    /// What of it concerns the host.
+    pub container: Container,
+    /// What the check of the specification passed over.
+    pub warnings: Vec<String>,
+}
+
+/// Why a bundle cannot be run.
+#[derive(Debug, thiserror::Error)]
+pub enum BundleError {
+    /// The directory is not there.
+    #[error("cannot enter the bundle {}", .0.display())]
+    Directory(PathBuf, #[source] io::Error),
+    /// There is no specification in it; the wording is runc's.
+    #[error("JSON specification file config.json not found in {}", .0.display())]
+    NoSpec(PathBuf),
+    /// The specification cannot be read.
+    #[error("cannot read {}", .0.display())]
+    Read(PathBuf, #[source] io::Error),
+    /// The specification is too large to travel.
+    #[error("{}: larger than {SPEC_MAX} bytes", .0.display())]
+    TooLarge(PathBuf),
+    /// The specification does not hold.
+    #[error(transparent)]
+    Spec(#[from] cloister_spec::Error),
+    /// The root file system is not there; the wording is runc's.
+    #[error("invalid rootfs: {}", .0.display())]
+    Rootfs(PathBuf, #[source] io::Error),
+    /// The root file system is a file.
+    #[error("invalid rootfs: {} is not a directory", .0.display())]
+    RootfsFile(PathBuf),
+    /// A mount has no source.
+    #[error("config.json: mounts[{index}].source: a bind mount needs one")]
+    NoSource {
+        /// Which mount.
+        index: usize,
+    },
+    /// The source of a mount is not there.
+    #[error("config.json: mounts[{index}].source: {}", source.display())]
+    Source {
+        /// Which mount.
+        index: usize,
+        /// What was to be mounted.
+        source: PathBuf,
+        /// Why it cannot be.
+        #[source]
+        error: io::Error,
+    },
+    /// More bind mounts than a file server can hold.
+    #[error("config.json: mounts: {count} bind mounts, {max} possible", max = MAX_EXPORTS - 1)]
+    TooManyBinds {
+        /// How many there are.
+        count: usize,
+    },
+}
+
+impl Bundle {
+    /// Reads the bundle in `dir` and checks everything in it that can be checked.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn load(dir: &Path) -> Result<Self, BundleError> {
+        let dir = fs::canonicalize(dir).map_err(|e| BundleError::Directory(dir.to_owned(), e))?;
+        let bytes = read_spec(&dir)?;
+        let spec = Spec::parse(&bytes, SPEC_FILE)?;
+        let container = container(&dir, spec.oci())?;
+        Ok(Self {
+            container,
+            warnings: spec.warnings().to_vec(),
+            bytes,
+            dir,
+        })
+    }
+}
+
+fn read_spec(dir: &Path) -> Result<Vec<u8>, BundleError> {
+    let path = dir.join(SPEC_FILE);
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return Err(BundleError::NoSpec(dir.to_owned()));
+        }
+        Err(e) => return Err(BundleError::Read(path, e)),
+    };
+    let mut bytes = Vec::new();
+    // One byte more than allowed tells what is too large.
+    match file.take(SPEC_MAX as u64 + 1).read_to_end(&mut bytes) {
+        Ok(_) if bytes.len() > SPEC_MAX => Err(BundleError::TooLarge(path)),
+        Ok(_) => Ok(bytes),
+        Err(e) => Err(BundleError::Read(path, e)),
+    }
+}
+
+fn container(dir: &Path, spec: &oci_spec::runtime::Spec) -> Result<Container, BundleError> {
+    // The field table requires the root.
+    let path = spec.root().as_ref().map(|root| root.path().as_path());
+    let rootfs = dir.join(path.unwrap_or(Path::new("rootfs")));
+    // config.md#root: a relative path is relative to the bundle.
+    let rootfs = fs::canonicalize(&rootfs).map_err(|e| BundleError::Rootfs(rootfs, e))?;
+    if !rootfs.is_dir() {
+        return Err(BundleError::RootfsFile(rootfs));
+    }
+    let namespaces = spec.linux().as_ref().and_then(|l| l.namespaces().as_ref());
+    let new_network = namespaces.is_some_and(|all| {
+        all.iter()
+            .any(|n| n.typ() == LinuxNamespaceType::Network && n.path().is_none())
+    });
+    let process = spec.process().as_ref();
+    Ok(Container {
+        oci_version: spec.version().clone(),
+        rootfs,
+        annotations: spec.annotations().clone().unwrap_or_default(),
+        binds: binds(dir, spec.mounts().as_deref().unwrap_or_default())?,
+        new_network,
+        terminal: process.and_then(|p| p.terminal()).unwrap_or_default(),
+    })
+}
+
+fn binds(dir: &Path, mounts: &[Mount]) -> Result<Vec<Bind>, BundleError> {
+    let mut binds = Vec::new();
+    for (position, (mount, index)) in mounts.iter().zip(0..).enumerate() {
+        if !is_bind(mount) {
+            continue;
+        }
+        let source = mount.source().as_ref();
+        let source = source.filter(|s| !s.as_os_str().is_empty());
+        let source = source.ok_or(BundleError::NoSource { index: position })?;
+        // config.md#mounts: a relative source is relative to the bundle.
+        let source = dir.join(source);
+        if let Err(error) = fs::metadata(&source) {
+            return Err(BundleError::Source {
+                index: position,
+                source,
+                error,
+            });
+        }
+        binds.push(Bind {
+            index,
+            source,
+            readonly: has_option(mount, &["ro", "rro"]),
+        });
+    }
+    if binds.len() >= MAX_EXPORTS {
+        return Err(BundleError::TooManyBinds { count: binds.len() });
+    }
+    Ok(binds)
+}
+
+/// config.md#mounts: with `bind` or `rbind` among its options a mount is a bind mount, whatever
+/// its type says.
+fn is_bind(mount: &Mount) -> bool {
+    has_option(mount, &["bind", "rbind"])
+}
+
+fn has_option(mount: &Mount, names: &[&str]) -> bool {
+    let options = mount.options().as_deref().unwrap_or_default();
+    options
+        .iter()
+        .any(|option| names.contains(&option.as_str()))
+}

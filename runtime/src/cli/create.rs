@@ -1,0 +1,225 @@
+//! `cloister create` and `cloister run`.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow, bail};
+use cloister::bundle::Bundle;
+use cloister::id::ContainerId;
+use cloister::launch::{Launch, Report, Terminal};
+use cloister::logger;
+use cloister::monitor::{EXIT_LOST, vm_config};
+use cloister::state::StateDir;
+
+use super::args::{CreateOptions, RunOptions};
+use super::spawn::Monitor;
+use super::terminal::RawTerminal;
+use super::{Fatal, Globals, absolute, foreground};
+
+/// What is done with a container once it stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Create,
+    Detached,
+    Foreground,
+}
+
+pub(crate) fn create(globals: &Globals, options: &CreateOptions) -> Result<u8, Fatal> {
+    let request = Request {
+        options,
+        mode: Mode::Create,
+        keep: true,
+        adopt: true,
+    };
+    request
+        .launch(globals)
+        .map_err(|e| e.context("cloister create failed".into()))
+}
+
+pub(crate) fn run(globals: &Globals, options: &RunOptions) -> Result<u8, Fatal> {
+    let request = Request {
+        options: &options.create,
+        mode: if options.detach {
+            Mode::Detached
+        } else {
+            Mode::Foreground
+        },
+        keep: options.keep || options.detach,
+        adopt: !options.no_subreaper,
+    };
+    request
+        .launch(globals)
+        .map_err(|e| e.context("cloister run failed".into()))
+}
+
+struct Request<'a> {
+    options: &'a CreateOptions,
+    mode: Mode,
+    /// Whether the state stays after the end.
+    keep: bool,
+    /// Whether orphans of the monitor become children of this process.
+    adopt: bool,
+}
+
+impl Request<'_> {
+    fn launch(&self, globals: &Globals) -> Result<u8, Fatal> {
+        let options = self.options;
+        refuse_descriptors(options)?;
+        let id = ContainerId::new(&options.id)?;
+        let bundle = Bundle::load(&options.bundle)?;
+        for warning in &bundle.warnings {
+            log::warn!("{warning}");
+        }
+        self.check_terminal(bundle.container.terminal)?;
+        vm_config(&globals.config).context("the configuration makes no virtual machine")?;
+        let pid_file = options.pid_file.as_deref().map(pid_file).transpose()?;
+
+        let dir = StateDir::create(&globals.root, &id)?;
+        let claimed = Claimed(Some(dir));
+        let console_socket = options.console_socket.as_deref();
+        let console_socket = console_socket.map(connect_console).transpose()?;
+        let raw = match (self.mode, bundle.container.terminal) {
+            (Mode::Foreground, true) => Some(RawTerminal::enter()?),
+            _ => None,
+        };
+        let terminal = match (&raw, &console_socket) {
+            (Some(raw), _) => {
+                let (columns, rows) = raw.size()?;
+                Terminal::Inherited { columns, rows }
+            }
+            (None, Some(_)) => Terminal::Socket,
+            (None, None) => Terminal::None,
+        };
+        let launch = Launch {
+            root: globals.root.clone(),
+            id: id.to_string(),
+            bundle: bundle.dir,
+            container: bundle.container,
+            terminal,
+            start: self.mode != Mode::Create,
+            remove: !self.keep,
+            pid_file,
+            config: globals.config.clone(),
+            log_format: globals.log_format,
+            timeline: globals.timeline.clone(),
+            exec_ns: globals.exec_ns,
+        };
+        let log = globals.log.as_deref().map(logger::open).transpose()?;
+        if self.adopt {
+            rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+        }
+        let dir = claimed.keep()?;
+        let monitor = Monitor::start(
+            dir,
+            &launch,
+            &bundle.bytes,
+            console_socket.as_ref(),
+            log.as_ref(),
+        )?;
+        match self.mode {
+            Mode::Foreground => foreground::follow(monitor, raw),
+            Mode::Create => stands(monitor, &Report::Created),
+            Mode::Detached => stands(monitor, &Report::Started),
+        }
+    }
+
+    /// runc's rules, in runc's words.
+    fn check_terminal(&self, terminal: bool) -> anyhow::Result<()> {
+        let detaches = self.mode != Mode::Foreground;
+        let has_socket = self.options.console_socket.is_some();
+        if detaches && terminal && !has_socket {
+            bail!("cannot allocate tty if cloister will detach without setting console socket");
+        }
+        if (!detaches || !terminal) && has_socket {
+            bail!("cannot use console socket if cloister will not detach or allocate tty");
+        }
+        Ok(())
+    }
+}
+
+/// A claimed directory that is given up again unless it is kept.
+struct Claimed(Option<StateDir>);
+
+impl Claimed {
+    fn keep(mut self) -> anyhow::Result<StateDir> {
+        self.0.take().ok_or_else(|| anyhow!("given up already"))
+    }
+}
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        if let Some(dir) = &self.0
+            && let Err(e) = dir.remove()
+        {
+            log::error!("{e:#}");
+        }
+    }
+}
+
+/// What cannot be held is refused by name.
+fn refuse_descriptors(options: &CreateOptions) -> anyhow::Result<()> {
+    if options.pidfd_socket.is_some() {
+        bail!("--pidfd-socket is not supported");
+    }
+    if options.preserve_fds > 0 {
+        bail!(
+            "--preserve-fds is not supported: no descriptor can be passed into a virtual machine"
+        );
+    }
+    // sd_listen_fds(3): they are meant for the process with this pid.
+    let listen_pid = std::env::var("LISTEN_PID").ok();
+    if listen_pid.is_some_and(|pid| pid == std::process::id().to_string()) {
+        bail!("LISTEN_FDS is not supported: no descriptor can be passed into a virtual machine");
+    }
+    Ok(())
+}
+
+/// Before anything is started: the directory must be there to write to.
+fn pid_file(path: &Path) -> anyhow::Result<PathBuf> {
+    let path = absolute(path)?;
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    match std::fs::metadata(dir) {
+        Ok(metadata) if metadata.is_dir() => Ok(path),
+        Ok(_) => bail!(
+            "cannot write the pid file {}: not in a directory",
+            path.display()
+        ),
+        Err(e) => {
+            let context = format!("cannot write the pid file {}", path.display());
+            Err(anyhow::Error::new(e).context(context))
+        }
+    }
+}
+
+fn connect_console(path: &Path) -> anyhow::Result<OwnedFd> {
+    let socket = UnixStream::connect(path);
+    let socket = socket
+        .with_context(|| format!("cannot connect to the console socket {}", path.display()))?;
+    Ok(socket.into())
+}
+
+/// Waits until the container is as far as `wanted` says.
+fn stands(monitor: Monitor, wanted: &Report) -> Result<u8, Fatal> {
+    loop {
+        match monitor.report() {
+            Ok(Some(report)) if report == *wanted => return Ok(0),
+            // On the way there, or, once started, already over: whoever waits for it will see.
+            Ok(Some(Report::Created | Report::Started)) => {}
+            Ok(Some(Report::Exited { .. })) => return Ok(0),
+            Ok(Some(Report::Failed { message })) => {
+                monitor.wait()?;
+                return Err(anyhow!(message).into());
+            }
+            Ok(Some(Report::Lost { message })) => {
+                monitor.wait()?;
+                return Err(Fatal::new(EXIT_LOST, anyhow!(message)));
+            }
+            Ok(None) => {
+                let cause = anyhow!("the container is given up");
+                return Err(monitor.clean_up(cause).into());
+            }
+            Err(e) => return Err(monitor.clean_up(e).into()),
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! `cloister delete`.
+
+use std::time::Duration;
+
+use cloister::agent::Agent;
+use cloister::id::ContainerId;
+use cloister::signal::Signal;
+use cloister::state::{State, StateDir, StateError, Status};
+
+use super::args::DeleteOptions;
+use super::kill::kill_processes;
+use super::start::runtime;
+use super::{Fatal, Globals};
+
+/// How long another command is waited for before the container is killed under it.
+const FORCE_LOCK_LIMIT: Duration = Duration::from_secs(1);
+/// How long a guest may take to end in order before it is killed.
+const ORDER_LIMIT: Duration = Duration::from_secs(10);
+/// How long a process that was killed may take to be gone.
+const GONE_LIMIT: Duration = Duration::from_secs(10);
+
+pub(crate) fn delete(globals: &Globals, options: &DeleteOptions) -> Result<u8, Fatal> {
+    let id = ContainerId::new(&options.id)?;
+    let force = options.force;
+    let dir = match StateDir::open(&globals.root, &id) {
+        Ok(dir) => dir,
+        // As runc: what is to be gone is gone.
+        Err(StateError::NotFound(_)) if force => return Ok(0),
+        Err(e) => return Err(e.into()),
+    };
+    let locked = if force {
+        dir.lock(FORCE_LOCK_LIMIT)
+    } else {
+        dir.lock(globals.config.request_timeout)
+    };
+    match locked {
+        Ok(()) => {}
+        Err(StateError::Busy(_)) if force => {}
+        Err(StateError::NotFound(_)) if force => return Ok(0),
+        Err(e) => return Err(e.into()),
+    }
+    let state = match dir.load() {
+        Ok(state) => state,
+        // Somebody was killed before there was anything to write down.
+        Err(StateError::NotFound(_)) if force => {
+            dir.remove()?;
+            return Ok(0);
+        }
+        Err(e) => return Err(e.into()),
+    };
+    let status = dir.status(&state);
+    match status {
+        // It has written its last word and is about to be gone.
+        Status::Stopped => {
+            state.monitor.wait_ended(ORDER_LIMIT)?;
+        }
+        // As runc: nothing of the user's has run, so nothing can be lost.
+        Status::Created => {}
+        Status::Running if force => end_in_order(globals, &dir, &state),
+        Status::Creating if force => {}
+        Status::Creating | Status::Running => {
+            // runc's words.
+            let status = status.as_str();
+            let text = format!("cannot delete container {id} that is not stopped: {status}");
+            return Err(anyhow::anyhow!(text).into());
+        }
+    }
+    kill_processes(&state)?;
+    for process in [state.monitor, state.vmm, state.fs] {
+        if !process.wait_ended(GONE_LIMIT)? {
+            let text = format!("process {} was killed and does not end", process.pid);
+            return Err(anyhow::anyhow!(text).into());
+        }
+    }
+    dir.remove()?;
+    Ok(0)
+}
+
+/// Lets the guest kill the workload and write back its file systems, if it is able to.
+fn end_in_order(globals: &Globals, dir: &StateDir, state: &State) {
+    let limit = globals.config.request_timeout.min(ORDER_LIMIT);
+    let asked = runtime().map_err(anyhow::Error::from).and_then(|runtime| {
+        runtime.block_on(async {
+            let agent = Agent::connect(dir.file(), limit).await?;
+            agent.signal(dir.id().as_str(), Signal::KILL, true).await?;
+            anyhow::Ok(())
+        })
+    });
+    let ended = asked.and_then(|()| Ok(state.monitor.wait_ended(ORDER_LIMIT)?));
+    match ended {
+        Ok(true) => {}
+        Ok(false) => log::warn!("container {} does not end in order, it is killed", dir.id()),
+        Err(e) => log::warn!("container {}: {e:#}; it is killed", dir.id()),
+    }
+}

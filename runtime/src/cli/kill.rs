@@ -1,0 +1,69 @@
+//! `cloister kill`.
+
+use std::time::Duration;
+
+use cloister::agent::{Agent, AgentError};
+use cloister::id::ContainerId;
+use cloister::signal::Signal;
+use cloister::state::{State, StateDir, Status};
+
+use super::args::KillOptions;
+use super::start::runtime;
+use super::{Fatal, Globals};
+
+/// How long a guest may take to kill its workload before it is killed itself.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+
+pub(crate) fn kill(globals: &Globals, options: &KillOptions) -> Result<u8, Fatal> {
+    let id = ContainerId::new(&options.id)?;
+    let dir = StateDir::open(&globals.root, &id)?;
+    let state = dir.load()?;
+    let signal = Signal::parse(&options.signal)?;
+    match dir.status(&state) {
+        // runc's words, and the container's name.
+        Status::Stopped => return Err(anyhow::anyhow!("container not running: {id}").into()),
+        Status::Creating => {
+            // There is nobody else yet who could take it.
+            state.monitor.signal(signal)?;
+            return Ok(0);
+        }
+        Status::Created | Status::Running => {}
+    }
+    let is_kill = signal == Signal::KILL;
+    let limit = if is_kill {
+        globals.config.request_timeout.min(KILL_LIMIT)
+    } else {
+        globals.config.request_timeout
+    };
+    let answer = runtime()?.block_on(async {
+        let agent = Agent::connect(dir.file(), limit).await?;
+        agent.signal(id.as_str(), signal, options.all).await
+    });
+    match answer {
+        Ok(()) => {}
+        Err(AgentError::Refused { gone: true, .. }) => {
+            // The workload has ended; the monitor may still wait for somebody to read its output.
+            state.monitor.signal(Signal::TERM)?;
+        }
+        Err(AgentError::Refused {
+            gone: false,
+            message,
+        }) => {
+            return Err(anyhow::anyhow!(message).into());
+        }
+        Err(e) if is_kill => {
+            log::warn!("container {id}: {e}; its virtual machine is killed");
+            kill_processes(&state)?;
+        }
+        Err(e) => return Err(e.into()),
+    }
+    Ok(0)
+}
+
+/// Kills everything of a container on this machine; what runs in its guest dies with it.
+pub(crate) fn kill_processes(state: &State) -> std::io::Result<()> {
+    for process in [state.monitor, state.vmm, state.fs] {
+        process.signal(Signal::KILL)?;
+    }
+    Ok(())
+}

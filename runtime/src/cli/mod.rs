@@ -1,0 +1,221 @@
+//! The command line: runc's surface.
+//!
+//! Each command is a module with a function that does it and returns an exit code. Errors are
+//! printed once, here, the way callers of runc expect them: as a log line, and additionally plain
+//! on standard error if the log is a file.
+
+mod args;
+mod check;
+mod create;
+mod delete;
+mod features;
+mod foreground;
+mod kill;
+mod list;
+mod spawn;
+mod spec;
+mod start;
+mod state;
+mod terminal;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{CommandFactory, Parser};
+use cloister::config::Config;
+use cloister::logger::{self, LogFormat};
+use cloister::paths::DEFAULT_CONFIG;
+use log::LevelFilter;
+
+use args::{Cli, Command};
+
+/// runc's exit code for a command that it does not know.
+const EXIT_UNKNOWN_COMMAND: u8 = 3;
+
+/// runc's commands that are not there, by name.
+const NOT_IMPLEMENTED: [&str; 8] = [
+    "checkpoint",
+    "events",
+    "exec",
+    "pause",
+    "ps",
+    "restore",
+    "resume",
+    "update",
+];
+
+/// An error and the exit code that it ends with.
+pub(crate) struct Fatal {
+    code: u8,
+    error: anyhow::Error,
+}
+
+impl Fatal {
+    /// An error that ends with another code than 1.
+    pub(crate) fn new(code: u8, error: anyhow::Error) -> Self {
+        Self { code, error }
+    }
+
+    /// Says what was attempted.
+    pub(crate) fn context(self, context: String) -> Self {
+        Self {
+            code: self.code,
+            error: self.error.context(context),
+        }
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Fatal {
+    fn from(error: E) -> Self {
+        Self::new(1, error.into())
+    }
+}
+
+/// What every command gets.
+pub(crate) struct Globals {
+    /// The directory of all containers, absolute.
+    pub(crate) root: PathBuf,
+    pub(crate) config: Config,
+    pub(crate) log: Option<PathBuf>,
+    pub(crate) log_format: LogFormat,
+    pub(crate) timeline: Option<PathBuf>,
+    pub(crate) exec_ns: u64,
+}
+
+/// Runs the command line to its exit code.
+pub(crate) fn main(exec_ns: u64) -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            // Help goes to standard output and is no failure; if it cannot be printed, nothing can.
+            let _ = e.print();
+            return ExitCode::from(u8::from(e.use_stderr()));
+        }
+    };
+    let has_log_file = cli.log.is_some();
+    let format = cli.log_format;
+    match run(cli, exec_ns) {
+        Ok(code) => ExitCode::from(code),
+        Err(Fatal { code, error }) => {
+            print_error(&format!("{error:#}"), has_log_file, format);
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn run(cli: Cli, exec_ns: u64) -> Result<u8, Fatal> {
+    let log = cli.log.as_deref().map(absolute).transpose()?;
+    let level = if cli.debug {
+        LevelFilter::Debug
+    } else {
+        LevelFilter::Info
+    };
+    let file = match &log {
+        Some(path) => match logger::open(path) {
+            Ok(file) => Some(file),
+            Err(e) => {
+                logger::start(None, cli.log_format, level);
+                let error = anyhow::Error::new(e);
+                return Err(error
+                    .context(format!("cannot open {}", path.display()))
+                    .into());
+            }
+        },
+        None => None,
+    };
+    logger::start(file, cli.log_format, level);
+    if cli.version {
+        print!("{}", version());
+        return Ok(0);
+    }
+    let Some(command) = cli.command else {
+        Cli::command().print_help()?;
+        return Ok(0);
+    };
+    if let Command::Other(words) = &command {
+        return Err(unknown(words));
+    }
+    if cli.rootless == args::Rootless::True {
+        return Err(
+            anyhow::anyhow!("--rootless=true is not supported: cloister runs as root").into(),
+        );
+    }
+
+    let named = cli
+        .config
+        .or_else(|| std::env::var_os("CLOISTER_CONFIG").map(PathBuf::from));
+    let mut config = Config::load(named.as_deref(), Path::new(DEFAULT_CONFIG), |name| {
+        std::env::var_os(name)
+    })?;
+    if cli.debug {
+        config.log_level = "debug".into();
+    }
+    log::set_max_level(config.log_level.parse().unwrap_or(level));
+    let globals = Globals {
+        root: absolute(&cli.root)?,
+        config,
+        log,
+        log_format: cli.log_format,
+        timeline: cli.timeline.as_deref().map(absolute).transpose()?,
+        exec_ns,
+    };
+    match command {
+        Command::Run(options) => create::run(&globals, &options),
+        Command::Create(options) => create::create(&globals, &options),
+        Command::Start { id } => start::start(&globals, &id),
+        Command::State { id } => state::state(&globals, &id),
+        Command::Kill(options) => kill::kill(&globals, &options),
+        Command::Delete(options) => delete::delete(&globals, &options),
+        Command::List(options) => list::list(&globals, &options),
+        Command::Spec(options) => spec::spec(&options),
+        Command::Check(options) => check::check(&globals, &options),
+        Command::Features => features::features(),
+        Command::Other(words) => Err(unknown(&words)),
+    }
+}
+
+fn unknown(words: &[OsString]) -> Fatal {
+    let name = words
+        .first()
+        .map_or("".into(), |word| word.to_string_lossy());
+    if NOT_IMPLEMENTED.contains(&&*name) {
+        return anyhow::anyhow!("not implemented: {name}").into();
+    }
+    Fatal::new(
+        EXIT_UNKNOWN_COMMAND,
+        anyhow::anyhow!("no such command: {name:?}; `cloister --help` lists what there is"),
+    )
+}
+
+/// As `runc --version`, whose lines callers take apart.
+fn version() -> String {
+    let features = cloister_spec::features();
+    let spec = features["ociVersionMax"].as_str().unwrap_or_default();
+    format!(
+        "cloister version {}\nspec: {spec}\n",
+        env!("CARGO_PKG_VERSION")
+    )
+}
+
+fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
+    std::path::absolute(path).with_context(|| path.display().to_string())
+}
+
+/// The one place that prints an error.
+fn print_error(text: &str, has_log_file: bool, format: LogFormat) {
+    if has_log_file {
+        log::error!("{text}");
+        eprintln!("{text}");
+        return;
+    }
+    match text.split_once('\n') {
+        // What a guest said last is easier to read as it is.
+        Some((first, rest)) if format == LogFormat::Text => {
+            log::error!("{first}");
+            eprintln!("{rest}");
+        }
+        _ => log::error!("{text}"),
+    }
+}

@@ -1,0 +1,181 @@
+//! Starting a monitor, and cleaning up after one that did not get to it.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use cloister::launch::{self, Launch, Order, Report};
+use cloister::paths::SELF_EXE;
+use cloister::process::ProcessId;
+use cloister::signal::Signal;
+use cloister::state::StateDir;
+use cloister_vmm_api::Channel;
+use rustix::io::FdFlags;
+use rustix::process::{Pid, Signal as HostSignal, WaitOptions, waitpid};
+
+/// The programs that a monitor starts, as the kernel names their processes.
+const WORKERS: [&str; 2] = ["cloister-vmm", "cloister-fs"];
+/// How long a process that is about to end may take.
+const END_LIMIT: Duration = Duration::from_secs(10);
+/// How long to wait before a child is looked for again.
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// A monitor that was started by this process.
+pub(crate) struct Monitor {
+    child: Child,
+    channel: Channel,
+    dir: StateDir,
+}
+
+impl Monitor {
+    /// Claims nothing and starts the monitor of the container whose directory is `dir`.
+    pub(crate) fn start(
+        dir: StateDir,
+        launch: &Launch,
+        spec: &[u8],
+        console_socket: Option<&OwnedFd>,
+        log: Option<&File>,
+    ) -> anyhow::Result<Self> {
+        let (channel, theirs) = Channel::pair()?;
+        let fd = theirs.as_fd();
+        // Inherited, for the one child that is started before it is closed again.
+        rustix::io::fcntl_setfd(fd, FdFlags::empty())?;
+        let child = Command::new(SELF_EXE)
+            .arg0("cloister")
+            .arg("monitor")
+            .arg(fd.as_raw_fd().to_string())
+            .arg(&launch.id)
+            .spawn()
+            .context("cannot start the monitor")?;
+        drop(theirs);
+        let this = Self {
+            child,
+            channel,
+            dir,
+        };
+        if let Err(e) = launch::send(&this.channel, launch, spec, console_socket, log) {
+            // The monitor ends when it reads the end of the socket.
+            return Err(this.clean_up(anyhow::Error::new(e)));
+        }
+        Ok(this)
+    }
+
+    /// Passes a signal on; a monitor that has ended is noticed by its socket.
+    pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
+        // The child is not reaped yet, so the pid is its own.
+        match ProcessId::of(self.child.id().cast_signed()) {
+            Ok(process) => process.signal(signal).map(|_| ()),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The container's directory.
+    pub(crate) fn dir(&self) -> &StateDir {
+        &self.dir
+    }
+
+    /// The socket over which reports come.
+    pub(crate) fn channel(&self) -> &Channel {
+        &self.channel
+    }
+
+    /// Waits for the next report; `None` if the monitor is gone.
+    pub(crate) fn report(&self) -> anyhow::Result<Option<Report>> {
+        let message = self.channel.recv().context("cannot hear the monitor")?;
+        Ok(message.map(|(report, _)| report))
+    }
+
+    /// Passes an order on, if the monitor is still there.
+    pub(crate) fn order(&self, order: Order) {
+        // Its end is noticed where its reports are awaited.
+        let _ = self.channel.send(&order, &[]);
+    }
+
+    /// Waits for the end of a monitor that has said its last word.
+    pub(crate) fn wait(mut self) -> io::Result<ExitStatus> {
+        drop(self.channel);
+        self.child.wait()
+    }
+
+    /// After the monitor went away without a word: ends what it has started, removes its traces,
+    /// and says what happened.
+    pub(crate) fn clean_up(self, cause: anyhow::Error) -> anyhow::Error {
+        let Self {
+            mut child,
+            channel,
+            dir,
+        } = self;
+        drop(channel);
+        let how = match child.wait() {
+            Ok(status) => describe(status),
+            Err(e) => format!("is lost: {e}"),
+        };
+        let mut error = cause.context(format!("the monitor {how}"));
+        if let Ok(state) = dir.load() {
+            for worker in [state.vmm, state.fs] {
+                if let Err(e) = end(worker) {
+                    error = error.context(format!("process {}: {e}", worker.pid));
+                }
+            }
+        }
+        reap_workers();
+        if let Err(e) = dir.remove() {
+            error = error.context(format!("{e:#}"));
+        }
+        error
+    }
+}
+
+fn describe(status: ExitStatus) -> String {
+    match (status.signal(), status.code()) {
+        (Some(signal), _) => format!("was killed by signal {signal}"),
+        (None, Some(code)) => format!("ended with code {code}"),
+        (None, None) => "ended".into(),
+    }
+}
+
+fn end(process: ProcessId) -> io::Result<()> {
+    process.signal(Signal::KILL)?;
+    if process.wait_ended(END_LIMIT)? {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::TimedOut,
+        "was killed and does not end",
+    ))
+}
+
+/// Kills and reaps the workers that this process has inherited from a monitor as its sub-reaper.
+fn reap_workers() {
+    let deadline = Instant::now() + END_LIMIT;
+    loop {
+        let workers = inherited_workers();
+        for pid in &workers {
+            // One that has ended meanwhile is reaped below.
+            let _ = rustix::process::kill_process(*pid, HostSignal::KILL);
+            let _ = waitpid(Some(*pid), WaitOptions::NOHANG);
+        }
+        if workers.is_empty() || Instant::now() > deadline {
+            return;
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+fn inherited_workers() -> Vec<Pid> {
+    let me = rustix::process::getpid().as_raw_pid();
+    let children = format!("/proc/{me}/task/{me}/children");
+    let children = std::fs::read_to_string(children).unwrap_or_default();
+    children
+        .split_ascii_whitespace()
+        .filter(|pid| {
+            let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));
+            name.is_ok_and(|name| WORKERS.contains(&name.trim_end()))
+        })
+        .filter_map(|pid| Pid::from_raw(pid.parse().ok()?))
+        .collect()
+}

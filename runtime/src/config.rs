@@ -1,0 +1,369 @@
+//! What can be set: the configuration file, the environment, the defaults.
+//!
+//! A key is looked for in the environment as `CLOISTER_<KEY>` and then in the file. `KEYS` is the
+//! table of what there is; `docs/configuration.md` says the same to people, and a test compares.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use log::LevelFilter;
+use serde::{Deserialize, Serialize};
+
+use crate::paths::Install;
+
+/// What a key holds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Text,
+    Number,
+}
+
+/// Every key.
+const KEYS: [(&str, Kind); 12] = [
+    ("vmm", Kind::Text),
+    ("fs", Kind::Text),
+    ("kernel", Kind::Text),
+    ("initramfs", Kind::Text),
+    ("kernel_cmdline", Kind::Text),
+    ("memory_mib", Kind::Number),
+    ("vcpus", Kind::Number),
+    ("boot_timeout_s", Kind::Number),
+    ("request_timeout_s", Kind::Number),
+    ("jail_uid", Kind::Number),
+    ("jail_gid", Kind::Number),
+    ("log_level", Kind::Text),
+];
+
+/// Guest memory unless told otherwise, in MiB.
+const DEFAULT_MEMORY_MIB: u32 = 128;
+/// How long the agent may take from the start of its virtual machine to its first word.
+const DEFAULT_BOOT_TIMEOUT_S: u64 = 30;
+/// How long the agent may take to answer.
+const DEFAULT_REQUEST_TIMEOUT_S: u64 = 30;
+/// `nobody` on Debian and Fedora alike: owns nothing.
+const DEFAULT_JAIL_ID: u32 = 65534;
+/// A day: longer waits are as good as none, and a deadline must stay representable.
+const MAX_TIMEOUT_S: u64 = 86_400;
+
+/// The settings of one run of the command line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Config {
+    /// The program that runs a virtual machine.
+    pub vmm: PathBuf,
+    /// The program that serves shared directories.
+    pub fs: PathBuf,
+    /// The guest kernel.
+    pub kernel: PathBuf,
+    /// The guest's initial file system.
+    pub initramfs: PathBuf,
+    /// Appended to the guest kernel's command line.
+    pub kernel_cmdline: String,
+    /// Guest memory in MiB.
+    pub memory_mib: u32,
+    /// Virtual CPUs.
+    pub vcpus: u8,
+    /// How long the agent may take from the start of its virtual machine to its first word.
+    pub boot_timeout: Duration,
+    /// How long the agent may take to answer.
+    pub request_timeout: Duration,
+    /// Who a virtual machine's process becomes.
+    pub jail_uid: u32,
+    /// Its group.
+    pub jail_gid: u32,
+    /// What is logged, as [`LevelFilter`] writes it.
+    pub log_level: String,
+}
+
+/// Why the settings cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration file {}", .0.display())]
+    Read(PathBuf, #[source] io::Error),
+    /// The file is not TOML, or has a wrong key or value.
+    #[error("configuration file {}: line {line}: {message}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Where in it, counted from 1.
+        line: usize,
+        /// What is wrong.
+        message: String,
+    },
+    /// A variable of the environment has a wrong value.
+    #[error("environment variable {name}={}: {message}", value.display())]
+    Environment {
+        /// The variable.
+        name: String,
+        /// Its value.
+        value: OsString,
+        /// What is wrong with it.
+        message: &'static str,
+    },
+    /// A value is out of range.
+    #[error("configuration key {key}: {message}")]
+    Value {
+        /// The key.
+        key: &'static str,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// The installation cannot be found.
+    #[error("cannot find out where cloister is installed")]
+    Locate(#[source] io::Error),
+}
+
+/// The file as it is written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct File {
+    vmm: Option<PathBuf>,
+    fs: Option<PathBuf>,
+    kernel: Option<PathBuf>,
+    initramfs: Option<PathBuf>,
+    kernel_cmdline: Option<String>,
+    memory_mib: Option<u32>,
+    vcpus: Option<u8>,
+    boot_timeout_s: Option<u64>,
+    request_timeout_s: Option<u64>,
+    jail_uid: Option<u32>,
+    jail_gid: Option<u32>,
+    log_level: Option<String>,
+}
+
+impl Config {
+    /// Reads the settings. `named` is a file that somebody asked for and that must exist;
+    /// without it `default` is read if it is there.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with the file or variable it is in.
+    pub fn load(
+        named: Option<&Path>,
+        default: &Path,
+        environment: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Self, ConfigError> {
+        let path = named.unwrap_or(default);
+        let file = match fs::read_to_string(path) {
+            Ok(text) => parse(path, &text)?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound && named.is_none() => File::default(),
+            Err(e) => return Err(ConfigError::Read(path.to_owned(), e)),
+        };
+        let install = Install::locate().map_err(ConfigError::Locate)?;
+        overlay(file, environment)?.resolve(&install)
+    }
+}
+
+fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
+    toml::from_str(text).map_err(|e| {
+        let before = e.span().and_then(|span| text.get(..span.start));
+        ConfigError::File {
+            path: path.to_owned(),
+            line: 1 + before.unwrap_or_default().matches('\n').count(),
+            message: e.message().to_owned(),
+        }
+    })
+}
+
+/// Puts what the environment says over what the file says.
+fn overlay(
+    mut file: File,
+    environment: impl Fn(&str) -> Option<OsString>,
+) -> Result<File, ConfigError> {
+    for (key, kind) in KEYS {
+        let name = format!("CLOISTER_{}", key.to_ascii_uppercase());
+        let Some(value) = environment(&name) else {
+            continue;
+        };
+        let wrong = |message| ConfigError::Environment {
+            name: name.clone(),
+            value: value.clone(),
+            message,
+        };
+        let text = value.to_str().ok_or_else(|| wrong("not UTF-8"))?;
+        let number = match kind {
+            Kind::Text => 0,
+            Kind::Number => text
+                .parse::<u64>()
+                .map_err(|_| wrong("not a whole number"))?,
+        };
+        let large = |_| wrong("too large");
+        match key {
+            "vmm" => file.vmm = Some(text.into()),
+            "fs" => file.fs = Some(text.into()),
+            "kernel" => file.kernel = Some(text.into()),
+            "initramfs" => file.initramfs = Some(text.into()),
+            "kernel_cmdline" => file.kernel_cmdline = Some(text.into()),
+            "memory_mib" => file.memory_mib = Some(number.try_into().map_err(large)?),
+            "vcpus" => file.vcpus = Some(number.try_into().map_err(large)?),
+            "boot_timeout_s" => file.boot_timeout_s = Some(number),
+            "request_timeout_s" => file.request_timeout_s = Some(number),
+            "jail_uid" => file.jail_uid = Some(number.try_into().map_err(large)?),
+            "jail_gid" => file.jail_gid = Some(number.try_into().map_err(large)?),
+            _ => file.log_level = Some(text.into()),
+        }
+    }
+    Ok(file)
+}
+
+impl File {
+    fn resolve(self, install: &Install) -> Result<Config, ConfigError> {
+        let log_level = self.log_level.unwrap_or_else(|| "info".into());
+        if log_level.parse::<LevelFilter>().is_err() {
+            return Err(ConfigError::Value {
+                key: "log_level",
+                message: format!(
+                    "{log_level:?} given, one of off, error, warn, info, debug, trace possible"
+                ),
+            });
+        }
+        Ok(Config {
+            vmm: self.vmm.unwrap_or_else(|| install.vmm()),
+            fs: self.fs.unwrap_or_else(|| install.fs()),
+            kernel: self.kernel.unwrap_or_else(|| install.kernel()),
+            initramfs: self.initramfs.unwrap_or_else(|| install.initramfs()),
+            kernel_cmdline: self.kernel_cmdline.unwrap_or_default(),
+            memory_mib: self.memory_mib.unwrap_or(DEFAULT_MEMORY_MIB),
+            vcpus: self.vcpus.unwrap_or(1),
+            boot_timeout: timeout(
+                "boot_timeout_s",
+                self.boot_timeout_s,
+                DEFAULT_BOOT_TIMEOUT_S,
+            )?,
+            request_timeout: timeout(
+                "request_timeout_s",
+                self.request_timeout_s,
+                DEFAULT_REQUEST_TIMEOUT_S,
+            )?,
+            jail_uid: self.jail_uid.unwrap_or(DEFAULT_JAIL_ID),
+            jail_gid: self.jail_gid.unwrap_or(DEFAULT_JAIL_ID),
+            log_level,
+        })
+    }
+}
+
+fn timeout(key: &'static str, given: Option<u64>, default: u64) -> Result<Duration, ConfigError> {
+    let seconds = given.unwrap_or(default);
+    if !(1..=MAX_TIMEOUT_S).contains(&seconds) {
+        return Err(ConfigError::Value {
+            key,
+            message: format!("{seconds} given, 1 to {MAX_TIMEOUT_S} possible"),
+        });
+    }
+    Ok(Duration::from_secs(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str, environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.toml");
+        fs::write(&path, text).unwrap();
+        Config::load(Some(&path), Path::new("/nonexistent"), |name| {
+            environment
+                .iter()
+                .find(|(n, _)| *n == name)
+                .map(|(_, v)| OsString::from(v))
+        })
+    }
+
+    #[test]
+    fn defaults_hold_without_a_file() {
+        let config = Config::load(None, Path::new("/nonexistent"), |_| None).unwrap();
+        assert_eq!(config.memory_mib, DEFAULT_MEMORY_MIB);
+        assert!(config.vmm.ends_with("libexec/cloister/cloister-vmm"));
+        assert!(config.initramfs.ends_with("share/cloister/initramfs.cpio"));
+    }
+
+    #[test]
+    fn a_file_that_was_named_must_exist() {
+        let path = Path::new("/nonexistent");
+        let error = Config::load(Some(path), path, |_| None).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "cannot read the configuration file /nonexistent"
+        );
+    }
+
+    #[test]
+    fn the_environment_goes_before_the_file() {
+        let config = load(
+            "memory_mib = 64\nvcpus = 2\nvmm = \"/a\"",
+            &[("CLOISTER_MEMORY_MIB", "96"), ("CLOISTER_VMM", "/b")],
+        )
+        .unwrap();
+        assert_eq!((config.memory_mib, config.vcpus), (96, 2));
+        assert_eq!(config.vmm, Path::new("/b"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_place() {
+        for (text, environment, expected) in [
+            (
+                "memory_mib = 1\nmemroy = 2",
+                None,
+                "line 2: unknown field `memroy`",
+            ),
+            (
+                "vcpus = \"two\"",
+                None,
+                "line 1: invalid type: string \"two\"",
+            ),
+            ("vcpus = ", None, "line 1: "),
+            ("vcpus = 256", None, "line 1: invalid value: integer `256`"),
+            (
+                "",
+                Some(("CLOISTER_MEMORY_MIB", "many")),
+                "environment variable CLOISTER_MEMORY_MIB=many: not a whole number",
+            ),
+            (
+                "",
+                Some(("CLOISTER_VCPUS", "256")),
+                "environment variable CLOISTER_VCPUS=256: too large",
+            ),
+            (
+                "boot_timeout_s = 0",
+                None,
+                "configuration key boot_timeout_s: 0 given",
+            ),
+            (
+                "log_level = \"loud\"",
+                None,
+                "configuration key log_level: \"loud\"",
+            ),
+        ] {
+            let environment: Vec<_> = environment.into_iter().collect();
+            let error = load(text, &environment).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+            assert!(
+                !expected.starts_with("line") || error.contains("config.toml"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_key_is_in_the_environment_in_the_file_and_in_the_documentation() {
+        let page = include_str!("../../docs/configuration.md");
+        for (key, kind) in KEYS {
+            let value = match kind {
+                Kind::Text if key == "log_level" => "\"warn\"",
+                Kind::Text => "\"/x\"",
+                Kind::Number => "33",
+            };
+            let from_file = load(&format!("{key} = {value}"), &[]).unwrap();
+            let name = format!("CLOISTER_{}", key.to_ascii_uppercase());
+            let from_environment = load("", &[(&name, value.trim_matches('"'))]).unwrap();
+            assert_eq!(from_file, from_environment, "{key}");
+            assert_ne!(from_file, load("", &[]).unwrap(), "{key}");
+            assert!(
+                page.contains(&format!("`{key}`")),
+                "{key} is not documented"
+            );
+        }
+    }
+}

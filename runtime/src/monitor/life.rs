@@ -1,0 +1,548 @@
+//! The life of a container, and what can cut it short.
+//!
+//! ```text
+//!   booting ──Created──▶ live ──workload has ended──▶ ending ──▶ over
+//!      │                  │                             │
+//!      └──────────────────┴── VM, file server, caller ──┘
+//! ```
+//!
+//! One thread: [`Life::live`] goes from phase to phase while [`Life::watch`], polled beside it,
+//! ends only when something is wrong.
+
+use std::cell::{Cell, RefCell};
+use std::fs::Permissions;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use cloister_protocol::agent::SharedPath;
+use cloister_protocol::{LOG_PORT, READY_PORT};
+use cloister_vmm_api::{Channel, ChannelError, Event, ExitReason, Request, fs};
+use rustix::io::{Errno, ioctl_fionbio};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::unix::AsyncFd;
+use tokio::net::UnixStream;
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::timeout;
+
+use super::failure::Failure;
+use super::machine::{Machine, ROOTFS_NAME, SHARE_TAG, Worker, bind_name};
+use super::signals::{self, Meaning};
+use super::stdio::{Ended, QUIET};
+use super::streams::{Plan, Relays};
+use super::terminal::Pty;
+use super::timeline::Timeline;
+use crate::agent::{Agent, Exit};
+use crate::launch::{Launch, Order, Report, Terminal};
+use crate::paths::ContainerPaths;
+use crate::state::{self, Phase, State};
+use crate::sys::{self, SignalFd, Watched};
+use crate::text::printable;
+
+/// How long the cause of a failure may take to show.
+const CAUSE_LIMIT: Duration = Duration::from_millis(500);
+/// How long a process may take to be gone after its socket has closed.
+const GONE_LIMIT: Duration = Duration::from_secs(2);
+/// The longest text of a worker that is shown, in bytes.
+const REASON_MAX: usize = 4096;
+
+/// Where a container is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Booting,
+    Live,
+    Ending,
+}
+
+/// One container, from the start of its machine to its end.
+pub(crate) struct Life<'a> {
+    pub(crate) launch: &'a Launch,
+    pub(crate) paths: &'a ContainerPaths,
+    pub(crate) dir: &'a OwnedFd,
+    pub(crate) control: AsyncChannel,
+    pub(crate) signals: AsyncFd<Watched<SignalFd>>,
+    pub(crate) vmm: AsyncChannel,
+    pub(crate) fs: AsyncChannel,
+    pub(crate) machine: RefCell<&'a mut Machine>,
+    pub(crate) pty: Option<&'a Pty>,
+    pub(crate) timeline: &'a RefCell<Timeline>,
+    pub(crate) state: RefCell<&'a mut State>,
+    pub(crate) progress: Progress,
+}
+
+/// How far a life is.
+pub(crate) struct Progress {
+    stage: Cell<Stage>,
+    agent: RefCell<Option<Agent>>,
+    /// Columns and rows of the terminal.
+    size: Cell<(u16, u16)>,
+    exit: Cell<Option<Exit>>,
+    give_up: Notify,
+    /// Whether the VMM was asked to end, and that it has.
+    stopping: Cell<bool>,
+    stopped: Notify,
+}
+
+impl Progress {
+    pub(crate) fn new(terminal: Terminal) -> Self {
+        let size = match terminal {
+            Terminal::Inherited { columns, rows } => (columns, rows),
+            Terminal::None | Terminal::Socket => (0, 0),
+        };
+        Self {
+            stage: Cell::new(Stage::Booting),
+            agent: RefCell::new(None),
+            size: Cell::new(size),
+            exit: Cell::new(None),
+            give_up: Notify::new(),
+            stopping: Cell::new(false),
+            stopped: Notify::new(),
+        }
+    }
+}
+
+/// What the phases need and the watchers do not.
+struct Parts {
+    ready: oneshot::Receiver<UnixStream>,
+    spec: Vec<u8>,
+    plan: Plan,
+}
+
+/// How a container's life went.
+pub(crate) struct End {
+    /// How it ended.
+    pub(crate) result: Result<Exit, Failure>,
+    /// Whether it stood before that.
+    pub(crate) was_created: bool,
+}
+
+impl Life<'_> {
+    /// Lives it.
+    pub(crate) async fn run(
+        &self,
+        spec: Vec<u8>,
+        plan: Plan,
+        log: mpsc::Sender<UnixStream>,
+    ) -> End {
+        let (ready_sender, ready) = oneshot::channel();
+        let mut live = std::pin::pin!(self.live(Parts { ready, spec, plan }));
+        let mut watch = std::pin::pin!(self.watch(ready_sender, log));
+        let result = tokio::select! {
+            biased;
+            failure = &mut watch => match self.progress.exit.get() {
+                None => Err(failure),
+                Some(exit) => {
+                    // What becomes of the machine now does not change how the workload ended; its
+                    // last bytes may still be on their way.
+                    log::warn!("after the end of container {}: {failure}", self.launch.id);
+                    let _ = timeout(QUIET, &mut live).await;
+                    Ok(exit)
+                }
+            },
+            result = &mut live => match result {
+                Err(failure) if failure.is_symptom() => {
+                    let cause = timeout(CAUSE_LIMIT, &mut watch).await;
+                    Err(cause.unwrap_or(failure))
+                }
+                result => result,
+            },
+        };
+        End {
+            result,
+            was_created: self.progress.stage.get() != Stage::Booting,
+        }
+    }
+
+    async fn live(&self, parts: Parts) -> Result<Exit, Failure> {
+        let id = &self.launch.id;
+        let config = &self.launch.config;
+        let Parts { ready, spec, plan } = parts;
+        let stream = match timeout(config.boot_timeout, ready).await {
+            Ok(Ok(stream)) => stream,
+            // The watcher is gone only together with this future.
+            Ok(Err(_)) => return Err(Failure::CallerGone),
+            Err(_) => return Err(Failure::NoAgent(config.boot_timeout)),
+        };
+        self.reached("agent_connected");
+        let (agent, _) = Agent::greet(stream, config.request_timeout).await?;
+        self.reached("agent_ready");
+
+        if let Some(pty) = self.pty {
+            self.progress
+                .size
+                .set(pty.size().map_err(Failure::Terminal)?);
+        }
+        let size = self.progress.size.get();
+        let stdio = plan.stdio(size);
+        let create = async {
+            let rootfs = shared(ROOTFS_NAME.into());
+            let binds = &self.launch.container.binds;
+            let binds = binds.iter().map(|b| (b.index, shared(bind_name(b))));
+            let answer = agent.create(id, spec, rootfs, binds.collect(), stdio);
+            answer.await.map_err(Failure::from)
+        };
+        // The agent waits for the streams that it was told of, so both go on together.
+        let connect = plan.connect(self.dir, config.request_timeout);
+        let ((), connected) = tokio::try_join!(create, connect)?;
+        let ended = Ended::new().map_err(Failure::Relay)?;
+        let relays = connected.relay(&ended)?;
+        self.reached("container_created");
+        *self.progress.agent.borrow_mut() = Some(agent.clone());
+        if self.progress.size.get() != size {
+            self.resize().await;
+        }
+
+        self.created()?;
+        if self.launch.start {
+            if let Err(e) = agent.start(id).await {
+                // It never ran: to the caller it is as if it had not been created.
+                self.progress.stage.set(Stage::Booting);
+                return Err(e.into());
+            }
+            self.reached("process_started");
+            state::mark_started(self.paths)?;
+            self.report(&Report::Started);
+        }
+        let exit = agent.wait(id).await?;
+        self.reached("exit_seen");
+        self.progress.exit.set(Some(exit));
+        self.progress.stage.set(Stage::Ending);
+        self.end(&agent, relays, &ended).await?;
+        Ok(exit)
+    }
+
+    /// Tells the world that the container stands.
+    fn created(&self) -> Result<(), Failure> {
+        let mut state = self.state.borrow_mut();
+        state.phase = Phase::Created;
+        state::write(self.paths, &state)?;
+        if let Some(path) = &self.launch.pid_file {
+            let error = |e| Failure::PidFile(path.clone(), e);
+            write_pid_file(path, state.monitor.pid).map_err(error)?;
+        }
+        self.progress.stage.set(Stage::Live);
+        self.report(&Report::Created);
+        Ok(())
+    }
+
+    /// Delivers the last bytes, then has the guest write back its file systems.
+    async fn end(&self, agent: &Agent, relays: Relays, ended: &Ended) -> Result<(), Failure> {
+        ended.raise().map_err(Failure::Relay)?;
+        let drained = async {
+            for output in relays.outputs {
+                // The other side is dropped only when the relay has ended.
+                let _ = output.await;
+            }
+        };
+        tokio::select! {
+            () = drained => {}
+            () = self.progress.give_up.notified() => {
+                log::warn!("output of container {} was given up", self.launch.id);
+            }
+        }
+        if matches!(self.launch.terminal, Terminal::Inherited { .. }) {
+            // What is typed from now on is for whoever has the terminal next.
+            for input in relays.inputs {
+                let _ = timeout(CAUSE_LIMIT, input).await;
+            }
+        }
+        self.reached("output_delivered");
+        if let Err(e) = agent.delete(&self.launch.id).await {
+            log::warn!("cannot take container {} apart: {e}", self.launch.id);
+        }
+        self.reached("container_deleted");
+        if self.launch.timeline.is_some() {
+            self.stop_in_order().await;
+        }
+        Ok(())
+    }
+
+    /// Has the VMM say its last word, which holds its part of the timeline.
+    async fn stop_in_order(&self) {
+        self.progress.stopping.set(true);
+        if let Err(e) = self.vmm.send(&Request::Stop) {
+            log::warn!("the VMM's timeline is lost: {e}");
+            return;
+        }
+        // The watcher hears the answer.
+        let answer = self.progress.stopped.notified();
+        if timeout(GONE_LIMIT, answer).await.is_err() {
+            log::warn!("the VMM's timeline is lost: no answer");
+        }
+    }
+
+    /// Ends when something is wrong.
+    async fn watch(
+        &self,
+        ready: oneshot::Sender<UnixStream>,
+        log: mpsc::Sender<UnixStream>,
+    ) -> Failure {
+        tokio::select! {
+            biased;
+            failure = self.watch_workers(ready, log) => failure,
+            failure = self.watch_signals() => failure,
+            failure = self.watch_control() => failure,
+        }
+    }
+
+    /// When one of the two processes ends, the other is not long in following: tells which one
+    /// was the cause.
+    async fn watch_workers(
+        &self,
+        ready: oneshot::Sender<UnixStream>,
+        log: mpsc::Sender<UnixStream>,
+    ) -> Failure {
+        let mut vm = std::pin::pin!(self.watch_vm(ready, log));
+        let mut fs = std::pin::pin!(self.watch_fs());
+        let failure = tokio::select! {
+            biased;
+            (failure, killed) = &mut vm => {
+                let cause = if killed || self.progress.stopping.get() {
+                    None
+                } else {
+                    timeout(CAUSE_LIMIT, &mut fs).await.ok()
+                };
+                match cause {
+                    Some((cause, true)) => cause,
+                    _ => failure,
+                }
+            }
+            (failure, said) = &mut fs => {
+                let cause = if said {
+                    None
+                } else {
+                    timeout(CAUSE_LIMIT, &mut vm).await.ok()
+                };
+                match cause {
+                    Some((cause, true)) => cause,
+                    _ => failure,
+                }
+            }
+        };
+        if self.progress.stopping.get() {
+            self.progress.stopped.notify_one();
+            return std::future::pending().await;
+        }
+        failure
+    }
+
+    /// Ends with the VMM, and says whether it was killed without a last word.
+    async fn watch_vm(
+        &self,
+        ready: oneshot::Sender<UnixStream>,
+        log: mpsc::Sender<UnixStream>,
+    ) -> (Failure, bool) {
+        let mut ready = Some(ready);
+        loop {
+            let (event, mut fds) = match self.vmm.recv::<Event>().await {
+                Ok(Some(message)) => message,
+                Ok(None) => {
+                    let how = self.how_it_ended(|machine| &mut machine.vmm);
+                    return (Failure::VmEnded(format!("its process {how}")), true);
+                }
+                Err(e) => return (Failure::VmContract(e.to_string()), false),
+            };
+            match event {
+                Event::Booted { timeline } => self.timeline.borrow_mut().vm(&timeline),
+                Event::GuestConnect { port } => {
+                    let Some(stream) = fds.pop().map(stream_from_fd) else {
+                        let text = format!("a connection to port {port} without a stream");
+                        return (Failure::VmContract(text), false);
+                    };
+                    match (port, stream) {
+                        (_, Err(e)) => return (Failure::VmContract(e.to_string()), false),
+                        // The agent calls once; what else calls is turned away by closing.
+                        (READY_PORT, Ok(stream)) => {
+                            if let Some(ready) = ready.take() {
+                                let _ = ready.send(stream);
+                            }
+                        }
+                        (LOG_PORT, Ok(stream)) => {
+                            let _ = log.try_send(stream);
+                        }
+                        _ => {}
+                    }
+                }
+                Event::Paused | Event::Resumed => {}
+                Event::Exited { reason, timeline } => {
+                    self.timeline.borrow_mut().vm(&timeline);
+                    let reason = match reason {
+                        ExitReason::HostError { message } => printable(&message, REASON_MAX),
+                        reason => reason.to_string(),
+                    };
+                    return (Failure::VmEnded(reason), false);
+                }
+            }
+        }
+    }
+
+    /// Ends with the file server, and says whether it gave a reason.
+    async fn watch_fs(&self) -> (Failure, bool) {
+        loop {
+            match self.fs.recv::<fs::Reply>().await {
+                Ok(Some((fs::Reply::Ready, _))) => self.reached("fs_ready"),
+                Ok(Some((fs::Reply::Error { message }, _))) => {
+                    return (Failure::FileServer(printable(&message, REASON_MAX)), true);
+                }
+                Ok(None) => {
+                    let how = self.how_it_ended(|machine| &mut machine.fs);
+                    return (Failure::FileServer(format!("its process {how}")), false);
+                }
+                Err(e) => return (Failure::FileServer(e.to_string()), true),
+            }
+        }
+    }
+
+    /// How a worker whose socket has closed has ended.
+    fn how_it_ended(&self, which: impl FnOnce(&mut Machine) -> &mut Worker) -> String {
+        use std::os::unix::process::ExitStatusExt;
+        let mut machine = self.machine.borrow_mut();
+        match which(&mut machine).reap(GONE_LIMIT) {
+            None => "has closed its control socket".into(),
+            Some(status) => match (status.signal(), status.code()) {
+                (Some(signal), _) => format!("was killed by signal {signal}"),
+                (None, Some(code)) => format!("exited with code {code}"),
+                (None, None) => "ended".into(),
+            },
+        }
+    }
+
+    async fn watch_signals(&self) -> Failure {
+        loop {
+            let signal = match signals::next(&self.signals).await {
+                Ok(signal) => signal,
+                Err(e) => return Failure::Own(e),
+            };
+            match (
+                signals::meaning(signal, self.pty.is_some()),
+                self.progress.stage.get(),
+            ) {
+                (Meaning::Own, _) => {}
+                (Meaning::Resized, _) => match self.pty.map(Pty::size) {
+                    Some(Ok(size)) => {
+                        self.progress.size.set(size);
+                        self.resize().await;
+                    }
+                    Some(Err(e)) => log::warn!("cannot read the size of the terminal: {e}"),
+                    None => {}
+                },
+                (Meaning::Forward(signal), Stage::Booting) if signals::asks_to_end(signal) => {
+                    return Failure::Interrupted(signal);
+                }
+                (Meaning::Forward(_), Stage::Booting) => {}
+                (Meaning::Forward(signal), Stage::Live) => {
+                    let agent = self.progress.agent.borrow().clone();
+                    if let Some(agent) = agent
+                        && let Err(e) = agent.signal(&self.launch.id, signal, false).await
+                    {
+                        log::warn!("cannot pass signal {} on: {e}", signal.number());
+                    }
+                }
+                (Meaning::Forward(signal), Stage::Ending) if signals::asks_to_end(signal) => {
+                    self.progress.give_up.notify_one();
+                }
+                (Meaning::Forward(_), Stage::Ending) => {}
+            }
+        }
+    }
+
+    async fn watch_control(&self) -> Failure {
+        loop {
+            match self.control.recv::<Order>().await {
+                Ok(Some((Order::Resize { columns, rows }, _))) => {
+                    self.progress.size.set((columns, rows));
+                    self.resize().await;
+                }
+                Ok(None) if self.progress.stage.get() == Stage::Booting => {
+                    return Failure::CallerGone;
+                }
+                // Nobody waits for reports any more; the container lives on.
+                Ok(None) => std::future::pending().await,
+                Err(e) => return Failure::Own(std::io::Error::other(e)),
+            }
+        }
+    }
+
+    /// Passes the size of the terminal on, if there is somebody to pass it to.
+    async fn resize(&self) {
+        let agent = self.progress.agent.borrow().clone();
+        let (columns, rows) = self.progress.size.get();
+        if let Some(agent) = agent
+            && let Err(e) = agent.resize(&self.launch.id, columns, rows).await
+        {
+            log::debug!("cannot resize the terminal: {e}");
+        }
+    }
+
+    fn reached(&self, phase: &'static str) {
+        self.timeline.borrow_mut().reached(phase);
+    }
+
+    /// Tells the command line, if it is still there.
+    pub(crate) fn report(&self, report: &Report) {
+        let _ = self.control.send(report);
+    }
+}
+
+/// A reader of the file sees a whole number or none.
+fn write_pid_file(path: &Path, pid: i32) -> std::io::Result<()> {
+    let dir = match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    let mut file = tempfile::Builder::new()
+        .prefix(".cloister-pid-")
+        // As runc's: for anybody to read.
+        .permissions(Permissions::from_mode(0o644))
+        .tempfile_in(dir)?;
+    write!(file, "{pid}")?;
+    file.persist(path)?;
+    Ok(())
+}
+
+fn shared(path: String) -> SharedPath {
+    SharedPath {
+        tag: SHARE_TAG.into(),
+        path,
+        ..SharedPath::default()
+    }
+}
+
+fn stream_from_fd(fd: OwnedFd) -> std::io::Result<UnixStream> {
+    let stream = std::os::unix::net::UnixStream::from(fd);
+    stream.set_nonblocking(true)?;
+    UnixStream::from_std(stream)
+}
+
+/// A control socket that is waited for beside others.
+#[derive(Debug)]
+pub(crate) struct AsyncChannel(AsyncFd<Watched<Channel>>);
+
+impl AsyncChannel {
+    /// Must be called within a runtime.
+    pub(crate) fn new(channel: Channel) -> std::io::Result<Self> {
+        ioctl_fionbio(&channel, true)?;
+        Ok(Self(sys::watch(channel)?))
+    }
+
+    /// Sends without waiting.
+    pub(crate) fn send<T: Serialize>(&self, message: &T) -> Result<(), ChannelError> {
+        self.0.get_ref().inner().send(message, &[])
+    }
+
+    async fn recv<T: DeserializeOwned>(&self) -> Result<Option<(T, Vec<OwnedFd>)>, ChannelError> {
+        loop {
+            let Ok(mut ready) = self.0.readable().await else {
+                // The runtime shuts down, and with it all that waits here.
+                return Err(ChannelError::Receive(Errno::CANCELED));
+            };
+            match self.0.get_ref().inner().recv() {
+                Err(ChannelError::Receive(Errno::AGAIN)) => ready.clear_ready(),
+                result => return result,
+            }
+        }
+    }
+}

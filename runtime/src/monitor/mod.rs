@@ -1,0 +1,406 @@
+//! The monitor: the process on the host that is a container.
+//!
+//! It owns the container's virtual machine, relays its streams and signals, holds its network
+//! namespace, and ends as the workload ended: with the same exit code, or by the same signal. When
+//! the machine ends by itself the monitor exits with [`EXIT_LOST`]; a container that never stood
+//! is [`EXIT_FAILED`].
+//!
+//! What it must be able to rely on, it has: the machine's processes end when it does, since their
+//! control sockets close; nothing outside the state directory is made but the pid file.
+//!
+//! One thread runs everything but the relays of the streams ([`stdio`]), which are threads of
+//! their own because they may block.
+
+mod agent_log;
+mod failure;
+mod life;
+mod machine;
+mod signals;
+mod stdio;
+mod streams;
+mod terminal;
+mod timeline;
+
+use std::cell::RefCell;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::time::Duration;
+
+use cloister_vmm_api::Channel;
+use log::LevelFilter;
+use tokio::sync::mpsc;
+
+pub use machine::vm_config;
+
+use self::failure::Failure;
+use self::life::{AsyncChannel, End, Life, Progress};
+use self::machine::{ControlSlot, Machine};
+use self::streams::{Inherited, Plan};
+use self::terminal::Pty;
+use self::timeline::Timeline;
+use crate::agent::Exit;
+use crate::launch::{self, Launch, LaunchError, Received, Report, Terminal};
+use crate::logger;
+use crate::paths::ContainerPaths;
+use crate::process::ProcessId;
+use crate::signal::Signal;
+use crate::state::{self, Phase, STATE_VERSION, State};
+use crate::sys::{self, SignalFd};
+use crate::text::chain;
+use crate::time::rfc3339_nano_now;
+
+/// The exit code for a container that never stood.
+pub const EXIT_FAILED: u8 = 1;
+/// The exit code for a container whose machine ended under its workload.
+pub const EXIT_LOST: u8 = 255;
+
+/// How long the agent's last log lines may take to be written.
+const LOG_LIMIT: Duration = Duration::from_millis(300);
+
+/// Why a monitor did not even begin.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Something that every process has was not there.
+    #[error("the monitor cannot start")]
+    System(#[from] io::Error),
+    /// Nobody told it what to do.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+}
+
+/// Runs the monitor whose launch comes over the inherited descriptor `control`, to its end.
+/// Returns the exit code, unless the process ends by the workload's signal.
+///
+/// # Errors
+/// If it cannot even begin; nothing was done then.
+///
+/// # Safety
+/// Nothing in the process may own a descriptor above 2: to be called first thing in `main`.
+#[expect(unsafe_code, reason = "takes over inherited descriptors")]
+pub unsafe fn run(control: RawFd) -> Result<u8, StartError> {
+    let main_ns = crate::time::monotonic_ns();
+    // The kernel named the process after the link through which it was executed.
+    rustix::thread::set_name(c"cloister").map_err(io::Error::from)?;
+    // SAFETY: handed on to the caller.
+    let control = unsafe { sys::take_inherited(control) }?;
+    // Its number may be the one that children need.
+    let control =
+        Channel::new(rustix::io::fcntl_dupfd_cloexec(&control, 10).map_err(io::Error::from)?);
+    let signals = SignalFd::block_all()?;
+    // A session of its own: the caller's terminal sends its signals to the caller alone.
+    rustix::process::setsid().map_err(io::Error::from)?;
+    let received = launch::receive(&control)?;
+    let inherited = Inherited::take()?;
+    let slot = ControlSlot::reserve(rustix::stdio::stdin())?;
+
+    let Received {
+        launch,
+        spec,
+        console_socket,
+        log,
+    } = received;
+    let level = launch.config.log_level.parse().unwrap_or(LevelFilter::Info);
+    // Without a log file the caller's standard error is what is left to complain to.
+    let log = match log {
+        Some(log) => log,
+        None => File::from(inherited.stderr.try_clone()?),
+    };
+    logger::start(Some(log), launch.log_format, level);
+
+    let mut timeline = Timeline::default();
+    timeline.at("exec", launch.exec_ns);
+    timeline.at("monitor_main", main_ns);
+    let monitor = Monitor {
+        paths: ContainerPaths::new(&launch.root, &launch.id),
+        timeline: RefCell::new(timeline),
+        launch,
+    };
+    Ok(monitor.run(control, signals, slot, spec, inherited, console_socket))
+}
+
+struct Monitor {
+    launch: Launch,
+    paths: ContainerPaths,
+    timeline: RefCell<Timeline>,
+}
+
+/// What came of a container.
+struct Outcome {
+    end: End,
+    machine: Option<Machine>,
+    state: Option<State>,
+    control: Channel,
+}
+
+impl Monitor {
+    fn run(
+        &self,
+        control: Channel,
+        signals: SignalFd,
+        slot: ControlSlot,
+        spec: Vec<u8>,
+        inherited: Inherited,
+        console_socket: Option<OwnedFd>,
+    ) -> u8 {
+        // Reports go out over one descriptor while orders are awaited on the other.
+        let orders = rustix::io::fcntl_dupfd_cloexec(&control, 10);
+        let mut machine = None;
+        let mut state = None;
+        let result = orders
+            .map_err(|e| Failure::Own(e.into()))
+            .and_then(|orders| {
+                let parts = Parts {
+                    orders: Channel::new(orders),
+                    signals,
+                    slot,
+                    spec,
+                    inherited,
+                    console_socket,
+                };
+                self.live(parts, &mut machine, &mut state)
+            });
+        let end = result.unwrap_or_else(|failure| End {
+            result: Err(failure),
+            was_created: false,
+        });
+        self.finish(Outcome {
+            end,
+            machine,
+            state,
+            control,
+        })
+    }
+
+    /// Starts the machine and lives the container's life. What was started is left in `machine`
+    /// and `state`, whatever happens.
+    fn live(
+        &self,
+        parts: Parts,
+        machine_slot: &mut Option<Machine>,
+        state_slot: &mut Option<State>,
+    ) -> Result<End, Failure> {
+        let Parts {
+            orders,
+            signals,
+            mut slot,
+            spec,
+            inherited,
+            console_socket,
+        } = parts;
+        let Launch {
+            config, container, ..
+        } = &self.launch;
+        let dir = self.open_dir()?;
+        let mut machine = Machine::start(config, container, &self.paths, &dir, &mut slot)?;
+        self.timeline.borrow_mut().reached("machine_started");
+
+        // The guest boots; the rest is done meanwhile.
+        let channels = (machine.vmm.take_channel(), machine.fs.take_channel());
+        let state = self.first_state(&machine);
+        let machine = machine_slot.insert(machine);
+        let state = state_slot.insert(state?);
+        let (Some(vmm), Some(fs)) = channels else {
+            return Err(Failure::Own(io::Error::other(
+                "a control socket is missing",
+            )));
+        };
+        state::write(&self.paths, state)?;
+        if container.new_network {
+            // Before any thread is started: they all belong to it.
+            sys::new_network_namespace().map_err(Failure::Network)?;
+        }
+        let pty = match (self.launch.terminal, console_socket) {
+            (Terminal::Socket, Some(socket)) => Some(Pty::open(socket).map_err(Failure::Terminal)?),
+            _ => None,
+        };
+        let plan = match (self.launch.terminal, &pty) {
+            (_, Some(pty)) => Plan::pty(pty)?,
+            (Terminal::Inherited { .. }, None) => Plan::caller_terminal(inherited)?,
+            (_, None) => Plan::separate(inherited)?,
+        };
+        let log_file = self.agent_log()?;
+
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .build()
+            .map_err(Failure::Own)?;
+        let end = runtime.block_on(async {
+            let life = Life {
+                launch: &self.launch,
+                paths: &self.paths,
+                dir: &dir,
+                control: AsyncChannel::new(orders).map_err(Failure::Own)?,
+                signals: sys::watch(signals).map_err(Failure::Own)?,
+                vmm: AsyncChannel::new(vmm).map_err(Failure::Own)?,
+                fs: AsyncChannel::new(fs).map_err(Failure::Own)?,
+                machine: RefCell::new(machine),
+                pty: pty.as_ref(),
+                timeline: &self.timeline,
+                state: RefCell::new(state),
+                progress: Progress::new(self.launch.terminal),
+            };
+            let (log_sender, log_receiver) = mpsc::channel(1);
+            let log_task = tokio::spawn(agent_log::collect(log_receiver, log_file));
+            let end = life.run(spec, plan, log_sender).await;
+            if end.result.is_err() {
+                // What the agent said last may be the reason.
+                let _ = tokio::time::timeout(LOG_LIMIT, log_task).await;
+            }
+            Ok(end)
+        });
+        // Tasks that wait for the guest need not be waited for.
+        runtime.shutdown_background();
+        end
+    }
+
+    /// Tells how it ended and leaves nothing, in the order in which the caller cares.
+    fn finish(&self, outcome: Outcome) -> u8 {
+        let Outcome {
+            end,
+            mut machine,
+            state,
+            control,
+        } = outcome;
+        if let Some(machine) = &mut machine {
+            machine.kill();
+        }
+        let report = match &end.result {
+            Ok(Exit { code, signal }) => Report::Exited {
+                code: *code,
+                signal: *signal,
+            },
+            Err(failure) if end.was_created => Report::Lost {
+                message: failure.message(&self.paths),
+            },
+            Err(failure) => Report::Failed {
+                message: failure.message(&self.paths),
+            },
+        };
+        if !matches!(report, Report::Exited { .. }) {
+            // Its reason is known; before anybody is told, nothing of it is left.
+            drop(machine.take());
+        }
+        self.leave_state(&report, state);
+        self.timeline.borrow_mut().reached("cleaned_up");
+        if let Some(path) = &self.launch.timeline
+            && let Err(e) = self.timeline.borrow().write(path)
+        {
+            log::error!("cannot write the timeline {}: {e}", path.display());
+        }
+        let heard = control.send(&report, &[]).is_ok();
+        // Reaped last: nobody has to wait for the kernel to take a virtual machine apart.
+        drop(machine);
+        match report {
+            Report::Exited { code, signal } => {
+                if let Some(signal) = Signal::from_number(signal) {
+                    sys::die_by(signal);
+                    // A signal that ends no process did not end this one: as a shell would say.
+                    return u8::try_from(128 + signal.number()).unwrap_or(u8::MAX);
+                }
+                u8::try_from(code).unwrap_or(u8::MAX)
+            }
+            Report::Lost { message } => {
+                if !heard {
+                    log::error!("container {}: {message}", self.launch.id);
+                }
+                EXIT_LOST
+            }
+            Report::Failed { message } => {
+                if !heard {
+                    log::error!("container {}: {message}", self.launch.id);
+                }
+                EXIT_FAILED
+            }
+            Report::Created | Report::Started => EXIT_FAILED,
+        }
+    }
+
+    /// Removes the state directory, or leaves in it how the container ended.
+    fn leave_state(&self, report: &Report, state: Option<State>) {
+        let failed = matches!(report, Report::Failed { .. });
+        if failed && let Some(path) = &self.launch.pid_file {
+            // Not written yet, as a rule.
+            let _ = std::fs::remove_file(path);
+        }
+        if failed || self.launch.remove {
+            if let Err(e) = state::remove(&self.paths) {
+                log::error!("{}", chain(&e));
+            }
+            return;
+        }
+        let Some(mut state) = state else {
+            return;
+        };
+        state.phase = match report {
+            Report::Exited { code, signal } => Phase::Exited {
+                code: *code,
+                signal: *signal,
+                error: None,
+            },
+            Report::Lost { message } => Phase::Exited {
+                code: EXIT_LOST.into(),
+                signal: 0,
+                error: Some(message.clone()),
+            },
+            Report::Failed { .. } | Report::Created | Report::Started => return,
+        };
+        // The socket leads nowhere any more.
+        let _ = std::fs::remove_file(self.paths.vsock());
+        if let Err(e) = state::write(&self.paths, &state) {
+            log::error!("{}", chain(&e));
+        }
+    }
+
+    fn open_dir(&self) -> Result<OwnedFd, Failure> {
+        use rustix::fs::{Mode, OFlags};
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::open(self.paths.dir(), flags, Mode::empty())
+            .map_err(|e| state::StateError::Access(self.paths.dir().to_owned(), e.into()).into())
+    }
+
+    fn agent_log(&self) -> Result<File, Failure> {
+        let path = self.paths.agent_log();
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|e| state::StateError::Access(path, e).into())
+    }
+
+    fn first_state(&self, machine: &Machine) -> Result<State, Failure> {
+        let Launch {
+            id,
+            bundle,
+            container,
+            ..
+        } = &self.launch;
+        Ok(State {
+            version: STATE_VERSION,
+            id: id.clone(),
+            oci_version: container.oci_version.clone(),
+            bundle: bundle.clone(),
+            rootfs: container.rootfs.clone(),
+            created: rfc3339_nano_now(),
+            annotations: container.annotations.clone(),
+            monitor: ProcessId::current().map_err(Failure::Own)?,
+            vmm: machine.vmm.id,
+            fs: machine.fs.id,
+            phase: Phase::Creating,
+        })
+    }
+}
+
+/// What a life needs and a failure does not.
+struct Parts {
+    orders: Channel,
+    signals: SignalFd,
+    slot: ControlSlot,
+    spec: Vec<u8>,
+    inherited: Inherited,
+    console_socket: Option<OwnedFd>,
+}

@@ -1,0 +1,218 @@
+//! Which streams a workload has, and what is at their host ends.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use cloister_protocol::agent::Stdio;
+use cloister_protocol::{STDIO_PORT, TOKEN_LEN};
+use rustix::fs::{FileType, fstat, major, minor};
+use rustix::rand::{GetRandomFlags, getrandom};
+use tokio::io::AsyncWriteExt;
+use tokio::sync::oneshot;
+
+use super::failure::Failure;
+use super::stdio::{Ended, drain, feed};
+use super::terminal::Pty;
+use crate::vsock;
+
+/// `/dev/null`: Documentation/admin-guide/devices.txt.
+const NULL: (u32, u32) = (1, 3);
+
+/// The standard streams that this process was started with.
+#[derive(Debug)]
+pub(crate) struct Inherited {
+    pub(crate) stdin: OwnedFd,
+    pub(crate) stdout: OwnedFd,
+    pub(crate) stderr: OwnedFd,
+}
+
+impl Inherited {
+    /// Takes them over and leaves `/dev/null` in their places: who reads from a workload must see
+    /// the end when the workload closes its stream, not when the monitor ends.
+    pub(crate) fn take() -> std::io::Result<Self> {
+        // Above the numbers that have a meaning in children.
+        let dup = |fd| rustix::io::fcntl_dupfd_cloexec(fd, 10);
+        let this = Self {
+            stdin: dup(rustix::stdio::stdin())?,
+            stdout: dup(rustix::stdio::stdout())?,
+            stderr: dup(rustix::stdio::stderr())?,
+        };
+        let null = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/null")?;
+        rustix::stdio::dup2_stdin(&null)?;
+        rustix::stdio::dup2_stdout(&null)?;
+        rustix::stdio::dup2_stderr(&null)?;
+        Ok(this)
+    }
+}
+
+/// One vsock connection.
+#[derive(Debug)]
+struct Stream {
+    token: [u8; TOKEN_LEN],
+    /// What the workload reads.
+    source: Option<OwnedFd>,
+    /// Where what it writes goes.
+    sink: Option<OwnedFd>,
+}
+
+impl Stream {
+    fn new(source: Option<OwnedFd>, sink: Option<OwnedFd>) -> Result<Self, Failure> {
+        // Bytes of the kernel's generator; a short read does not happen below 256 bytes.
+        let mut token = [0; TOKEN_LEN];
+        getrandom(&mut token, GetRandomFlags::empty()).map_err(|e| Failure::Relay(e.into()))?;
+        Ok(Self {
+            token,
+            source,
+            sink,
+        })
+    }
+}
+
+/// The streams of one workload, not yet connected.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    terminal: bool,
+    /// Standard input or the terminal; standard output; standard error. `None` is `/dev/null`.
+    streams: [Option<Stream>; 3],
+}
+
+impl Plan {
+    /// Three streams between the workload and `inherited`.
+    pub(crate) fn separate(inherited: Inherited) -> Result<Self, Failure> {
+        let Inherited {
+            stdin,
+            stdout,
+            stderr,
+        } = inherited;
+        let input = |fd| match is_null(&fd) {
+            true => Ok(None),
+            false => Stream::new(Some(fd), None).map(Some),
+        };
+        let output = |fd| match is_null(&fd) {
+            true => Ok(None),
+            false => Stream::new(None, Some(fd)).map(Some),
+        };
+        Ok(Self {
+            terminal: false,
+            streams: [input(stdin)?, output(stdout)?, output(stderr)?],
+        })
+    }
+
+    /// A terminal that is read from and written to through `inherited`.
+    pub(crate) fn caller_terminal(inherited: Inherited) -> Result<Self, Failure> {
+        let stream = Stream::new(Some(inherited.stdin), Some(inherited.stdout))?;
+        Ok(Self {
+            terminal: true,
+            streams: [Some(stream), None, None],
+        })
+    }
+
+    /// A terminal that is the slave side of `pty`.
+    pub(crate) fn pty(pty: &Pty) -> Result<Self, Failure> {
+        let clone = || pty.try_clone().map_err(Failure::Terminal);
+        let stream = Stream::new(Some(clone()?), Some(clone()?))?;
+        Ok(Self {
+            terminal: true,
+            streams: [Some(stream), None, None],
+        })
+    }
+
+    /// What the agent is told.
+    pub(crate) fn stdio(&self, (columns, rows): (u16, u16)) -> Stdio {
+        let [stdin, stdout, stderr] = &self.streams;
+        let token =
+            |stream: &Option<Stream>| stream.as_ref().map_or_else(Vec::new, |s| s.token.to_vec());
+        Stdio {
+            terminal: self.terminal,
+            stdin: token(stdin),
+            stdout: token(stdout),
+            stderr: token(stderr),
+            columns: columns.into(),
+            rows: rows.into(),
+            ..Stdio::default()
+        }
+    }
+
+    /// Connects every stream to the guest whose state directory is `dir`.
+    pub(crate) async fn connect(
+        self,
+        dir: impl AsFd,
+        limit: Duration,
+    ) -> Result<Connected, Failure> {
+        let [stdin, stdout, stderr] = self.streams;
+        let dir = dir.as_fd();
+        let streams = tokio::try_join!(
+            connect(dir, stdin, limit),
+            connect(dir, stdout, limit),
+            connect(dir, stderr, limit)
+        )?;
+        Ok(Connected {
+            streams: streams.into(),
+        })
+    }
+}
+
+/// Streams that are connected and not yet relayed.
+#[derive(Debug)]
+pub(crate) struct Connected {
+    streams: [Option<(Stream, UnixStream)>; 3],
+}
+
+/// Relays that work. Each ends at the end of its stream.
+#[derive(Debug, Default)]
+pub(crate) struct Relays {
+    pub(crate) inputs: Vec<oneshot::Receiver<()>>,
+    pub(crate) outputs: Vec<oneshot::Receiver<()>>,
+}
+
+impl Connected {
+    /// Starts the relays.
+    pub(crate) fn relay(self, ended: &Ended) -> Result<Relays, Failure> {
+        let mut relays = Relays::default();
+        for (stream, connection) in self.streams.into_iter().flatten() {
+            let other = connection.try_clone().map_err(Failure::Relay)?;
+            if let Some(source) = stream.source {
+                let input = feed(source, other, ended.clone()).map_err(Failure::Relay)?;
+                relays.inputs.push(input);
+            }
+            if let Some(sink) = stream.sink {
+                let output = drain(connection, sink, ended.clone()).map_err(Failure::Relay)?;
+                relays.outputs.push(output);
+            }
+        }
+        Ok(relays)
+    }
+}
+
+async fn connect(
+    dir: impl AsFd,
+    stream: Option<Stream>,
+    limit: Duration,
+) -> Result<Option<(Stream, UnixStream)>, Failure> {
+    let Some(stream) = stream else {
+        return Ok(None);
+    };
+    let mut connection = vsock::connect(dir, STDIO_PORT, limit)
+        .await
+        .map_err(Failure::Stream)?;
+    // The socket has room for it: nothing was written before but the request.
+    connection
+        .write_all(&stream.token)
+        .await
+        .map_err(Failure::Relay)?;
+    let connection = connection.into_std().map_err(Failure::Relay)?;
+    connection.set_nonblocking(false).map_err(Failure::Relay)?;
+    Ok(Some((stream, connection)))
+}
+
+/// Whether a descriptor is `/dev/null`, which the guest has too.
+fn is_null(fd: impl AsFd) -> bool {
+    fstat(fd).is_ok_and(|stat| {
+        FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+            && (major(stat.st_rdev), minor(stat.st_rdev)) == NULL
+    })
+}

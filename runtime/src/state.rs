@@ -1,0 +1,421 @@
+//! What is known of a container on the host: its state directory.
+//!
+//! ```text
+//! <root>/<id>/            mode 0700; its existence claims the id
+//!   state.json            written by the monitor alone, replaced atomically
+//!   started               empty; made by whoever has started the user's program
+//!   console.log agent.log vsock.sock
+//! ```
+//!
+//! The status follows from these and from whether the monitor lives, never from asking the guest:
+//!
+//! ```text
+//!   monitor not alive, or an exit recorded ─▶ stopped
+//!   phase "creating"                       ─▶ creating
+//!   phase "created", no `started`          ─▶ created
+//!   phase "created" and `started`          ─▶ running
+//! ```
+//!
+//! Commands that change a container hold a lock on the directory. The monitor takes none, so that
+//! nothing can keep it from ending.
+
+use std::collections::HashMap;
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::ContainerId;
+use crate::paths::ContainerPaths;
+use crate::process::ProcessId;
+
+/// The version of [`State`]'s form.
+pub const STATE_VERSION: u32 = 1;
+
+/// How long to wait before a lock is asked for again.
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
+
+/// How often a directory is attempted that fills up while it is being removed.
+const REMOVE_TRIES: u32 = 3;
+
+/// What the monitor says of its container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// [`STATE_VERSION`].
+    pub version: u32,
+    /// The container's id.
+    pub id: String,
+    /// `ociVersion` of its specification.
+    pub oci_version: String,
+    /// The bundle, absolute.
+    pub bundle: PathBuf,
+    /// The root file system, absolute.
+    pub rootfs: PathBuf,
+    /// When it was created, RFC 3339.
+    pub created: String,
+    /// The specification's annotations.
+    pub annotations: HashMap<String, String>,
+    /// The container's process on the host.
+    pub monitor: ProcessId,
+    /// The process of its virtual machine.
+    pub vmm: ProcessId,
+    /// The process of its file server.
+    pub fs: ProcessId,
+    /// How far it is.
+    pub phase: Phase,
+}
+
+/// How far a container is, as its monitor sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "name", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Phase {
+    /// The virtual machine boots.
+    Creating,
+    /// The container stands in its virtual machine.
+    Created,
+    /// The workload has ended.
+    Exited {
+        /// Its exit code, if it exited.
+        code: u32,
+        /// The signal that ended it, or 0.
+        signal: u32,
+        /// Why, if it was not the workload's own doing.
+        error: Option<String>,
+    },
+}
+
+/// The status of a container as the OCI runtime specification names it (runtime.md#state).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// Being created.
+    Creating,
+    /// Created, the user's program not started.
+    Created,
+    /// The user's program was started and has not ended.
+    Running,
+    /// The user's program has ended.
+    Stopped,
+}
+
+impl Status {
+    /// The specification's word.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// Why a container's state cannot be had. The first two texts begin as runc's.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The id is taken.
+    #[error("container with given ID already exists: {0}")]
+    Exists(ContainerId),
+    /// There is no such container.
+    #[error("container does not exist: {0}")]
+    NotFound(ContainerId),
+    /// The directory that holds all containers cannot be made.
+    #[error("cannot make the root directory {}", .0.display())]
+    Root(PathBuf, #[source] io::Error),
+    /// A file cannot be read or written.
+    #[error("cannot access {}", .0.display())]
+    Access(PathBuf, #[source] io::Error),
+    /// A state file is damaged.
+    #[error("{} is damaged", .0.display())]
+    Damaged(PathBuf, #[source] serde_json::Error),
+    /// A state file is of another version of cloister.
+    #[error("{}: version {got} of the state file is not understood", path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        got: u32,
+    },
+    /// Another command works on the container.
+    #[error("container {0} is busy: another command is working on it")]
+    Busy(ContainerId),
+}
+
+/// A container's state directory, opened.
+#[derive(Debug)]
+pub struct StateDir {
+    id: ContainerId,
+    paths: ContainerPaths,
+    /// The directory; the lock is on this descriptor.
+    dir: File,
+}
+
+impl StateDir {
+    /// Claims an id: makes its directory and locks it.
+    ///
+    /// # Errors
+    /// [`StateError::Exists`] if the id is taken.
+    pub fn create(root: &Path, id: &ContainerId) -> Result<Self, StateError> {
+        let paths = ContainerPaths::new(root, id.as_str());
+        let mut builder = DirBuilder::new();
+        builder.mode(0o700);
+        let mut made = builder.create(paths.dir());
+        if made
+            .as_ref()
+            .is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
+        {
+            DirBuilder::new()
+                .mode(0o711)
+                .recursive(true)
+                .create(root)
+                .map_err(|e| StateError::Root(root.to_owned(), e))?;
+            made = builder.create(paths.dir());
+        }
+        match made {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(StateError::Exists(id.clone()));
+            }
+            Err(e) => return Err(StateError::Access(paths.dir().to_owned(), e)),
+        }
+        let this = Self::open(root, id)?;
+        this.lock(Duration::ZERO)?;
+        Ok(this)
+    }
+
+    /// Opens the directory of an id.
+    ///
+    /// # Errors
+    /// [`StateError::NotFound`] if there is none.
+    pub fn open(root: &Path, id: &ContainerId) -> Result<Self, StateError> {
+        let paths = ContainerPaths::new(root, id.as_str());
+        let dir = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW)
+            .open(paths.dir());
+        match dir {
+            Ok(dir) => Ok(Self {
+                id: id.clone(),
+                paths,
+                dir,
+            }),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Err(StateError::NotFound(id.clone())),
+            Err(e) => Err(StateError::Access(paths.dir().to_owned(), e)),
+        }
+    }
+
+    /// Every container below `root`, in the order of their ids.
+    ///
+    /// # Errors
+    /// If `root` cannot be read; a root that does not exist holds no containers.
+    pub fn all(root: &Path) -> Result<Vec<Self>, StateError> {
+        let access = |e| StateError::Access(root.to_owned(), e);
+        let entries = match fs::read_dir(root) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(access(e)),
+        };
+        let mut ids = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(access)?;
+            if let Some(id) = entry.file_name().to_str()
+                && let Ok(id) = ContainerId::new(id)
+                && entry.file_type().is_ok_and(|kind| kind.is_dir())
+            {
+                ids.push(id);
+            }
+        }
+        ids.sort();
+        let mut found = Vec::new();
+        for id in ids {
+            match Self::open(root, &id) {
+                Ok(dir) => found.push(dir),
+                // It was deleted meanwhile.
+                Err(StateError::NotFound(_)) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(found)
+    }
+
+    /// The container's id.
+    #[must_use]
+    pub fn id(&self) -> &ContainerId {
+        &self.id
+    }
+
+    /// The files in the directory.
+    #[must_use]
+    pub fn paths(&self) -> &ContainerPaths {
+        &self.paths
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.dir
+    }
+
+    /// The user that owns the directory.
+    ///
+    /// # Errors
+    /// If the directory cannot be examined.
+    pub fn owner(&self) -> Result<u32, StateError> {
+        match self.dir.metadata() {
+            Ok(metadata) => Ok(metadata.uid()),
+            Err(e) => Err(StateError::Access(self.paths.dir().to_owned(), e)),
+        }
+    }
+
+    /// Keeps other commands away until this value is dropped.
+    ///
+    /// # Errors
+    /// [`StateError::Busy`] if another command holds the lock for longer than `limit`,
+    /// [`StateError::NotFound`] if the directory was removed meanwhile.
+    pub fn lock(&self, limit: Duration) -> Result<(), StateError> {
+        let deadline = Instant::now() + limit;
+        loop {
+            match self.dir.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                    std::thread::sleep(LOCK_PAUSE);
+                }
+                Err(TryLockError::WouldBlock) => {
+                    return Err(StateError::Busy(self.id.clone()));
+                }
+                Err(TryLockError::Error(e)) => {
+                    return Err(StateError::Access(self.paths.dir().to_owned(), e));
+                }
+            }
+        }
+        // The lock may be that of a directory which its last holder has removed.
+        match self.dir.metadata() {
+            Ok(metadata) if metadata.nlink() == 0 => Err(StateError::NotFound(self.id.clone())),
+            Ok(_) => Ok(()),
+            Err(e) => Err(StateError::Access(self.paths.dir().to_owned(), e)),
+        }
+    }
+
+    /// Lets other commands work on the container.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn unlock(&self) -> Result<(), StateError> {
+        self.dir
+            .unlock()
+            .map_err(|e| StateError::Access(self.paths.dir().to_owned(), e))
+    }
+
+    /// Reads what the monitor has written.
+    ///
+    /// # Errors
+    /// [`StateError::NotFound`] if it has not written anything.
+    pub fn load(&self) -> Result<State, StateError> {
+        let path = self.paths.state();
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return Err(StateError::NotFound(self.id.clone()));
+            }
+            Err(e) => return Err(StateError::Access(path, e)),
+        };
+        // A later form may differ anywhere but in its number.
+        #[derive(Deserialize)]
+        struct Version {
+            version: u32,
+        }
+        let damaged = |e| StateError::Damaged(path.clone(), e);
+        let Version { version } = serde_json::from_slice(&text).map_err(damaged)?;
+        if version != STATE_VERSION {
+            return Err(StateError::Version { path, got: version });
+        }
+        serde_json::from_slice(&text).map_err(damaged)
+    }
+
+    /// The status of a container whose monitor has written `state`.
+    #[must_use]
+    pub fn status(&self, state: &State) -> Status {
+        match state.phase {
+            Phase::Exited { .. } => Status::Stopped,
+            _ if !state.monitor.alive() => Status::Stopped,
+            Phase::Creating => Status::Creating,
+            Phase::Created if self.paths.started().exists() => Status::Running,
+            Phase::Created => Status::Created,
+        }
+    }
+
+    /// Notes that the user's program was started.
+    ///
+    /// # Errors
+    /// If the note cannot be made.
+    pub fn mark_started(&self) -> Result<(), StateError> {
+        mark_started(&self.paths)
+    }
+
+    /// Removes the directory with all it holds.
+    ///
+    /// # Errors
+    /// If something of it stays.
+    pub fn remove(&self) -> Result<(), StateError> {
+        remove(&self.paths)
+    }
+}
+
+/// Notes that the user's program of a container was started.
+///
+/// # Errors
+/// If the note cannot be made.
+pub fn mark_started(paths: &ContainerPaths) -> Result<(), StateError> {
+    let path = paths.started();
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path);
+    match file {
+        Ok(_) => Ok(()),
+        Err(e) => Err(StateError::Access(path, e)),
+    }
+}
+
+/// Removes a state directory with all it holds; one that is not there is no error.
+///
+/// # Errors
+/// If something of it stays.
+pub fn remove(paths: &ContainerPaths) -> Result<(), StateError> {
+    // Another process may remove it at the same moment, or the monitor write its last word.
+    for _ in 0..REMOVE_TRIES {
+        match fs::remove_dir_all(paths.dir()) {
+            Ok(()) => return Ok(()),
+            Err(_) if !paths.dir().exists() => return Ok(()),
+            Err(_) => {}
+        }
+    }
+    match fs::remove_dir_all(paths.dir()) {
+        Err(e) if paths.dir().exists() => Err(StateError::Access(paths.dir().to_owned(), e)),
+        _ => Ok(()),
+    }
+}
+
+/// Replaces a container's state file: a reader sees the old one or the new one.
+///
+/// # Errors
+/// If it cannot be written; the old one stays.
+pub fn write(paths: &ContainerPaths, state: &State) -> Result<(), StateError> {
+    let path = paths.state();
+    let access = |e| StateError::Access(path.clone(), e);
+    let mut text = serde_json::to_vec(state).map_err(|e| StateError::Damaged(path.clone(), e))?;
+    text.push(b'\n');
+    let mut file = tempfile::NamedTempFile::new_in(paths.dir()).map_err(access)?;
+    file.write_all(&text).map_err(access)?;
+    file.persist(&path).map_err(|e| access(e.error))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

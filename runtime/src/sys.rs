@@ -1,0 +1,213 @@
+//! The system calls that no safe interface offers.
+#![allow(
+    unsafe_code,
+    reason = "inherited and watched descriptors, signal masks, namespaces: there is no safe wrapper"
+)]
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use rustix::io::Errno;
+use tokio::io::unix::AsyncFd;
+
+use crate::signal::Signal;
+
+/// Takes over a descriptor that this process was started with, and closes every other one above
+/// the standard streams.
+///
+/// # Errors
+/// If `fd` is no open descriptor, or one of the standard streams.
+///
+/// # Safety
+/// Nothing else in the process may own `fd` or any other descriptor above 2: to be called first
+/// thing in `main`.
+pub unsafe fn take_inherited(fd: RawFd) -> io::Result<OwnedFd> {
+    let number = libc::c_uint::try_from(fd).map_err(|_| Errno::BADF)?;
+    if number < 3 {
+        return Err(Errno::BADF.into());
+    }
+    if number > 3 {
+        // SAFETY: closing descriptors touches no memory, and the caller says that none is owned.
+        check(unsafe { libc::close_range(3, number - 1, 0) })?;
+    }
+    // SAFETY: as above.
+    check(unsafe { libc::close_range(number + 1, libc::c_uint::MAX, 0) })?;
+    // SAFETY: F_SETFD takes an integer and fails if the descriptor is not open.
+    check(unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) })?;
+    // SAFETY: the descriptor is open, as the call above has shown, and nobody owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A descriptor that reports the signals this process gets.
+#[derive(Debug)]
+pub struct SignalFd(OwnedFd);
+
+impl SignalFd {
+    /// Blocks every signal that can be blocked, but `SIGPIPE`, in the calling thread and in those
+    /// it starts, and reports them through the descriptor instead.
+    ///
+    /// # Errors
+    /// If the process is out of descriptors.
+    pub fn block_all() -> io::Result<Self> {
+        let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: the set is writable.
+        check(unsafe { libc::sigfillset(set.as_mut_ptr()) })?;
+        // Not reported: writing to a closed pipe must stay a mere error of that write.
+        // SAFETY: the set was initialised by sigfillset.
+        check(unsafe { libc::sigdelset(set.as_mut_ptr(), libc::SIGPIPE) })?;
+        // SAFETY: the set is initialised; the old mask is not asked for.
+        let errno =
+            unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, set.as_ptr(), std::ptr::null_mut()) };
+        if errno != 0 {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+        // SAFETY: the set is initialised; -1 asks for a new descriptor.
+        let fd =
+            unsafe { libc::signalfd(-1, set.as_ptr(), libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+        check(fd)?;
+        // SAFETY: the descriptor is new.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Takes the next signal, if there is one.
+    ///
+    /// # Errors
+    /// If the descriptor cannot be read.
+    pub fn next(&self) -> io::Result<Option<Signal>> {
+        let mut info = [0; size_of::<libc::signalfd_siginfo>()];
+        match rustix::io::read(&self.0, &mut info) {
+            Ok(_) => {}
+            Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
+            Err(errno) => return Err(errno.into()),
+        }
+        // signalfd(2): the first field, `ssi_signo`, is 32 bits.
+        let number = info
+            .first_chunk()
+            .map_or(0, |bytes| u32::from_ne_bytes(*bytes));
+        Ok(Signal::from_number(number))
+    }
+}
+
+impl AsFd for SignalFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// A descriptor that a runtime watches.
+#[derive(Debug)]
+pub struct Watched<T>(T);
+
+impl<T> Watched<T> {
+    /// What is watched.
+    pub fn inner(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T: AsFd> AsRawFd for Watched<T> {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+mod private {
+    /// Types that own one descriptor, which stays the same and open until they are dropped.
+    pub trait Owner: std::os::fd::AsFd {}
+    impl Owner for super::SignalFd {}
+    impl Owner for cloister_vmm_api::Channel {}
+}
+
+/// Has the current runtime watch a descriptor.
+///
+/// # Errors
+/// If it cannot be watched.
+pub fn watch<T: private::Owner>(inner: T) -> io::Result<AsyncFd<Watched<T>>> {
+    // SAFETY: an owner's descriptor stays the same and open for as long as the owner is there,
+    // and the owner moves into the result.
+    let watched = unsafe { AsyncFd::register(Watched(inner)) };
+    watched.map_err(|e| e.into_parts().1)
+}
+
+/// Ends this process by a signal, without a core file. Returns if the signal's default action
+/// does not end a process.
+pub fn die_by(signal: Signal) {
+    let Ok(number) = libc::c_int::try_from(signal.number()) else {
+        return;
+    };
+    // What dumps core here would dump the monitor's memory, not the workload's. A failure leaves
+    // a core file too many.
+    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+    // SAFETY: the default action is no function of ours.
+    unsafe { libc::signal(number, libc::SIG_DFL) };
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: the set is writable.
+    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+    // SAFETY: raise takes an integer.
+    unsafe { libc::raise(number) };
+    // SAFETY: the set was initialised by sigemptyset; the signal is delivered here.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, set.as_ptr(), std::ptr::null_mut()) };
+}
+
+/// Sends a signal to an open process. Any signal: rustix has no name for the real-time ones.
+///
+/// # Errors
+/// `ESRCH` if the process has ended.
+pub fn signal_process(process: BorrowedFd<'_>, signal: Signal) -> Result<(), Errno> {
+    // SAFETY: no siginfo is given, and the kernel takes any descriptor and any number.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            process.as_raw_fd(),
+            signal.number(),
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    if result < 0 {
+        return Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::INVAL));
+    }
+    Ok(())
+}
+
+/// Moves the calling thread, and the threads it starts later, into a network namespace of its own.
+///
+/// # Errors
+/// If the process may not.
+pub fn new_network_namespace() -> io::Result<()> {
+    // SAFETY: no descriptor table or memory is unshared.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }?;
+    Ok(())
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_are_reported_in_place_of_being_delivered() {
+        // nextest runs every test in a process of its own: blocking here bothers nobody.
+        let signals = SignalFd::block_all().unwrap();
+        assert_eq!(signals.next().unwrap(), None);
+        let me = rustix::process::getpid();
+        rustix::process::kill_process(me, rustix::process::Signal::TERM).unwrap();
+        assert_eq!(signals.next().unwrap(), Some(Signal::TERM));
+        assert_eq!(signals.next().unwrap(), None);
+    }
+
+    #[test]
+    fn standard_streams_are_not_taken_over() {
+        // SAFETY: the call fails before anything is closed.
+        assert!(unsafe { take_inherited(2) }.is_err());
+        // SAFETY: as above.
+        assert!(unsafe { take_inherited(-1) }.is_err());
+    }
+}
