@@ -16,9 +16,9 @@ use crate::device::GuestRam;
 /// A piece of guest memory that is contiguous for the host.
 pub(super) type Segment<'m> = VolatileSlice<'m, ()>;
 
-/// The most segments a chain may have: as many as the largest queue has descriptors. Only an
-/// indirect table could bring more.
-const MAX_SEGMENTS: usize = 128;
+/// The most segments a chain may have: twice as many as the largest queue has descriptors, since
+/// one may lie across two regions of memory. Only an indirect table could bring more.
+const MAX_SEGMENTS: usize = 256;
 
 /// The most bytes in one packet to the guest.
 const MAX_PAYLOAD: usize = 64 * 1024;

@@ -6,8 +6,11 @@
 //!        │                                     │ REQUEST
 //!        ▼                                     ▼
 //!   Requested ───────── RESPONSE ────────▶ Established ── host is gone ──▶ Closing
-//!        │                                     │                              │
-//!        └── RST, or host is gone ──▶ (over) ◀─┴── RST, or all shut down ─────┘
+//!        │                                     │    │                         │
+//!        └── RST, or host is gone ──▶ (over) ◀─┴────│─ RST, or all shut down ─┘
+//!                                        ▲          │ RST after the end of the guest's stream,
+//!                                        │          ▼ which the host has not taken to the end
+//!                                        └─────── Ended
 //! ```
 //!
 //! Each direction ends on its own. The guest says that it sends or receives no more with a
@@ -35,6 +38,8 @@ enum State {
     Established,
     /// The host is gone; the guest has not confirmed it.
     Closing,
+    /// The guest is gone; the host has not taken everything.
+    Ended,
 }
 
 /// What one end no longer does.
@@ -79,6 +84,10 @@ pub(super) enum Effect {
     Shutdown,
     /// The guest has ended the connection.
     Reset,
+    /// The guest has ended the connection, after all it had to say, which is still for the host.
+    Ended,
+    /// The guest has ended the connection before; the packet belongs to none.
+    Stray,
 }
 
 /// How a guest broke the protocol. The connection is over.
@@ -127,7 +136,17 @@ impl Connection {
 
     /// Takes a packet from the guest.
     pub(super) fn receive(&mut self, header: &Header) -> Result<Effect, Violation> {
+        if self.state == State::Ended {
+            return Ok(Effect::Stray);
+        }
         if header.op == op::RST {
+            // A guest closes its socket, waits some seconds for the confirmation, and then gives
+            // up: that must not cost the host bytes that were sent in good order.
+            if self.state == State::Established && self.guest.sending {
+                self.state = State::Ended;
+                self.due = Due::default();
+                return Ok(Effect::Ended);
+            }
             return Ok(Effect::Reset);
         }
         self.credit.learn(header);
@@ -176,12 +195,12 @@ impl Connection {
     /// The host has taken `len` bytes of what the guest sent.
     pub(super) fn forwarded(&mut self, len: u32) {
         self.credit.forwarded(len);
-        self.due.credit_update |= self.credit.update_due();
+        self.due.credit_update |= self.state != State::Ended && self.credit.update_due();
     }
 
     /// The host's stream has ended and all of it has been sent to the guest.
     pub(super) fn host_sends_no_more(&mut self) {
-        self.due.shutdown |= !self.host.sending;
+        self.due.shutdown |= !self.host.sending && self.state != State::Ended;
         self.host.sending = true;
     }
 
@@ -196,7 +215,9 @@ impl Connection {
     pub(super) fn host_gone(&mut self) {
         self.host_sends_no_more();
         self.host_receives_no_more();
-        self.state = State::Closing;
+        if self.state != State::Ended {
+            self.state = State::Closing;
+        }
     }
 
     /// How many bytes of the host's stream the guest takes now.
@@ -272,6 +293,11 @@ impl Connection {
     /// Whether the guest has still to answer the host's REQUEST.
     pub(super) fn is_requested(&self) -> bool {
         self.state == State::Requested
+    }
+
+    /// Whether the guest has ended the connection and only the host is left.
+    pub(super) fn has_ended(&self) -> bool {
+        self.state == State::Ended
     }
 
     /// Whether the guest sends no more.

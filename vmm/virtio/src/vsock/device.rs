@@ -95,7 +95,8 @@ impl Vsock {
             guest_cid: self.muxer.guest_cid(),
             host_ports: self.muxer.host_ports().to_vec(),
             next_host_port: self.muxer.next_host_port(),
-            driver_active: self.session.is_some(),
+            // A restored driver that has not been told yet still has to be.
+            driver_active: self.session.is_some() || self.transport_reset,
         }
     }
 
@@ -203,6 +204,7 @@ impl VirtioDevice for Vsock {
     fn reset(&mut self) {
         if let Some(session) = self.session.take() {
             self.muxer.clear();
+            self.transport_reset = false;
             self.stale_kicks.extend(session.into_watched_kicks());
             self.signal();
         }

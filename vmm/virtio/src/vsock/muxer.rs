@@ -234,7 +234,7 @@ impl Muxer {
             return;
         };
         match stream.connection.receive(header) {
-            Ok(Effect::None) => {}
+            Ok(Effect::None | Effect::Ended) => {}
             Ok(Effect::Accepted) => stream.accepted(key.host_port),
             Ok(Effect::Data) => {
                 self.metrics.tx_bytes += u64::from(header.len);
@@ -242,6 +242,7 @@ impl Muxer {
             }
             Ok(Effect::Shutdown) => {}
             Ok(Effect::Reset) => return self.remove(key),
+            Ok(Effect::Stray) => return self.reset(key, header),
             Err(violation) => {
                 self.metrics.violations += 1;
                 warn_guest!(

@@ -24,7 +24,7 @@ pub(super) enum Fate {
     Lives,
     /// It is over and the guest is told.
     Ends,
-    /// It is over and the guest has never known of it.
+    /// It is over and the guest does not know of it, or not any more.
     Vanishes,
 }
 
@@ -126,14 +126,18 @@ impl Stream {
             }
         }
         let mut flushed = true;
+        let ended = self.connection.has_ended();
         if let Some(host) = &mut self.host {
             flushed = host.is_flushed();
-            if self.connection.guest_receives_no_more() {
+            if self.connection.guest_receives_no_more() || ended {
                 host.shut_read();
             }
             if self.connection.guest_sends_no_more() && flushed {
                 host.shut_write();
             }
+        }
+        if ended {
+            return if flushed { Fate::Vanishes } else { Fate::Lives };
         }
         // virtio-v1.3 §5.10.6.5: a reset confirms the end of both directions.
         let silent =

@@ -156,6 +156,24 @@ fn a_host_that_is_gone_swallows_what_comes() {
 }
 
 #[test]
+fn a_reset_after_the_end_of_the_stream_leaves_the_host_its_bytes() {
+    let mut connection = established();
+    connection.receive(&payload(800)).unwrap();
+    connection.receive(&ended(shutdown::SEND)).unwrap();
+    assert_eq!(connection.receive(&packet(op::RST)), Ok(Effect::Ended));
+    assert!(connection.has_ended());
+    for op in [op::RST, op::REQUEST, op::RW, op::CREDIT_REQUEST] {
+        assert_eq!(connection.receive(&packet(op)), Ok(Effect::Stray));
+    }
+    connection.forwarded(800);
+    connection.host_sends_no_more();
+    connection.host_gone();
+    assert_eq!(due(&mut connection), [], "the guest hears no more of it");
+    assert!(connection.has_ended());
+    assert_eq!(connection.sendable(), 0);
+}
+
+#[test]
 fn a_host_that_receives_no_more_gives_the_credit_back() {
     let mut connection = established();
     connection.host_receives_no_more();
@@ -226,7 +244,7 @@ proptest! {
             let header = Header { op, len, flags, buf_alloc, fwd_cnt, ..Header::default() };
             match connection.receive(&header) {
                 Ok(Effect::Data) => held += len,
-                Ok(Effect::Reset) | Err(_) => break,
+                Ok(Effect::Reset | Effect::Stray) | Err(_) => break,
                 Ok(_) => {}
             }
             prop_assert!(held <= BUF_ALLOC);

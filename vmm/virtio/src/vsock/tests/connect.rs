@@ -274,7 +274,32 @@ fn a_reset_by_the_guest_closes_the_socket() {
 #[test]
 fn unsent_bytes_reach_the_host_before_the_end() {
     let mut rig = Rig::new();
-    let (mut host, ports) = rig.guest_stream(7);
+    let (mut host, _, sent) = guest_that_sent_much(&mut rig);
+    assert_eq!(read_slowly(&mut rig, &mut host), sent);
+    let last = rig.packets().last().unwrap().header;
+    assert_eq!(last.op, op::RST);
+    rig.guest_stream(7);
+}
+
+#[test]
+fn unsent_bytes_outlive_a_guest_that_gives_up() {
+    let mut rig = Rig::new();
+    let (mut host, ports, sent) = guest_that_sent_much(&mut rig);
+    rig.send(header(ports, op::RST));
+    rig.expect_silence();
+    // To the guest the stream is over.
+    rig.send(header(ports, op::CREDIT_REQUEST));
+    rig.expect_op(op::RST);
+    rig.send(header(ports, op::REQUEST));
+    rig.expect_op(op::RST);
+    assert_eq!(read_slowly(&mut rig, &mut host), sent);
+    rig.expect_silence();
+    rig.guest_stream(7);
+}
+
+/// A stream whose guest has sent more than the socket takes and then closed it.
+fn guest_that_sent_much(rig: &mut Rig) -> (UnixStream, (u32, u32), usize) {
+    let (host, ports) = rig.guest_stream(7);
     let chunk = vec![0x5a; 60 * 1024];
     let mut sent = 0;
     // Four of these are within the credit; the socket does not take all of them.
@@ -291,21 +316,24 @@ fn unsent_bytes_reach_the_host_before_the_end() {
         packets.iter().all(|p| p.header.op != op::RST),
         "{packets:?}"
     );
+    (host, ports, sent)
+}
+
+fn read_slowly(rig: &mut Rig, host: &mut UnixStream) -> usize {
     host.set_nonblocking(true).unwrap();
-    let mut got: Vec<u8> = Vec::new();
     let mut buffer = vec![0; 1 << 16];
+    let mut total = 0;
     loop {
         match host.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(count) => got.extend(&buffer[..count]),
+            Ok(0) => return total,
+            Ok(count) => {
+                assert!(buffer[..count].iter().all(|byte| *byte == 0x5a));
+                total += count;
+            }
             Err(error) if would_block(&error) => rig.pump(),
             Err(error) => panic!("{error}"),
         }
     }
-    assert_eq!(got.len(), sent);
-    assert!(got.iter().all(|byte| *byte == 0x5a));
-    let last = rig.packets().last().unwrap().header;
-    assert_eq!(last.op, op::RST);
 }
 
 #[test]
