@@ -78,7 +78,10 @@ impl Installer {
 
     /// Brings `target` up to date with `source`, without touching what came from elsewhere.
     fn install_stage(&mut self, source: &Path, target: &Path) -> Result<()> {
-        let wanted = if source.is_dir() { survey(source)? } else { Tree::new() };
+        let wanted = match source.symlink_metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Tree::new(),
+            _ => survey(source)?,
+        };
         for (path, stamp) in &wanted {
             if self.stage.get(path) != Some(stamp) {
                 copy_entry(&source.join(path), &target.join(path))?;

@@ -1,9 +1,9 @@
 //! Beds that are kept running between calls.
 //!
-//! Each has a directory, named after its shape, in a directory of this checkout's:
+//! Each has a directory, named after its shape and the stage it installs, in a directory of this checkout's:
 //! ```text
 //! $XDG_RUNTIME_DIR (or /tmp)/cloister-bed-<uid>-<checkout>/
-//!   smp-cgroup-v2-4096M-2/
+//!   smp-cgroup-v2-4096M-2@<stage>/
 //!     pid              QEMU's
 //!     console.log      the machine's console
 //!     qemu.log         QEMU's own complaints
@@ -23,7 +23,7 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use std::collections::hash_map::DefaultHasher;
 use std::env;
 use std::fs::{self, DirBuilder, File, TryLockError};
-use std::hash::{Hash as _, Hasher as _};
+use std::hash::{Hash, Hasher as _};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
@@ -62,7 +62,11 @@ impl Connection {
 
 /// A running bed that will do.
 pub(super) fn find(options: &MachineOptions) -> Result<Option<Instance>> {
+    let suffix = format!("@{}", stage_hash());
     for instance in instances()? {
+        if !instance.directory.as_os_str().as_bytes().ends_with(suffix.as_bytes()) {
+            continue;
+        }
         if options.accept(instance.shape) && instance.process()?.is_some() {
             return Ok(Some(instance));
         }
@@ -80,7 +84,7 @@ pub(super) fn up(options: &MachineOptions) -> Result<()> {
     let shape = options.shape()?;
     let base = base_directory()?;
     create_private(&base)?;
-    let instance = Instance { directory: base.join(shape.name()), shape };
+    let instance = Instance { directory: base.join(format!("{}@{}", shape.name(), stage_hash())), shape };
     // What a machine that ended by itself has left.
     instance.remove()?;
     create_private(&instance.directory)?;
@@ -245,7 +249,9 @@ fn instances() -> Result<Vec<Instance>> {
     let mut instances = Vec::new();
     for entry in entries {
         let entry = entry.with_context(|| format!("list {}", base.display()))?;
-        if let Some(shape) = entry.file_name().to_str().and_then(Shape::from_name) {
+        let name = entry.file_name();
+        let shape = name.to_str().and_then(|name| name.split_once('@')).and_then(|(shape, _)| Shape::from_name(shape));
+        if let Some(shape) = shape {
             instances.push(Instance { directory: entry.path(), shape });
         }
     }
@@ -263,10 +269,20 @@ fn lock() -> Result<File> {
 fn base_directory() -> Result<PathBuf> {
     let runtime = env::var_os("XDG_RUNTIME_DIR").filter(|value| !value.is_empty()).unwrap_or_else(|| "/tmp".into());
     let executable = env::current_exe().context("find this executable")?;
-    let mut hasher = DefaultHasher::new();
-    executable.hash(&mut hasher);
     let user = rustix::process::getuid().as_raw();
-    Ok(PathBuf::from(runtime).join(format!("cloister-bed-{user}-{:08x}", hasher.finish() & 0xffff_ffff)))
+    Ok(PathBuf::from(runtime).join(format!("cloister-bed-{user}-{}", hash(&executable))))
+}
+
+/// Tells the stages apart: each command would undo what one with another stage has installed.
+fn stage_hash() -> String {
+    hash(&env::var_os("CLOISTER_STAGE"))
+}
+
+/// Short, since a socket's path must be.
+fn hash(value: &impl Hash) -> String {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    format!("{:08x}", hasher.finish() & 0xffff_ffff)
 }
 
 fn create_private(path: &Path) -> Result<()> {
