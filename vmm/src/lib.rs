@@ -5,6 +5,7 @@
 //!   machine   the VM put together: memory, vCPUs, devices
 //!   boot      kernel, initramfs and what the kernel reads
 //!   vcpu      set-up, run loop, gate                        one thread a vCPU
+//!   jail      what is left of the process when the guest starts
 //!   bus       ports and addresses: ioapic, console, virtio
 //!   layout    where everything is
 //! ```
@@ -19,6 +20,7 @@ pub mod clock;
 pub mod connector;
 pub mod console;
 pub mod ioapic;
+pub mod jail;
 pub mod kvm;
 pub mod layout;
 pub mod logger;

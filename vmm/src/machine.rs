@@ -33,6 +33,20 @@ use crate::vcpu::{self, Topology};
 /// The version of the KVM interface; the only one there has been since 2007.
 const KVM_API_VERSION: i32 = 12;
 
+/// The system calls that the devices of a running machine need beside those of any VM.
+pub const DEVICE_SYSCALLS: &[&[libc::c_long]] = &[rng::SYSCALLS, vsock::SYSCALLS, FS_SYSCALLS];
+
+/// Those of the file system device, which makes event descriptors when it is activated and talks
+/// to its server with a deadline.
+const FS_SYSCALLS: &[libc::c_long] = &[
+    libc::SYS_epoll_ctl,
+    libc::SYS_eventfd2,
+    libc::SYS_ppoll,
+    libc::SYS_recvmsg,
+    libc::SYS_sendmsg,
+    libc::SYS_shutdown,
+];
+
 /// Why a machine cannot be assembled.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

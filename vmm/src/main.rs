@@ -5,7 +5,7 @@
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::process::ExitCode;
 
-use cloister_vmm::{chain, clock, logger, session};
+use cloister_vmm::{chain, clock, jail, logger, session};
 use cloister_vmm_api::{CONTROL_FD, Channel};
 
 const USAGE: &str = "\
@@ -49,6 +49,10 @@ fn run(entered: u64) -> u8 {
     .is_err()
     {
         return usage("there is no control socket: this program is started by cloister");
+    }
+    if let Err(error) = jail::close_inherited() {
+        log::error!("{}", chain(&error));
+        return EXIT_FAILED;
     }
     // SAFETY: the descriptor is open, and by contract it is ours alone.
     let control = unsafe { OwnedFd::from_raw_fd(CONTROL_FD) };

@@ -23,7 +23,8 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::clock;
 use crate::connector::OwnerConnector;
-use crate::machine::{self, Backends, Machine};
+use crate::jail::{self, Confinement};
+use crate::machine::{self, Backends, DEVICE_SYSCALLS, Machine};
 use crate::parts::{self, Parts};
 use crate::vcpu::gate::{self, Gate};
 use crate::vcpu::{Ending, Outside, Runner};
@@ -52,6 +53,9 @@ pub enum Error {
     /// The machine cannot be assembled or loaded.
     #[error(transparent)]
     Machine(#[from] machine::Error),
+    /// The process cannot be confined.
+    #[error(transparent)]
+    Jail(#[from] jail::Error),
     /// A thread cannot be started.
     #[error("cannot start the thread of vCPU {0}")]
     Thread(u8, #[source] io::Error),
@@ -150,9 +154,13 @@ impl Session {
         drop((kernel, initramfs));
         self.timeline.loaded = clock::now();
 
+        // The identity before the vCPU threads, which inherit it; the filter after them, since it
+        // does not let threads start.
+        jail::enter(&config.jail)?;
         let gate = Arc::new(Gate::default());
         self.start_vcpus(&machine, &gate)?;
         let (mut manager, end) = self.event_loop(&machine, gate.clone())?;
+        Confinement::new(DEVICE_SYSCALLS)?.confine()?;
         self.timeline.entered = clock::now();
         tell(
             &self.channel,

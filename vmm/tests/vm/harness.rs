@@ -192,6 +192,14 @@ impl Plan {
 
     /// Starts the process and sends it the boot request.
     pub(crate) fn start(self) -> Vm {
+        let (vm, boot, descriptors) = self.spawn();
+        let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+        vm.owner.as_ref().unwrap().send(&boot, &borrowed).unwrap();
+        vm
+    }
+
+    /// Starts the process; returns what it is to be sent.
+    pub(crate) fn spawn(self) -> (Vm, Request, Vec<OwnedFd>) {
         let (owner, control) = Channel::pair().unwrap();
         let mut command = Command::new(program());
         let control = OwnedFd::from(control);
@@ -215,14 +223,13 @@ impl Plan {
             config: self.config,
             fds,
         };
-        let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-        owner.send(&boot, &borrowed).unwrap();
-        Vm {
+        let vm = Vm {
             child,
             owner: Some(owner),
             console: self.console,
             _directory: self.directory,
-        }
+        };
+        (vm, boot, descriptors)
     }
 }
 

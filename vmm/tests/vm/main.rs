@@ -6,4 +6,6 @@
 )]
 
 mod boot;
+mod control;
 mod harness;
+mod jail;

@@ -30,15 +30,15 @@ global_asm!(
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo) -> ! {
-    call(EXIT, [99, 0, 0, 0, 0]);
+    call(EXIT, [99, 0, 0, 0, 0, 0]);
     loop {}
 }
 
-fn call(number: usize, a: [usize; 5]) -> isize {
+fn call(number: usize, a: [usize; 6]) -> isize {
     let result: isize;
     unsafe {
         asm!("syscall", inlateout("rax") number as isize => result,
-            in("rdi") a[0], in("rsi") a[1], in("rdx") a[2], in("r10") a[3], in("r8") a[4],
+            in("rdi") a[0], in("rsi") a[1], in("rdx") a[2], in("r10") a[3], in("r8") a[4], in("r9") a[5],
             out("rcx") _, out("r11") _);
     }
     result
@@ -49,7 +49,7 @@ fn out(port: u16, value: u8) {
 }
 
 fn print(bytes: &[u8]) {
-    call(WRITE, [1, bytes.as_ptr() as usize, bytes.len(), 0, 0]);
+    call(WRITE, [1, bytes.as_ptr() as usize, bytes.len(), 0, 0, 0]);
 }
 
 fn print_number(mut value: u64) {
@@ -68,25 +68,25 @@ fn print_number(mut value: u64) {
 
 /// Reads up to 256 bytes of a file; `path` ends in a zero byte.
 fn read(path: &[u8], buffer: &mut [u8; 256]) -> usize {
-    let fd = call(OPEN, [path.as_ptr() as usize, 0, 0, 0, 0]);
+    let fd = call(OPEN, [path.as_ptr() as usize, 0, 0, 0, 0, 0]);
     if fd < 0 {
         print(b"cannot open ");
         print(&path[..path.len() - 1]);
         print(b"\n");
         return 0;
     }
-    let count = call(READ, [fd as usize, buffer.as_mut_ptr() as usize, 256, 0, 0]);
+    let count = call(READ, [fd as usize, buffer.as_mut_ptr() as usize, 256, 0, 0, 0]);
     count.max(0) as usize
 }
 
 fn sleep(milliseconds: usize) {
     let time = [milliseconds / 1000, milliseconds % 1000 * 1_000_000];
-    call(NANOSLEEP, [time.as_ptr() as usize, 0, 0, 0, 0]);
+    call(NANOSLEEP, [time.as_ptr() as usize, 0, 0, 0, 0, 0]);
 }
 
 fn mount(fstype: &[u8], target: &[u8]) {
     let (fstype, target) = (fstype.as_ptr() as usize, target.as_ptr() as usize);
-    call(MOUNT, [fstype, target, fstype, 0, 0]);
+    call(MOUNT, [fstype, target, fstype, 0, 0, 0]);
 }
 
 fn act(what: &[u8]) {
@@ -103,7 +103,7 @@ fn act(what: &[u8]) {
         }
         b"memory" => {
             let mut info = [0_u64; 14];
-            call(SYSINFO, [info.as_mut_ptr() as usize, 0, 0, 0, 0]);
+            call(SYSINFO, [info.as_mut_ptr() as usize, 0, 0, 0, 0, 0]);
             // totalram is the fifth word; the unit is bytes on 64 bits.
             print(b"memory ");
             print_number(info[4] >> 20);
@@ -120,9 +120,9 @@ fn act(what: &[u8]) {
         b"interrupts" => {
             mount(b"proc\0", b"/proc\0");
             let path = b"/proc/interrupts\0";
-            let fd = call(OPEN, [path.as_ptr() as usize, 0, 0, 0, 0]);
+            let fd = call(OPEN, [path.as_ptr() as usize, 0, 0, 0, 0, 0]);
             loop {
-                let count = call(READ, [fd as usize, buffer.as_mut_ptr() as usize, 256, 0, 0]);
+                let count = call(READ, [fd as usize, buffer.as_mut_ptr() as usize, 256, 0, 0, 0]);
                 if count <= 0 {
                     break;
                 }
@@ -148,7 +148,7 @@ fn act(what: &[u8]) {
             sleep(1000);
         },
         b"exit" => {
-            call(EXIT, [0, 0, 0, 0, 0]);
+            call(EXIT, [0, 0, 0, 0, 0, 0]);
         }
         other => {
             print(b"unknown argument ");
@@ -162,10 +162,10 @@ fn act(what: &[u8]) {
 fn touch() {
     const SIZE: usize = 1 << 30;
     const MMAP: usize = 9;
-    // MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE; the sixth argument is ignored.
+    // MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE.
     let mut failed = false;
     for _ in 0..4 {
-        let address = call(MMAP, [0, SIZE, 3, 0x4022, usize::MAX]);
+        let address = call(MMAP, [0, SIZE, 3, 0x4022, usize::MAX, 0]);
         if address < 0 {
             failed = true;
             break;
@@ -177,7 +177,7 @@ fn touch() {
                 word.write_volatile(at);
                 failed |= word.read_volatile() != at;
             }
-            at += 1 << 14;
+            at += 1 << 16;
         }
     }
     print(if failed { b"touch failed\n" } else { b"touch passed\n" });
@@ -216,7 +216,7 @@ unsafe extern "C" fn memcmp(a: *const u8, b: *const u8, count: usize) -> i32 {
 
 #[unsafe(no_mangle)]
 extern "C" fn start(stack: *const usize) -> ! {
-    call(IOPERM, [CONTROL_PORT as usize, 1, 1, 0, 0]);
+    call(IOPERM, [CONTROL_PORT as usize, 1, 1, 0, 0, 0]);
     let count = unsafe { *stack };
     for index in 1..count {
         let argument = unsafe { *stack.add(1 + index) as *const u8 };
@@ -226,6 +226,6 @@ extern "C" fn start(stack: *const usize) -> ! {
         }
         act(unsafe { core::slice::from_raw_parts(argument, length) });
     }
-    call(EXIT, [0, 0, 0, 0, 0]);
+    call(EXIT, [0, 0, 0, 0, 0, 0]);
     loop {}
 }

@@ -30,6 +30,16 @@ pub const RATE: u64 = 1 << 20;
 /// Bytes that may be taken at once after a quiet time.
 pub const BURST: u64 = 64 * 1024;
 
+/// The system calls that the device needs once it has been made, beyond memory allocation and the
+/// clock.
+pub const SYSCALLS: &[libc::c_long] = &[
+    libc::SYS_epoll_ctl,
+    libc::SYS_getrandom,
+    libc::SYS_read,
+    libc::SYS_timerfd_settime,
+    libc::SYS_write,
+];
+
 const QUEUE_SIZES: [u16; 1] = [64];
 /// How long the queue rests once the allowance is used up; at [`RATE`] this brings 10 KiB.
 const REST: Duration = Duration::from_millis(10);
