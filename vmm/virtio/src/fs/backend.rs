@@ -35,7 +35,7 @@ use crate::device::GuestRam;
 
 /// How long the server may take for one exchange. A stop waits for what the server has in
 /// flight, which may be a flush to a slow disk.
-const DEADLINE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(10);
 /// vhost-user, "Header": request, flags and size, 4 bytes each, in the machine's byte order.
 const HEADER: usize = 12;
 const VERSION: u32 = 1;
@@ -73,7 +73,7 @@ pub enum BackendError {
         request: FrontendReq,
     },
     /// The server is stuck.
-    #[error("no answer to {request:?} within {} s", DEADLINE.as_secs())]
+    #[error("no answer to {request:?} in time")]
     Timeout {
         /// The message that has no answer.
         request: FrontendReq,
@@ -138,7 +138,9 @@ pub(super) struct Ring<'a> {
 /// The connection to the server.
 #[derive(Debug)]
 pub(super) struct Backend {
-    socket: UnixStream,
+    pub(super) socket: UnixStream,
+    /// How long one exchange may take.
+    pub(super) patience: Duration,
     negotiated: bool,
     broken: bool,
 }
@@ -153,6 +155,7 @@ impl Backend {
     pub(super) fn new(socket: UnixStream) -> Self {
         Self {
             socket,
+            patience: PATIENCE,
             negotiated: false,
             broken: false,
         }
@@ -237,9 +240,10 @@ impl Backend {
         if self.broken {
             return Err(BackendError::Broken);
         }
+        let deadline = Instant::now() + self.patience;
         let mut conversation = Conversation {
             backend: self,
-            deadline: Instant::now() + DEADLINE,
+            deadline,
             unsettled: Vec::new(),
         };
         let outcome = talk(&mut conversation);
@@ -451,7 +455,7 @@ impl Conversation<'_> {
             if left.is_zero() {
                 return Err(BackendError::Timeout { request });
             }
-            // At most DEADLINE.
+            // A few seconds.
             let left = Timespec::try_from(left).unwrap_or_default();
             let mut fds = [PollFd::new(&self.backend.socket, PollFlags::IN)];
             match poll(&mut fds, Some(&left)) {

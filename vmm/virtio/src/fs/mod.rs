@@ -21,6 +21,8 @@
 //! is exact; [`Fs::resume`] lets it go on.
 
 mod backend;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
