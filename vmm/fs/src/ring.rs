@@ -70,13 +70,21 @@ impl Ring {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the next request, if there is one. The driver is asked for a notification of the one
-    /// after it, so that another worker can begin with that.
-    pub(crate) fn take(&self, memory: &Arc<Memory>) -> Result<Option<Job>, QueueError> {
+    /// Takes the next request, if there is one. With `others` at work the driver is asked for a
+    /// notification of the request after it, so that another worker can begin with that one.
+    pub(crate) fn take(
+        &self,
+        memory: &Arc<Memory>,
+        others: bool,
+    ) -> Result<Option<Job>, QueueError> {
         let mut state = self.lock();
         while state.runs() {
             let next = state.queue.iter(memory.clone())?.next();
-            let more = state.queue.enable_notification(&**memory)?;
+            let more = if others || next.is_none() {
+                state.queue.enable_notification(&**memory)?
+            } else {
+                true
+            };
             if let Some(chain) = next {
                 state.in_flight += 1;
                 return Ok(Some(Job {

@@ -187,6 +187,8 @@ impl<F: FileSystem + Send + Sync + 'static> Service<F> {
             return;
         }
         let mut events = Vec::with_capacity(1);
+        // What was waiting when it was decided to start this worker.
+        self.rings.iter().for_each(|ring| self.empty(ring));
         loop {
             self.idle.fetch_add(1, Ordering::SeqCst);
             let waited = epoll::wait(&self.kicks, spare_capacity(&mut events), None);
@@ -214,9 +216,11 @@ impl<F: FileSystem + Send + Sync + 'static> Service<F> {
             let Some(memory) = self.memory() else {
                 break Ok(());
             };
-            match ring.take(&memory) {
+            match ring.take(&memory, self.limit > 1) {
                 Ok(Some(job)) => {
-                    self.see_to_others(job.more);
+                    if self.limit > 1 {
+                        self.see_to_others(job.more);
+                    }
                     let written = self.answer(&job);
                     if let Err(error) = ring.give_back(job, written) {
                         break Err(error);
@@ -238,13 +242,9 @@ impl<F: FileSystem + Send + Sync + 'static> Service<F> {
     fn see_to_others(self: &Arc<Self>, more: bool) {
         if self.idle.load(Ordering::SeqCst) == 0 {
             if let Err(error) = self.start_worker() {
-                log::error!("{error}: {}", source(&error));
+                log::error!("{}", crate::run::chain(&error));
             }
-            if !more {
-                return;
-            }
-        }
-        if more && self.limit > 1 {
+        } else if more {
             // Full means that somebody is being woken already.
             let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
         }
@@ -312,8 +312,4 @@ fn answer<F: FileSystem + Sync>(server: &Server<F>, job: &Job) -> Result<u32, Re
         .map_err(RequestError::Body)?;
     // At most what the writer holds, which a chain's length bounds.
     Ok(u32::try_from(written).unwrap_or_default())
-}
-
-fn source(error: &dyn std::error::Error) -> String {
-    error.source().map(ToString::to_string).unwrap_or_default()
 }

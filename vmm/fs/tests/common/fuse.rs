@@ -45,7 +45,7 @@ pub mod opcode {
 }
 
 /// What Linux 6.12 sends as flags, less what changes nothing here.
-const INIT_FLAGS: u32 = 0x73ff_fffb;
+const INIT_FLAGS: u32 = 0x7bff_fffb;
 /// flags2: SECURITY_CTX left out, HAS_INODE_DAX, CREATE_SUPP_GROUP, DIRECT_IO_ALLOW_MMAP.
 const INIT_FLAGS2: u32 = 0b1_1110;
 

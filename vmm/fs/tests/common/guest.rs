@@ -23,7 +23,7 @@ const AVAIL: u64 = 0x1000;
 const USED: u64 = 0x2000;
 /// Where the buffers of each slot of a queue are: one for the request, one for the answer.
 const BUFFERS: u64 = 0x10_0000;
-const BUFFER: u64 = 0x12_0000;
+const BUFFER: u64 = 0x2_0000;
 
 const VIRTIO_F_VERSION_1: u64 = 1 << 32;
 

@@ -1,6 +1,7 @@
 //! A server process, and a guest without a VM: the device of `cloister-virtio`, guest memory in a
 //! memfd, and a driver that puts FUSE requests into the rings by hand.
 #![allow(dead_code, unreachable_pub)] // Each test file is a crate of its own and uses a part.
+#![allow(clippy::unwrap_used, clippy::panic)] // What fails here fails the test.
 
 pub mod fuse;
 pub mod guest;
