@@ -7,6 +7,7 @@
 //!   vcpu      set-up, run loop, gate                        one thread a vCPU
 //!   jail      what is left of the process when the guest starts
 //!   bus       ports and addresses: ioapic, console, virtio
+//!   check     whether this machine's KVM can run guests
 //!   layout    where everything is
 //! ```
 //!
@@ -16,6 +17,7 @@
 
 pub mod boot;
 pub mod bus;
+pub mod check;
 pub mod clock;
 pub mod connector;
 pub mod console;

@@ -16,7 +16,7 @@ use cloister_virtio::mmio::{QUEUE_NOTIFY, SharedDevice, Transport};
 use cloister_virtio::rng::{self, Rng};
 use cloister_virtio::vsock::{self, Connector, Vsock};
 use cloister_vmm_api::VmConfig;
-use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
+use kvm_bindings::{CpuId, KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_superio::Serial;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -31,7 +31,7 @@ use crate::memory;
 use crate::vcpu::{self, Topology};
 
 /// The version of the KVM interface; the only one there has been since 2007.
-const KVM_API_VERSION: i32 = 12;
+pub const KVM_API_VERSION: i32 = 12;
 
 /// The system calls that the devices of a running machine need beside those of any VM.
 pub const DEVICE_SYSCALLS: &[&[libc::c_long]] = &[rng::SYSCALLS, vsock::SYSCALLS, FS_SYSCALLS];
@@ -121,8 +121,7 @@ impl Machine {
         let vm = Arc::new(create_vm(kvm)?);
         let memory = memory::create(u64::from(config.memory_mib) << 20)?;
         memory::attach(&vm, &memory)?;
-        split_irqchip(&vm)?;
-        vm.set_tss_address(KVM_TSS).during("KVM_SET_TSS_ADDR")?;
+        prepare_vm(&vm)?;
         let vcpus = create_vcpus(kvm, &vm, config.vcpus)?;
 
         let serial_line = event("the serial port")?;
@@ -227,7 +226,11 @@ fn event(what: &'static str) -> Result<EventFd, Error> {
     EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|source| Error::Event(what, source))
 }
 
-fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
+/// Makes a VM with nothing in it.
+///
+/// # Errors
+/// If KVM refuses.
+pub fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
     loop {
         match kvm.create_vm() {
             // A signal during the creation; nothing was created.
@@ -237,20 +240,33 @@ fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
     }
 }
 
-/// Keeps the IOAPIC out of KVM.
-fn split_irqchip(vm: &VmFd) -> Result<(), KvmError> {
+/// What every VM needs before its first vCPU: the IOAPIC kept out of KVM, and a place for what
+/// Intel processors need.
+///
+/// # Errors
+/// If KVM refuses.
+pub fn prepare_vm(vm: &VmFd) -> Result<(), KvmError> {
     let mut cap = kvm_enable_cap {
         cap: KVM_CAP_SPLIT_IRQCHIP,
         ..Default::default()
     };
     cap.args[0] = ioapic::PINS.into();
-    vm.enable_cap(&cap).during("KVM_ENABLE_CAP(SPLIT_IRQCHIP)")
+    vm.enable_cap(&cap)
+        .during("KVM_ENABLE_CAP(SPLIT_IRQCHIP)")?;
+    vm.set_tss_address(KVM_TSS).during("KVM_SET_TSS_ADDR")
+}
+
+/// What KVM can show a guest of the host's processor.
+///
+/// # Errors
+/// If KVM refuses.
+pub fn supported_cpuid(kvm: &Kvm) -> Result<CpuId, KvmError> {
+    kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
+        .during("KVM_GET_SUPPORTED_CPUID")
 }
 
 fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8) -> Result<Vec<Arc<Mutex<VcpuFd>>>, KvmError> {
-    let supported = kvm
-        .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
-        .during("KVM_GET_SUPPORTED_CPUID")?;
+    let supported = supported_cpuid(kvm)?;
     let topology = Topology {
         vcpus: count,
         tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),

@@ -17,7 +17,7 @@ use cloister_virtio::device::GuestRam;
 use vm_memory::GuestMemoryError;
 
 pub use self::cmdline::Cmdline;
-pub use self::tables::{EntryState, entry_state};
+pub use self::tables::{EntryState, entry_state, write as write_tables};
 use crate::memory;
 
 /// Why a guest cannot be started.

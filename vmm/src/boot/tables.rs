@@ -31,7 +31,10 @@ const EFER_LMA: u64 = 1 << 10;
 const RFLAGS: u64 = 2;
 
 /// Writes the tables: flat segments, and the first GiB mapped to itself.
-pub(super) fn write(memory: &GuestRam) -> Result<(), Error> {
+///
+/// # Errors
+/// If guest memory ends before them.
+pub fn write(memory: &GuestRam) -> Result<(), Error> {
     let put = |structure, address, table: &[u64]| {
         let bytes: Vec<u8> = table.iter().flat_map(|entry| entry.to_le_bytes()).collect();
         memory

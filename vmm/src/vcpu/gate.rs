@@ -17,6 +17,8 @@ use std::io;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
+use kvm_ioctls::VcpuFd;
+
 /// The gate of a VM's vCPU threads.
 #[derive(Debug, Default)]
 pub struct Gate {
@@ -89,8 +91,7 @@ impl Gate {
             let mut state = self.lock();
             state.open = false;
             for thread in &state.threads {
-                // SAFETY: vCPU threads never end before the process does, so the handle is valid.
-                unsafe { libc::pthread_kill(*thread, kick_signal()) };
+                kick(*thread);
             }
             state.threads.len()
         };
@@ -133,11 +134,24 @@ pub fn install_handler() -> io::Result<()> {
     }
 }
 
+/// Makes the vCPU that `thread` runs leave the guest. The thread must not have been joined.
+pub fn kick(thread: libc::pthread_t) {
+    // SAFETY: the handle is valid until the thread is joined.
+    unsafe { libc::pthread_kill(thread, kick_signal()) };
+}
+
+/// Tells the kick handler that this thread runs `vcpu`, until the thread ends.
+pub fn arm_vcpu(vcpu: &mut VcpuFd) {
+    let flag = &raw mut vcpu.get_kvm_run().immediate_exit;
+    // SAFETY: KVM maps `kvm_run` for as long as the vCPU lives, and this thread runs it to its end.
+    unsafe { arm(flag) };
+}
+
 /// Tells the handler where this thread's vCPU keeps `immediate_exit`.
 ///
 /// # Safety
 /// The byte must stay mapped until the thread ends.
-pub unsafe fn arm(immediate_exit: *mut u8) {
+unsafe fn arm(immediate_exit: *mut u8) {
     IMMEDIATE_EXIT.with(|cell| cell.set(immediate_exit.cast()));
 }
 

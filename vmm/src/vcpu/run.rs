@@ -1,6 +1,6 @@
 //! The loop of a vCPU thread: into the guest, and back out for what KVM does not do itself.
 
-#![allow(unsafe_code)] // Hands the address of a byte in `kvm_run` to the kick handler.
+#![allow(unsafe_code)] // Reads a union of the KVM interface.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -88,13 +88,7 @@ impl<O: Outside> Runner<O> {
     /// Runs until the vCPU comes to its end, and never returns: the process ends without its vCPU
     /// threads.
     pub fn run(self) {
-        {
-            let mut vcpu = self.lock();
-            let immediate_exit = &raw mut vcpu.get_kvm_run().immediate_exit;
-            // SAFETY: `kvm_run` stays mapped as long as the vCPU lives, and this function, the last
-            // of the thread, owns it and does not return.
-            unsafe { gate::arm(immediate_exit) };
-        }
+        gate::arm_vcpu(&mut self.lock());
         self.gate.enrol();
         loop {
             self.gate.pass();

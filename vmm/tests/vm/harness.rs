@@ -269,12 +269,16 @@ impl Vm {
         }
     }
 
-    /// Waits for the exit event, then for the process.
-    pub(crate) fn exited(&mut self) -> (ExitReason, Timeline) {
-        let exit = match self.event() {
+    pub(crate) fn exit_event(&self) -> (ExitReason, Timeline) {
+        match self.event() {
             Some(Event::Exited { reason, timeline }) => (reason, timeline),
             other => panic!("{other:?}; console:\n{}", self.console()),
-        };
+        }
+    }
+
+    /// Waits for the exit event, then for the process.
+    pub(crate) fn exited(&mut self) -> (ExitReason, Timeline) {
+        let exit = self.exit_event();
         assert!(self.event().is_none(), "an event after the last");
         self.gone();
         exit
@@ -288,7 +292,7 @@ impl Vm {
                 return status;
             }
             assert!(start.elapsed() < PATIENCE, "the process does not end");
-            std::thread::sleep(Duration::from_millis(5));
+            std::thread::sleep(Duration::from_micros(100));
         }
     }
 

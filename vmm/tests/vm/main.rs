@@ -7,5 +7,6 @@
 
 mod boot;
 mod control;
+mod cost;
 mod harness;
 mod jail;
