@@ -1,6 +1,7 @@
 //! Runs the service: takes connections, reaps children, until the host asks for the end.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -36,14 +37,14 @@ pub struct Endpoints {
 
 /// Serves calls until the host asks for the end. By then every container is gone.
 ///
-/// SIGCHLD is blocked for this thread from here on, and every child of the process is reaped.
+/// Every child of the process is reaped from here on.
 ///
 /// # Errors
 /// If the process cannot watch its children or cannot serve.
 pub async fn serve(endpoints: Endpoints, places: Places, timeline: Timeline) -> io::Result<()> {
     let tokens = Arc::new(Tokens::default());
     let containers = Arc::new(Containers::new(places, Arc::clone(&tokens)));
-    let children = sys::register(sys::child_signal_fd()?, Interest::READABLE)?;
+    let children = sys::register(sys::child_events()?, Interest::READABLE)?;
     tokio::spawn(reap(children, Arc::clone(&containers)));
     tokio::spawn(tokens.accept(endpoints.streams));
 
@@ -87,17 +88,17 @@ impl Stream for Connections {
 }
 
 /// Reaps children whenever one has ended.
-async fn reap(children: AsyncFd<std::os::fd::OwnedFd>, containers: Arc<Containers>) {
-    // The signals are only counted: several children may stand behind one.
-    let mut information = [0; size_of::<libc::signalfd_siginfo>()];
+async fn reap(children: AsyncFd<OwnedFd>, containers: Arc<Containers>) {
+    let mut count = [0; size_of::<u64>()];
     loop {
         match children.readable().await {
-            Ok(mut guard) => {
-                while rustix::io::read(&children, &mut information).is_ok() {}
-                guard.clear_ready();
-            }
+            // The signals need no counting: several children may stand behind one. The read takes
+            // them all, and only fails if there are none.
+            Ok(mut guard) => match rustix::io::read(&children, &mut count) {
+                Ok(_) => containers.reap(),
+                Err(_) => guard.clear_ready(),
+            },
             Err(e) => return log::error!("cannot watch for children: {e}"),
         }
-        containers.reap();
     }
 }

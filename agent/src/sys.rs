@@ -1,14 +1,15 @@
 //! The system calls that no safe wrapper offers, each behind a safe function.
 #![allow(
     unsafe_code,
-    reason = "port I/O, signalfd, the loopback ioctl, vsock addresses and epoll registration have no safe wrapper"
+    reason = "port I/O, the handler of SIGCHLD, the loopback ioctl, vsock addresses and epoll registration have no safe wrapper"
 )]
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
-use std::ptr;
+use std::os::fd::{IntoRawFd, OwnedFd};
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use cloister_protocol::VM_CONTROL_PORT;
+use rustix::event::EventfdFlags;
 use rustix::net::addr::{SocketAddrArg, SocketAddrLen, SocketAddrOpaque};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -52,27 +53,41 @@ fn set_port_access(allowed: bool) -> io::Result<()> {
     }
 }
 
-/// Blocks SIGCHLD for this process and makes a descriptor that is readable while one is pending.
-pub(crate) fn child_signal_fd() -> io::Result<OwnedFd> {
-    // SAFETY: an all-zero sigset_t is a valid value; sigemptyset makes it a defined one.
-    let mut mask: libc::sigset_t = unsafe { std::mem::zeroed() };
-    // SAFETY: the pointer is to a live, writable sigset_t.
-    unsafe { libc::sigemptyset(&raw mut mask) };
-    // SAFETY: the pointer is to a live, initialised sigset_t and the signal number is valid.
-    unsafe { libc::sigaddset(&raw mut mask, libc::SIGCHLD) };
-    // SAFETY: the set is live and initialised; the old mask is not asked for.
-    let result =
-        unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const mask, ptr::null_mut()) };
-    if result != 0 {
-        return Err(io::Error::from_raw_os_error(result));
+/// The eventfd that the handler of SIGCHLD adds to.
+static CHILD_EVENT: AtomicI32 = AtomicI32::new(-1);
+
+/// Makes a descriptor that is readable after a SIGCHLD. It stays open for the process's life.
+///
+/// A handler, and not a signalfd, because a signalfd needs the signal blocked in every thread, and
+/// a blocked signal is inherited by what is executed.
+pub(crate) fn child_events() -> io::Result<OwnedFd> {
+    let event = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+    let handlers = event.try_clone()?;
+    CHILD_EVENT.store(handlers.into_raw_fd(), Ordering::Relaxed);
+    // SAFETY: an all-zero sigaction is a valid value: an empty mask, no flags.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = note_child as *const () as libc::sighandler_t;
+    action.sa_flags = libc::SA_RESTART | libc::SA_NOCLDSTOP;
+    // SAFETY: the action is live and initialised, and its handler only does what signal-safety(7)
+    // allows.
+    let result = unsafe { libc::sigaction(libc::SIGCHLD, &raw const action, std::ptr::null_mut()) };
+    if result == 0 {
+        Ok(event)
+    } else {
+        Err(io::Error::last_os_error())
     }
-    // SAFETY: -1 asks for a new descriptor; the set is live and initialised.
-    let fd = unsafe { libc::signalfd(-1, &raw const mask, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor was just made and nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+extern "C" fn note_child(_signal: libc::c_int) {
+    // SAFETY: errno's location is this thread's own.
+    let errno = unsafe { *libc::__errno_location() };
+    let one = 1_u64;
+    let event = CHILD_EVENT.load(Ordering::Relaxed);
+    // The counter is non-blocking; it cannot be full, and if it were, it would be readable.
+    // SAFETY: the eight bytes of `one` are readable; write(2) is async-signal-safe.
+    unsafe { libc::write(event, (&raw const one).cast(), size_of::<u64>()) };
+    // SAFETY: as above. What the handler interrupted must not see another error.
+    unsafe { *libc::__errno_location() = errno };
 }
 
 /// Brings the loopback interface of this network namespace up.
