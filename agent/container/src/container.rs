@@ -1,10 +1,28 @@
 //! The caller's side: create, start, signal, delete.
 
 use std::collections::BTreeMap;
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use crate::Result;
+use cloister_spec::{MountKind, Side, mount_kind};
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::process::{WaitId, WaitIdOptions};
+
+use crate::cgroup::Cgroup;
+use crate::channel::{self, Report, START, Setup};
+use crate::config::{Config, ConsoleSize, IdMapping};
+use crate::error::{Context, Failure, reason};
+use crate::init;
+use crate::sys;
+use crate::{Error, Result};
+
+/// How long the init stage may be silent: a bound for file systems that hang.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What [`Container::create`] needs.
 #[derive(Debug)]
@@ -59,7 +77,14 @@ pub struct WindowSize {
 /// A container that has been created. Dropping it leaves the container running.
 #[derive(Debug)]
 pub struct Container {
-    _private: (),
+    id: String,
+    pid: u32,
+    pidfd: OwnedFd,
+    cgroup: Cgroup,
+    /// The channel to the init stage, until the start.
+    channel: Option<OwnedFd>,
+    terminal: Option<OwnedFd>,
+    warnings: Vec<String>,
 }
 
 impl Container {
@@ -68,34 +93,73 @@ impl Container {
     /// # Errors
     /// The specification is refused or a step failed; nothing is left behind.
     pub fn create(options: CreateOptions) -> Result<Self> {
-        let _ = options;
-        unimplemented!()
+        check_id(&options.id)?;
+        let checked = cloister_spec::check(&options.spec, "config.json", Side::Guest)?;
+        let config: Config = serde_json::from_value(checked.value)
+            .map_err(|error| Failure::invalid(format!("config.json: {error}")))?;
+        let mut warnings = checked.warnings;
+        if config.process.terminal != matches!(options.stdio, Stdio::Terminal { .. }) {
+            return Err(Failure::invalid(format!(
+                "process.terminal is {}, the streams given are not for that",
+                config.process.terminal
+            ))
+            .into());
+        }
+        let (bind_sources, mounts) = open_mounts(&config, &options)?;
+        let cgroup = Cgroup::create(&options.cgroup_parent, &options.id)?;
+        let setup = Setup {
+            id: options.id.clone(),
+            window_size: window_size(&options.stdio, config.process.console_size),
+            config,
+            cgroup: cgroup.path().to_owned(),
+            bind_sources,
+        };
+        match build(&setup, &options, &cgroup, &mounts) {
+            Ok(built) => {
+                warnings.extend(built.warnings);
+                Ok(Container {
+                    id: options.id,
+                    pid: built.child.pid.cast_unsigned(),
+                    pidfd: built.child.pidfd,
+                    cgroup,
+                    channel: Some(built.channel),
+                    terminal: built.terminal,
+                    warnings,
+                })
+            }
+            Err(failure) => {
+                if let Err(failure) = cgroup.remove() {
+                    log::error!("container {}: {failure}", options.id);
+                }
+                Err(failure.into())
+            }
+        }
     }
 
     /// The container's id.
     pub fn id(&self) -> &str {
-        unimplemented!()
+        &self.id
     }
 
     /// The process id of the container's init process in the caller's pid namespace.
     pub fn pid(&self) -> u32 {
-        unimplemented!()
+        self.pid
     }
 
     /// The pidfd of the init process.
     pub fn pidfd(&self) -> BorrowedFd<'_> {
-        unimplemented!()
+        self.pidfd.as_fd()
     }
 
     /// What was passed over with a warning: properties the specification does not know, capabilities
-    /// that do not exist.
+    /// that do not exist or cannot be granted.
     pub fn warnings(&self) -> &[String] {
-        unimplemented!()
+        &self.warnings
     }
 
     /// The controlling end of the container's terminal, once.
     pub fn take_terminal(&mut self) -> Option<OwnedFd> {
-        unimplemented!()
+        self.terminal.take()
     }
 
     /// Executes the container's program.
@@ -104,7 +168,23 @@ impl Container {
     /// The container was started before, has died, or the program cannot be executed; after the
     /// latter its process has ended.
     pub fn start(&mut self) -> Result<()> {
-        unimplemented!()
+        let state = |state| Error::State { id: self.id.clone(), state };
+        let channel = self.channel.take().ok_or_else(|| state("has been started already"))?;
+        match channel::write_all(&channel, &[START]) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                return Err(state("is not running"));
+            }
+            result => result.doing(|| "start")?,
+        }
+        // The channel is closed by the execution, and by death.
+        match channel::receive::<Report>(&channel) {
+            Ok(None) => Ok(()),
+            Ok(Some(Report::Failed(failure))) => Err(failure.into()),
+            Ok(Some(Report::Created { .. })) => {
+                Err(Failure::new("start: the init stage spoke out of turn").into())
+            }
+            Err(error) => Err(Failure::system("start: wait for the execution", error).into()),
+        }
     }
 
     /// Sends a signal to the init process, or to every process of the container.
@@ -112,21 +192,297 @@ impl Container {
     /// # Errors
     /// The signal is not 1 to 64, or there is no such process any more.
     pub fn signal(&self, signal: u32, all: bool) -> Result<()> {
-        let _ = (signal, all);
-        unimplemented!()
+        let number = i32::try_from(signal)
+            .ok()
+            .filter(|number| (1..=64).contains(number))
+            .ok_or_else(|| Failure::invalid(format!("{signal} is not a signal")))?;
+        let sent = if all {
+            self.cgroup.signal(number)
+        } else {
+            sys::pidfd_send_signal(&self.pidfd, number)
+        };
+        match sent {
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
+                Err(Error::State { id: self.id.clone(), state: "is not running" })
+            }
+            result => Ok(result.doing(|| format!("send signal {signal}"))?),
+        }
     }
 
     /// Whether the kernel's OOM killer has ended a process of the container.
     pub fn oom_killed(&self) -> bool {
-        unimplemented!()
+        self.cgroup.oom_killed()
     }
 
-    /// Kills what is left of the container and removes its cgroup.
+    /// Kills what is left of the container and removes its cgroup. May be called again after an error.
     ///
     /// # Errors
     /// The cgroup does not empty or cannot be removed.
     pub fn delete(&mut self) -> Result<()> {
-        unimplemented!()
+        self.channel = None;
+        Ok(self.cgroup.remove()?)
+    }
+}
+
+/// What [`build`] gives.
+struct Built {
+    child: Child,
+    channel: OwnedFd,
+    terminal: Option<OwnedFd>,
+    warnings: Vec<String>,
+}
+
+/// Starts the container's process in its cgroup and has it build the container. After an error there
+/// is no process.
+fn build(
+    setup: &Setup,
+    options: &CreateOptions,
+    cgroup: &Cgroup,
+    mounts: &[OwnedFd],
+) -> std::result::Result<Built, Failure> {
+    cgroup.apply(&setup.config.linux.resources)?;
+    let (channel, theirs) = socket_pair()?;
+    let child = spawn(&setup.config, options, cgroup, &theirs)?;
+    drop(theirs);
+    let built = configure(&setup.config, &child, cgroup, &channel)
+        .and_then(|()| converse(&channel, setup, mounts));
+    match built {
+        Ok((terminal, warnings)) => Ok(Built { child, channel, terminal, warnings }),
+        Err(failure) => {
+            let failure = child.explain(failure);
+            child.end();
+            Err(failure)
+        }
+    }
+}
+
+/// A container's process before it is a container.
+struct Child {
+    pid: i32,
+    pidfd: OwnedFd,
+}
+
+impl Child {
+    /// Puts into words why the init stage has fallen silent.
+    fn explain(&self, failure: Failure) -> Failure {
+        if failure.message != SILENT {
+            return failure;
+        }
+        // Its end stays there to be collected.
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        let how = match rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), options) {
+            Ok(Some(status)) if status.killed() || status.dumped() => {
+                format!("was killed by signal {}", status.terminating_signal().unwrap_or_default())
+            }
+            Ok(Some(status)) => {
+                format!("exited with code {}", status.exit_status().unwrap_or_default())
+            }
+            Ok(None) => "has closed its channel".into(),
+            Err(error) => format!("has gone ({})", reason(&error.into())),
+        };
+        Failure::new(format!("the container's process {how} while it was being created"))
+    }
+
+    /// Kills and reaps the process.
+    fn end(&self) {
+        // It may be dead already, and the caller's reaper may have been faster: neither is an error.
+        let _ = sys::pidfd_send_signal(&self.pidfd, libc::SIGKILL);
+        let wait = || rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
+        while matches!(wait(), Err(rustix::io::Errno::INTR)) {}
+    }
+}
+
+
+/// The message of a failure that [`Child::explain`] explains.
+const SILENT: &str = "the init stage has closed the channel";
+
+/// As the protocol between host and guest says: a file name, and not a hidden or a special one.
+fn check_id(id: &str) -> Result<()> {
+    let valid = !id.is_empty()
+        && id.len() <= 255
+        && id != "."
+        && id != ".."
+        && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-._".contains(&b));
+    if valid { Ok(()) } else { Err(Failure::invalid(format!("invalid container id {id:?}")).into()) }
+}
+
+/// Opens the root file system and the sources of bind mounts as detached mounts: here, where the
+/// caller sees them, and not in the namespaces of the container.
+fn open_mounts(
+    config: &Config,
+    options: &CreateOptions,
+) -> std::result::Result<(BTreeMap<usize, usize>, Vec<OwnedFd>), Failure> {
+    let rootfs = init::clone_tree(&options.rootfs, true)
+        .doing(|| format!("root file system {}", options.rootfs.display()))?;
+    let mut mounts = vec![rootfs];
+    let mut positions = BTreeMap::new();
+    for (index, mount) in config.mounts.iter().enumerate() {
+        let kind = mount_kind(&mount.kind, mount.options.iter().map(String::as_str));
+        let Ok(MountKind::Bind(recursive)) = kind else { continue };
+        let source =
+            options.bind_sources.get(&index).map_or(Path::new(&mount.source), PathBuf::as_path);
+        let source = init::clone_tree(source, recursive)
+            .doing(|| format!("mounts[{index}].source: {}", mount.source))
+            .map_err(Failure::blamed_on_spec)?;
+        positions.insert(index, mounts.len() - 1);
+        mounts.push(source);
+    }
+    Ok((positions, mounts))
+}
+
+fn socket_pair() -> std::result::Result<(OwnedFd, OwnedFd), Failure> {
+    let context = || "create the channel to the init stage";
+    let (ours, theirs) = rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .doing(context)?;
+    for timeout in [Timeout::Recv, Timeout::Send] {
+        set_socket_timeout(&ours, timeout, Some(PATIENCE)).doing(context)?;
+    }
+    Ok((ours, theirs))
+}
+
+fn spawn(
+    config: &Config,
+    options: &CreateOptions,
+    cgroup: &Cgroup,
+    channel: &OwnedFd,
+) -> std::result::Result<Child, Failure> {
+    let context = || "start the init stage";
+    let linux = &config.linux;
+    let namespaces = [
+        ("ipc", libc::CLONE_NEWIPC),
+        ("mount", libc::CLONE_NEWNS),
+        ("network", libc::CLONE_NEWNET),
+        ("pid", libc::CLONE_NEWPID),
+        ("user", libc::CLONE_NEWUSER),
+        ("uts", libc::CLONE_NEWUTS),
+    ]
+    .iter()
+    .filter(|(name, _)| linux.has_namespace(name))
+    .fold(0, |flags, (_, flag)| flags | u64::from(flag.cast_unsigned()));
+    let exe = open_executable(&options.init_exe)
+        .doing(|| format!("open {}", options.init_exe.display()))?;
+    let null = rustix::fs::openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .doing(|| "open /dev/null")?;
+    let streams = match &options.stdio {
+        Stdio::Streams { stdin, stdout, stderr } => [stdin, stdout, stderr],
+        Stdio::Terminal { .. } => [&None, &None, &None],
+    };
+    let mut above = Vec::with_capacity(3);
+    for stream in streams {
+        above.push(sys::above_stdio(stream.as_ref().unwrap_or(&null)).doing(context)?);
+    }
+    let [stdin, stdout, stderr] = above.as_slice() else {
+        return Err(Failure::new("start the init stage: three streams make three streams"));
+    };
+    let (pid, pidfd) = sys::spawn(&sys::Spawn {
+        namespaces,
+        cgroup: &sys::above_stdio(cgroup.dir()).doing(context)?,
+        exe: &sys::above_stdio(&exe).doing(context)?,
+        name: init::NAME,
+        stdio: [stdin, stdout, stderr],
+        channel: &sys::above_stdio(channel).doing(context)?,
+        wait_for_mappings: linux.has_namespace("user"),
+    })
+    .doing(context)?;
+    Ok(Child { pid, pidfd })
+}
+
+/// Opens the executable on a read-only mount of its own, so that the container's program
+/// cannot overwrite it through `/proc/self/exe` (CVE-2019-5736).
+fn open_executable(path: &Path) -> io::Result<OwnedFd> {
+    // /proc/self/exe is a link out of procfs; opening it follows it.
+    let file = rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    init::read_only_clone(&file)
+}
+
+/// What is written about the new process from outside of its namespaces.
+fn configure(
+    config: &Config,
+    child: &Child,
+    cgroup: &Cgroup,
+    channel: &OwnedFd,
+) -> std::result::Result<(), Failure> {
+    let proc = PathBuf::from(format!("/proc/{}", child.pid));
+    if let Some(score) = config.process.oom_score_adj {
+        fs::write(proc.join("oom_score_adj"), score.to_string())
+            .doing(|| format!("process.oomScoreAdj: set to {score}"))?;
+    }
+    let linux = &config.linux;
+    if !linux.has_namespace("user") {
+        return Ok(());
+    }
+    for (field, file, mappings) in
+        [("uid", "uid_map", &linux.uid_mappings), ("gid", "gid_map", &linux.gid_mappings)]
+    {
+        fs::write(proc.join(file), map_text(mappings))
+            .doing(|| format!("linux.{field}Mappings: write {file}"))
+            .map_err(Failure::blamed_on_spec)?;
+    }
+    let root = linux.uid_mappings.iter().find(|mapping| mapping.container_id == 0);
+    let writable_cgroup = config.mounts.iter().any(|mount| {
+        mount.kind.starts_with("cgroup") && !mount.options.iter().any(|option| option == "ro")
+    });
+    if let (Some(root), true, true) = (root, writable_cgroup, linux.has_namespace("cgroup")) {
+        cgroup.delegate(root.host_id)?;
+    }
+    channel::write_all(channel, b"M").doing(|| "release the init stage")
+}
+
+fn map_text(mappings: &[IdMapping]) -> String {
+    mappings
+        .iter()
+        .map(|map| format!("{} {} {}\n", map.container_id, map.host_id, map.size))
+        .collect()
+}
+
+/// The window size that was asked for.
+fn window_size(stdio: &Stdio, console_size: Option<ConsoleSize>) -> Option<(u16, u16)> {
+    match stdio {
+        Stdio::Terminal { size: Some(size) } => Some((size.columns, size.rows)),
+        Stdio::Terminal { size: None } => console_size.map(|size| {
+            let clamp = |value: u64| u16::try_from(value).unwrap_or(u16::MAX);
+            (clamp(size.width), clamp(size.height))
+        }),
+        Stdio::Streams { .. } => None,
+    }
+}
+
+/// Tells the init stage what to build, and hears what has become of it.
+fn converse(
+    channel: &OwnedFd,
+    setup: &Setup,
+    mounts: &[OwnedFd],
+) -> std::result::Result<(Option<OwnedFd>, Vec<String>), Failure> {
+    let sent = channel::send(channel, setup).and_then(|()| channel::send_fds(channel, mounts));
+    // Who does not listen may have said why.
+    match sent {
+        Err(error) if !matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
+            return Err(Failure::system("talk to the init stage", error));
+        }
+        _ => {}
+    }
+    let mut terminal = None;
+    let report = match setup.config.process.terminal {
+        false => channel::receive::<Report>(channel),
+        true => channel::receive_with_fd(channel, &mut terminal),
+    };
+    match report {
+        Ok(Some(Report::Created { warnings })) => Ok((terminal, warnings)),
+        Ok(Some(Report::Failed(failure))) => Err(failure),
+        Ok(None) => Err(Failure::new(SILENT)),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(Failure::new(format!(
+            "the init stage has not answered for {} seconds",
+            PATIENCE.as_secs()
+        ))),
+        Err(error) if error.raw_os_error().is_some() => {
+            Err(Failure::system("execute the init stage", error))
+        }
+        Err(error) => Err(Failure::system("understand the init stage", error)),
     }
 }
 
@@ -135,8 +491,13 @@ impl Container {
 /// # Errors
 /// `terminal` is not a terminal.
 pub fn resize(terminal: BorrowedFd<'_>, size: WindowSize) -> Result<()> {
-    let _ = (terminal, size);
-    unimplemented!()
+    let size = rustix::termios::Winsize {
+        ws_row: size.rows,
+        ws_col: size.columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    Ok(rustix::termios::tcsetwinsize(terminal, size).doing(|| "set the window size")?)
 }
 
 /// Puts a mount with a parent under `/`, so that `pivot_root` is possible in an initramfs. Changes
@@ -145,5 +506,6 @@ pub fn resize(terminal: BorrowedFd<'_>, size: WindowSize) -> Result<()> {
 /// # Errors
 /// The root directory cannot be mounted again.
 pub fn make_root_pivotable() -> Result<()> {
-    unimplemented!()
+    init::make_root_pivotable()?;
+    Ok(())
 }

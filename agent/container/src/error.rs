@@ -1,5 +1,8 @@
 //! What goes wrong when a container is built or driven.
 
+use std::fmt::Display;
+use std::io;
+
 use serde::{Deserialize, Serialize};
 
 /// The result of this crate's operations.
@@ -66,4 +69,58 @@ pub struct Failure {
     pub errno: Option<i32>,
     /// Whether the specification is at fault (a program that does not exist, a user that cannot be).
     pub invalid: bool,
+}
+
+impl Failure {
+    /// A failure that no system call reports.
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        Failure { message: message.into(), errno: None, invalid: false }
+    }
+
+    /// A failure that the specification is to blame for.
+    pub(crate) fn invalid(message: impl Into<String>) -> Self {
+        Failure { message: message.into(), errno: None, invalid: true }
+    }
+
+    /// A system call that failed while doing `what`.
+    pub(crate) fn system(what: impl Display, error: impl Into<io::Error>) -> Self {
+        let error = error.into();
+        Failure {
+            message: format!("{what}: {}", reason(&error)),
+            errno: error.raw_os_error(),
+            invalid: false,
+        }
+    }
+
+    /// The same, blamed on the specification.
+    pub(crate) fn blamed_on_spec(mut self) -> Self {
+        self.invalid = true;
+        self
+    }
+}
+
+/// The system's words for an error, in lower case and without the number.
+pub(crate) fn reason(error: &io::Error) -> String {
+    let text = error.to_string();
+    let text = text.rsplit_once(" (os error").map_or(text.as_str(), |(text, _)| text);
+    let mut chars = text.chars();
+    match (chars.next(), chars.next()) {
+        // Not an abbreviation.
+        (Some(first), Some(second)) if second.is_lowercase() => {
+            first.to_lowercase().chain([second]).chain(chars).collect()
+        }
+        _ => text.to_owned(),
+    }
+}
+
+/// Adds to an error what was being done.
+pub(crate) trait Context<T> {
+    /// Adds what was being done.
+    fn doing<D: Display>(self, what: impl FnOnce() -> D) -> std::result::Result<T, Failure>;
+}
+
+impl<T, E: Into<io::Error>> Context<T> for std::result::Result<T, E> {
+    fn doing<D: Display>(self, what: impl FnOnce() -> D) -> std::result::Result<T, Failure> {
+        self.map_err(|error| Failure::system(what(), error))
+    }
 }

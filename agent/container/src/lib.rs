@@ -49,9 +49,14 @@
 //! Every error says which step failed, on which field of the specification or file, and why; see
 //! [`Error::kind`] for the class. A failed `create` leaves no process, no mount and no cgroup behind.
 
+mod cgroup;
+mod channel;
+mod config;
 mod container;
 mod error;
 pub mod init;
+mod seccomp;
+mod sys;
 
 pub use container::{make_root_pivotable, resize, Container, CreateOptions, Stdio, WindowSize};
 pub use error::{Error, ErrorKind, Failure, Result};

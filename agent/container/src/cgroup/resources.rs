@@ -1,0 +1,182 @@
+//! `linux.resources` as files of a cgroup (config-linux.md#control-groups, and its #unified for names).
+
+use std::io;
+
+use super::Cgroup;
+use crate::config::{Cpu, Memory, Resources};
+use crate::error::{Context, Failure};
+
+/// A value for a file, and the field it comes from.
+#[derive(Debug, PartialEq, Eq)]
+struct Setting {
+    field: String,
+    file: String,
+    value: String,
+}
+
+fn setting(field: &str, file: impl Into<String>, value: impl Into<String>) -> Setting {
+    let field = format!("linux.resources.{field}");
+    Setting { field, file: file.into(), value: value.into() }
+}
+
+pub(super) fn apply(cgroup: &Cgroup, resources: &Resources) -> Result<(), Failure> {
+    let mut settings = memory(&resources.memory);
+    settings.extend(cpu(&resources.cpu));
+    if let Some(limit) = resources.pids.limit.filter(|&limit| limit != 0) {
+        settings.push(setting("pids.limit", "pids.max", limit_text(limit)));
+    }
+    for limit in &resources.hugepage_limits {
+        let file = format!("hugetlb.{}.max", limit.page_size);
+        settings.push(setting("hugepageLimits", file, limit.limit.to_string()));
+    }
+    for Setting { field, file, value } in &settings {
+        match cgroup.write(file, value) {
+            // Without swap there is nothing to limit.
+            Err(error)
+                if file == "memory.swap.max"
+                    && matches!(value.as_str(), "0" | "max")
+                    && error.kind() == io::ErrorKind::NotFound => {}
+            result => write_result(result, field, file, value)?,
+        }
+    }
+    if let Some(weight) = resources.block_io.weight.filter(|&weight| weight != 0) {
+        block_io_weight(cgroup, weight)?;
+    }
+    for (file, text) in &resources.unified {
+        let field = format!("linux.resources.unified[{file:?}]");
+        // Some files take one line at a time.
+        for line in text.lines() {
+            write_result(cgroup.write(file, line), &field, file, line)?;
+        }
+    }
+    Ok(())
+}
+
+fn write_result(
+    result: io::Result<()>,
+    field: &str,
+    file: &str,
+    value: &str,
+) -> Result<(), Failure> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let controller = file.split('.').next().unwrap_or(file);
+            Err(Failure::new(format!(
+                "{field}: the machine has no {file} (cgroup controller {controller:?})"
+            )))
+        }
+        result => result.doing(|| format!("{field}: write {value:?} to {file}")),
+    }
+}
+
+/// Unlimited is -1 in the specification and `max` in the file.
+fn limit_text(limit: i64) -> String {
+    if limit < 0 { "max".into() } else { limit.to_string() }
+}
+
+fn memory(memory: &Memory) -> Vec<Setting> {
+    let mut settings = Vec::new();
+    let set = |value: Option<i64>| value.filter(|&value| value != 0);
+    if let Some(limit) = set(memory.limit) {
+        settings.push(setting("memory.limit", "memory.max", limit_text(limit)));
+    }
+    if let Some(swap) = set(memory.swap) {
+        // Memory and swap together in the specification, swap alone in the file.
+        let swap = if swap < 0 { swap } else { swap - memory.limit.unwrap_or(0) };
+        settings.push(setting("memory.swap", "memory.swap.max", limit_text(swap)));
+    }
+    if let Some(reservation) = set(memory.reservation) {
+        settings.push(setting("memory.reservation", "memory.low", limit_text(reservation)));
+    }
+    settings
+}
+
+fn cpu(cpu: &Cpu) -> Vec<Setting> {
+    /// The kernel's default.
+    const PERIOD: u64 = 100_000;
+    let mut settings = Vec::new();
+    if let Some(shares) = cpu.shares.filter(|&shares| shares != 0) {
+        settings.push(setting("cpu.shares", "cpu.weight", weight_of_shares(shares).to_string()));
+    }
+    let quota = cpu.quota.filter(|&quota| quota != 0);
+    let period = cpu.period.filter(|&period| period != 0);
+    if quota.is_some() || period.is_some() {
+        let value = format!("{} {}", limit_text(quota.unwrap_or(-1)), period.unwrap_or(PERIOD));
+        let field = if quota.is_some() { "cpu.quota" } else { "cpu.period" };
+        settings.push(setting(field, "cpu.max", value));
+    }
+    if let Some(burst) = cpu.burst {
+        settings.push(setting("cpu.burst", "cpu.max.burst", burst.to_string()));
+    }
+    if let Some(idle) = cpu.idle {
+        settings.push(setting("cpu.idle", "cpu.idle", idle.to_string()));
+    }
+    for (field, file, value) in
+        [("cpu.cpus", "cpuset.cpus", &cpu.cpus), ("cpu.mems", "cpuset.mems", &cpu.mems)]
+    {
+        if !value.is_empty() {
+            settings.push(setting(field, file, value.as_str()));
+        }
+    }
+    settings
+}
+
+/// From 2..262144 to 1..10000, linearly, as runc, crun and systemd do.
+fn weight_of_shares(shares: u64) -> u64 {
+    1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
+}
+
+fn block_io_weight(cgroup: &Cgroup, weight: u16) -> Result<(), Failure> {
+    const FIELD: &str = "linux.resources.blockIO.weight";
+    let text = weight.to_string();
+    match cgroup.write("io.bfq.weight", &text) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            // From 10..1000 to 1..10000.
+            let weight = 1 + (u32::from(weight) - 10) * 9999 / 990;
+            let text = format!("default {weight}");
+            write_result(cgroup.write("io.weight", &text), FIELD, "io.weight", &text)
+        }
+        result => write_result(result, FIELD, "io.bfq.weight", &text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn files(resources: serde_json::Value) -> Vec<(String, String)> {
+        let resources: Resources = serde_json::from_value(resources).unwrap();
+        let mut settings = memory(&resources.memory);
+        settings.extend(cpu(&resources.cpu));
+        settings.into_iter().map(|s| (s.file, s.value)).collect()
+    }
+
+    fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
+        expected.iter().map(|(file, value)| ((*file).into(), (*value).into())).collect()
+    }
+
+    #[test]
+    fn swap_is_what_exceeds_memory() {
+        let memory = json!({"memory": {"limit": 100, "swap": 150, "reservation": 50}});
+        let expected = [("memory.max", "100"), ("memory.swap.max", "50"), ("memory.low", "50")];
+        assert_eq!(files(memory), pairs(&expected));
+        let unlimited = json!({"memory": {"limit": -1, "swap": -1}});
+        assert_eq!(files(unlimited), pairs(&[("memory.max", "max"), ("memory.swap.max", "max")]));
+        assert_eq!(files(json!({"memory": {"limit": 0}})), []);
+    }
+
+    #[test]
+    fn quota_and_period_share_a_file() {
+        let both = json!({"cpu": {"quota": 50_000, "period": 200_000, "shares": 1024, "cpus": "0-1"}});
+        let expected = [("cpu.weight", "39"), ("cpu.max", "50000 200000"), ("cpuset.cpus", "0-1")];
+        assert_eq!(files(both), pairs(&expected));
+        assert_eq!(files(json!({"cpu": {"quota": -1}})), pairs(&[("cpu.max", "max 100000")]));
+        assert_eq!(files(json!({"cpu": {"period": 5000}})), pairs(&[("cpu.max", "max 5000")]));
+    }
+
+    #[test]
+    fn shares_cover_the_range_of_weights() {
+        assert_eq!([0, 2, 1024, 262_144, u64::MAX].map(weight_of_shares), [1, 1, 39, 10_000, 10_000]);
+    }
+}

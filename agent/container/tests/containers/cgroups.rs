@@ -1,0 +1,1 @@
+use crate::support::Tests; pub const TESTS: Tests = &[];

@@ -1,0 +1,45 @@
+//! Containers on the machine that runs the tests: as root, without a virtual machine.
+//!
+//! The test binary is the caller of the crate and its own init stage at once. Each test looks from the
+//! inside: a BusyBox shell in the container prints what it sees.
+
+mod cgroups;
+mod failures;
+mod files;
+mod identity;
+mod lifecycle;
+mod namespaces;
+mod seccomp;
+mod support;
+mod terminal;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+
+fn main() -> ExitCode {
+    if cloister_container::init::is_init_stage() {
+        return cloister_container::init::main();
+    }
+    let mut trials: Vec<Trial> = Vec::new();
+    for (module, tests) in [
+        ("cgroups", cgroups::TESTS),
+        ("failures", failures::TESTS),
+        ("files", files::TESTS),
+        ("identity", identity::TESTS),
+        ("lifecycle", lifecycle::TESTS),
+        ("namespaces", namespaces::TESTS),
+        ("seccomp", seccomp::TESTS),
+        ("terminal", terminal::TESTS),
+    ] {
+        for (name, test) in tests {
+            trials.push(Trial::test(format!("{module}::{name}"), || {
+                test();
+                Ok(())
+            }));
+        }
+    }
+    // Each test counts the children of its process.
+    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
