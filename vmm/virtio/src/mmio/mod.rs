@@ -243,11 +243,11 @@ impl Transport {
             return;
         }
         let added = value & !old;
-        let needs = |bits: u32| value & bits == bits;
-        // virtio-v1.3 §3.1.1: the order of initialization.
-        let in_order = (added & DRIVER == 0 || needs(ACKNOWLEDGE))
-            && (added & FEATURES_OK == 0 || needs(ACKNOWLEDGE | DRIVER))
-            && (added & DRIVER_OK == 0 || needs(ACKNOWLEDGE | DRIVER | FEATURES_OK));
+        let had = |bits: u32| old & bits == bits;
+        // virtio-v1.3 §3.1.1: the order of initialization. The first two steps may come at once.
+        let in_order = (added & DRIVER == 0 || value & ACKNOWLEDGE != 0)
+            && (added & FEATURES_OK == 0 || had(ACKNOWLEDGE | DRIVER))
+            && (added & DRIVER_OK == 0 || had(ACKNOWLEDGE | DRIVER | FEATURES_OK));
         let known = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK | FAILED;
         if !in_order || added & !known != 0 {
             warn_guest!("virtio-mmio: status {old:#x} cannot become {value:#x}");
@@ -257,9 +257,6 @@ impl Transport {
         if added & FEATURES_OK != 0 && !self.acceptable(registers.driver_features) {
             // virtio-v1.3 §2.2.2: the device leaves FEATURES_OK clear if it refuses.
             agreed &= !FEATURES_OK;
-        }
-        if added & DRIVER_OK != 0 && agreed & FEATURES_OK == 0 {
-            agreed &= !DRIVER_OK;
         }
         registers.status = agreed;
         if agreed & !old & DRIVER_OK != 0 {
