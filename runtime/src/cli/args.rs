@@ -179,7 +179,7 @@ pub(crate) struct CreateOptions {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) preserve_fds: u32,
 
-    /// The name of the new container: letters, digits and _ + - .
+    /// The name of the new container: letters, digits, and `_`, `+`, `-`, `.`
     #[arg(value_name = "CONTAINER")]
     pub(crate) id: String,
 }

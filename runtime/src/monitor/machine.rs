@@ -100,8 +100,11 @@ pub(crate) struct ControlSlot(OwnedFd);
 
 impl ControlSlot {
     /// Reserves the number. `idle` is what the descriptor refers to meanwhile.
-    pub(crate) fn reserve(idle: impl AsFd) -> io::Result<Self> {
-        let fd = rustix::io::fcntl_dupfd_cloexec(idle, CONTROL_FD)?;
+    pub(crate) fn reserve(idle: impl Into<OwnedFd>) -> io::Result<Self> {
+        let mut fd = idle.into();
+        if fd.as_raw_fd() != CONTROL_FD {
+            fd = rustix::io::fcntl_dupfd_cloexec(fd, CONTROL_FD)?;
+        }
         if fd.as_raw_fd() != CONTROL_FD {
             return Err(io::Error::other(format!(
                 "descriptor {CONTROL_FD} is in use"

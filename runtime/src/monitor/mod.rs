@@ -86,14 +86,18 @@ pub unsafe fn run(control: RawFd) -> Result<u8, StartError> {
     // SAFETY: handed on to the caller.
     let control = unsafe { sys::take_inherited(control) }?;
     // Its number may be the one that children need.
-    let control =
-        Channel::new(rustix::io::fcntl_dupfd_cloexec(&control, 10).map_err(io::Error::from)?);
+    let control = {
+        let inherited = control;
+        rustix::io::fcntl_dupfd_cloexec(&inherited, 10).map_err(io::Error::from)?
+    };
+    let control = Channel::new(control);
+    let slot = ControlSlot::reserve(File::open("/dev/null")?)?;
     let signals = SignalFd::block_all()?;
     // A session of its own: the caller's terminal sends its signals to the caller alone.
     rustix::process::setsid().map_err(io::Error::from)?;
     let received = launch::receive(&control)?;
+    // Last of what can fail: until here an error is printed where the caller sees it.
     let inherited = Inherited::take()?;
-    let slot = ControlSlot::reserve(rustix::stdio::stdin())?;
 
     let Received {
         launch,

@@ -24,16 +24,22 @@ impl Pty {
     /// Opens a pseudoterminal, makes it the controlling terminal of this session and sends its
     /// master side over `socket`.
     pub(crate) fn open(socket: impl AsFd) -> io::Result<Self> {
-        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
-        unlockpt(&master)?;
+        let (this, master) = Self::pair()?;
+        ioctl_tiocsctty(&this.slave)?;
+        send_fd(socket, &master)?;
+        Ok(this)
+    }
+
+    /// A pseudoterminal and its master side.
+    fn pair() -> io::Result<(Self, OwnedFd)> {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let master = openpt(flags)?;
+        unlockpt(&master)?;
         let slave = ioctl_tiocgptpeer(&master, flags)?;
         let mut termios = tcgetattr(&slave)?;
         termios.make_raw();
         tcsetattr(&slave, OptionalActions::Now, &termios)?;
-        ioctl_tiocsctty(&slave)?;
-        send_fd(socket, &master)?;
-        Ok(Self { slave })
+        Ok((Self { slave }, master))
     }
 
     /// The size of its window: columns and rows.
@@ -76,14 +82,10 @@ mod tests {
 
     #[test]
     fn the_master_arrives_and_is_the_other_side_of_a_raw_terminal() {
-        // A session without a terminal: nextest runs each test in a process group of its own,
-        // which is not a session, and its leader could not make one.
-        let _ = rustix::process::setsid();
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let pty = match Pty::open(&theirs) {
-            Ok(pty) => pty,
-            Err(e) => panic!("{e}"),
-        };
+        let (pty, master) = Pty::pair().unwrap();
+        send_fd(&theirs, &master).unwrap();
+        drop(master);
         let mut name = [0; 64];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
