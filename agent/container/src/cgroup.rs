@@ -41,7 +41,9 @@ impl Cgroup {
             Ok(()) => {}
             Err(rustix::io::Errno::EXIST) => return Err(Error::Exists { id: id.to_owned() }),
             Err(error) => {
-                return Err(Failure::system(format!("create cgroup {}", path.display()), error).into());
+                return Err(
+                    Failure::system(format!("create cgroup {}", path.display()), error).into(),
+                );
             }
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -89,7 +91,11 @@ impl Cgroup {
         let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&self.dir, file, flags, Mode::empty())?;
         let written = rustix::io::write(&file, value.as_bytes())?;
-        if written == value.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+        if written == value.len() {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::WriteZero.into())
+        }
     }
 
     fn read(&self, file: &str) -> io::Result<String> {
@@ -102,7 +108,9 @@ impl Cgroup {
             return self.write("cgroup.kill", "1");
         }
         for pid in self.all_pids()? {
-            let Some(pid) = rustix::process::Pid::from_raw(pid) else { continue };
+            let Some(pid) = rustix::process::Pid::from_raw(pid) else {
+                continue;
+            };
             // By pidfd: the number may have a new owner by now.
             match rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) {
                 Ok(pidfd) if self.all_pids()?.contains(&pid.as_raw_pid()) => {
@@ -216,7 +224,10 @@ fn prepare(parent: &Path) -> std::result::Result<(), Failure> {
         levels.push(level);
     }
     if levels.is_empty() {
-        return Err(Failure::new(format!("{} is not in a cgroup v2 hierarchy", parent.display())));
+        return Err(Failure::new(format!(
+            "{} is not in a cgroup v2 hierarchy",
+            parent.display()
+        )));
     }
     for level in levels.iter().rev() {
         enable_controllers(level)
@@ -238,14 +249,23 @@ fn enable_controllers(level: &Path) -> io::Result<()> {
         .filter(|name| available.split_whitespace().any(|there| there == *name))
         .filter(|name| !enabled.split_whitespace().any(|there| there == *name))
         .collect();
-    let all = missing.iter().map(|name| format!("+{name}")).collect::<Vec<_>>().join(" ");
+    let all = missing
+        .iter()
+        .map(|name| format!("+{name}"))
+        .collect::<Vec<_>>()
+        .join(" ");
     if all.is_empty() || fs::write(&control, all).is_ok() {
         return Ok(());
     }
     // One that cannot be had does not keep the others away. A limit that needs it fails and says so.
     for name in missing {
         match fs::write(&control, format!("+{name}")) {
-            Err(error) if !matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EINVAL | libc::ENOENT | libc::EOPNOTSUPP)) => {
+            Err(error)
+                if !matches!(
+                    error.raw_os_error(),
+                    Some(libc::EBUSY | libc::EINVAL | libc::ENOENT | libc::EOPNOTSUPP)
+                ) =>
+            {
                 return Err(error);
             }
             _ => {}

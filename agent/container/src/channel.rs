@@ -155,7 +155,12 @@ pub(crate) fn send_fds(channel: &OwnedFd, fds: &[impl AsFd]) -> io::Result<()> {
             return Err(io::Error::other("control message does not fit"));
         }
         let count = [u8::try_from(chunk.len()).map_err(io::Error::other)?];
-        rustix::net::sendmsg(channel, &[IoSlice::new(&count)], &mut control, SendFlags::NOSIGNAL)?;
+        rustix::net::sendmsg(
+            channel,
+            &[IoSlice::new(&count)],
+            &mut control,
+            SendFlags::NOSIGNAL,
+        )?;
     }
     Ok(())
 }

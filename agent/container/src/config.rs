@@ -136,7 +136,9 @@ pub(crate) struct Linux {
 impl Linux {
     /// Whether the container has a namespace of this type for itself.
     pub(crate) fn has_namespace(&self, kind: &str) -> bool {
-        self.namespaces.iter().any(|namespace| namespace.kind == kind)
+        self.namespaces
+            .iter()
+            .any(|namespace| namespace.kind == kind)
     }
 }
 

@@ -41,7 +41,8 @@ pub struct CreateOptions {
     /// The directory of a cgroup v2 hierarchy below which the container's cgroup is made. It is
     /// created if missing, and no process may be in it.
     pub cgroup_parent: PathBuf,
-    /// The executable of the init stage: `/proc/self/exe`.
+    /// The executable of the init stage: `/proc/self/exe`, or another path to the caller's own
+    /// executable if the caller has changed its mount namespace since it was executed.
     pub init_exe: PathBuf,
 }
 
@@ -168,8 +169,14 @@ impl Container {
     /// The container was started before, has died, or the program cannot be executed; after the
     /// latter its process has ended.
     pub fn start(&mut self) -> Result<()> {
-        let state = |state| Error::State { id: self.id.clone(), state };
-        let channel = self.channel.take().ok_or_else(|| state("has been started already"))?;
+        let state = |state| Error::State {
+            id: self.id.clone(),
+            state,
+        };
+        let channel = self
+            .channel
+            .take()
+            .ok_or_else(|| state("has been started already"))?;
         match channel::write_all(&channel, &[START]) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
                 return Err(state("is not running"));
@@ -202,9 +209,10 @@ impl Container {
             sys::pidfd_send_signal(&self.pidfd, number)
         };
         match sent {
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
-                Err(Error::State { id: self.id.clone(), state: "is not running" })
-            }
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Err(Error::State {
+                id: self.id.clone(),
+                state: "is not running",
+            }),
             result => Ok(result.doing(|| format!("send signal {signal}"))?),
         }
     }
@@ -247,7 +255,12 @@ fn build(
     let built = configure(&setup.config, &child, cgroup, &channel)
         .and_then(|()| converse(&channel, setup, mounts));
     match built {
-        Ok((terminal, warnings)) => Ok(Built { child, channel, terminal, warnings }),
+        Ok((terminal, warnings)) => Ok(Built {
+            child,
+            channel,
+            terminal,
+            warnings,
+        }),
         Err(failure) => {
             let failure = child.explain(failure);
             child.end();
@@ -272,26 +285,34 @@ impl Child {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
         let how = match rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), options) {
             Ok(Some(status)) if status.killed() || status.dumped() => {
-                format!("was killed by signal {}", status.terminating_signal().unwrap_or_default())
+                format!(
+                    "was killed by signal {}",
+                    status.terminating_signal().unwrap_or_default()
+                )
             }
             Ok(Some(status)) => {
-                format!("exited with code {}", status.exit_status().unwrap_or_default())
+                format!(
+                    "exited with code {}",
+                    status.exit_status().unwrap_or_default()
+                )
             }
             Ok(None) => "has closed its channel".into(),
             Err(error) => format!("has gone ({})", reason(&error.into())),
         };
-        Failure::new(format!("the container's process {how} while it was being created"))
+        Failure::new(format!(
+            "the container's process {how} while it was being created"
+        ))
     }
 
     /// Kills and reaps the process.
     fn end(&self) {
         // It may be dead already, and the caller's reaper may have been faster: neither is an error.
         let _ = sys::pidfd_send_signal(&self.pidfd, libc::SIGKILL);
-        let wait = || rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
+        let wait =
+            || rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
         while matches!(wait(), Err(rustix::io::Errno::INTR)) {}
     }
 }
-
 
 /// The message of a failure that [`Child::explain`] explains.
 const SILENT: &str = "the init stage has closed the channel";
@@ -302,8 +323,14 @@ fn check_id(id: &str) -> Result<()> {
         && id.len() <= 255
         && id != "."
         && id != ".."
-        && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-._".contains(&b));
-    if valid { Ok(()) } else { Err(Failure::invalid(format!("invalid container id {id:?}")).into()) }
+        && id
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"+-._".contains(&b));
+    if valid {
+        Ok(())
+    } else {
+        Err(Failure::invalid(format!("invalid container id {id:?}")).into())
+    }
 }
 
 /// Opens the root file system and the sources of bind mounts as detached mounts: here, where the
@@ -318,9 +345,13 @@ fn open_mounts(
     let mut positions = BTreeMap::new();
     for (index, mount) in config.mounts.iter().enumerate() {
         let kind = mount_kind(&mount.kind, mount.options.iter().map(String::as_str));
-        let Ok(MountKind::Bind(recursive)) = kind else { continue };
-        let source =
-            options.bind_sources.get(&index).map_or(Path::new(&mount.source), PathBuf::as_path);
+        let Ok(MountKind::Bind(recursive)) = kind else {
+            continue;
+        };
+        let source = options
+            .bind_sources
+            .get(&index)
+            .map_or(Path::new(&mount.source), PathBuf::as_path);
         let source = init::clone_tree(source, recursive)
             .doing(|| format!("mounts[{index}].source: {}", mount.source))
             .map_err(Failure::blamed_on_spec)?;
@@ -363,13 +394,24 @@ fn spawn(
     ]
     .iter()
     .filter(|(name, _)| linux.has_namespace(name))
-    .fold(0, |flags, (_, flag)| flags | u64::from(flag.cast_unsigned()));
+    .fold(0, |flags, (_, flag)| {
+        flags | u64::from(flag.cast_unsigned())
+    });
     let exe = open_executable(&options.init_exe)
         .doing(|| format!("open {}", options.init_exe.display()))?;
-    let null = rustix::fs::openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
-        .doing(|| "open /dev/null")?;
+    let null = rustix::fs::openat(
+        CWD,
+        "/dev/null",
+        OFlags::RDWR | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .doing(|| "open /dev/null")?;
     let streams = match &options.stdio {
-        Stdio::Streams { stdin, stdout, stderr } => [stdin, stdout, stderr],
+        Stdio::Streams {
+            stdin,
+            stdout,
+            stderr,
+        } => [stdin, stdout, stderr],
         Stdio::Terminal { .. } => [&None, &None, &None],
     };
     let mut above = Vec::with_capacity(3);
@@ -377,7 +419,9 @@ fn spawn(
         above.push(sys::above_stdio(stream.as_ref().unwrap_or(&null)).doing(context)?);
     }
     let [stdin, stdout, stderr] = above.as_slice() else {
-        return Err(Failure::new("start the init stage: three streams make three streams"));
+        return Err(Failure::new(
+            "start the init stage: three streams make three streams",
+        ));
     };
     let (pid, pidfd) = sys::spawn(&sys::Spawn {
         namespaces,
@@ -416,14 +460,18 @@ fn configure(
     if !linux.has_namespace("user") {
         return Ok(());
     }
-    for (field, file, mappings) in
-        [("uid", "uid_map", &linux.uid_mappings), ("gid", "gid_map", &linux.gid_mappings)]
-    {
+    for (field, file, mappings) in [
+        ("uid", "uid_map", &linux.uid_mappings),
+        ("gid", "gid_map", &linux.gid_mappings),
+    ] {
         fs::write(proc.join(file), map_text(mappings))
             .doing(|| format!("linux.{field}Mappings: write {file}"))
             .map_err(Failure::blamed_on_spec)?;
     }
-    let root = linux.uid_mappings.iter().find(|mapping| mapping.container_id == 0);
+    let root = linux
+        .uid_mappings
+        .iter()
+        .find(|mapping| mapping.container_id == 0);
     let writable_cgroup = config.mounts.iter().any(|mount| {
         mount.kind.starts_with("cgroup") && !mount.options.iter().any(|option| option == "ro")
     });
@@ -461,7 +509,12 @@ fn converse(
     let sent = channel::send(channel, setup).and_then(|()| channel::send_fds(channel, mounts));
     // Who does not listen may have said why.
     match sent {
-        Err(error) if !matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
+        Err(error)
+            if !matches!(
+                error.kind(),
+                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+            ) =>
+        {
             return Err(Failure::system("talk to the init stage", error));
         }
         _ => {}
@@ -475,6 +528,8 @@ fn converse(
         Ok(Some(Report::Created { warnings })) => Ok((terminal, warnings)),
         Ok(Some(Report::Failed(failure))) => Err(failure),
         Ok(None) => Err(Failure::new(SILENT)),
+        // It has not even read what it was told.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Err(Failure::new(SILENT)),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(Failure::new(format!(
             "the init stage has not answered for {} seconds",
             PATIENCE.as_secs()

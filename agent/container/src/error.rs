@@ -74,12 +74,20 @@ pub struct Failure {
 impl Failure {
     /// A failure that no system call reports.
     pub(crate) fn new(message: impl Into<String>) -> Self {
-        Failure { message: message.into(), errno: None, invalid: false }
+        Failure {
+            message: message.into(),
+            errno: None,
+            invalid: false,
+        }
     }
 
     /// A failure that the specification is to blame for.
     pub(crate) fn invalid(message: impl Into<String>) -> Self {
-        Failure { message: message.into(), errno: None, invalid: true }
+        Failure {
+            message: message.into(),
+            errno: None,
+            invalid: true,
+        }
     }
 
     /// A system call that failed while doing `what`.
@@ -102,7 +110,9 @@ impl Failure {
 /// The system's words for an error, in lower case and without the number.
 pub(crate) fn reason(error: &io::Error) -> String {
     let text = error.to_string();
-    let text = text.rsplit_once(" (os error").map_or(text.as_str(), |(text, _)| text);
+    let text = text
+        .rsplit_once(" (os error")
+        .map_or(text.as_str(), |(text, _)| text);
     let mut chars = text.chars();
     match (chars.next(), chars.next()) {
         // Not an abbreviation.

@@ -35,7 +35,9 @@ pub(crate) const NAME: &std::ffi::CStr = c"cloister-init";
 
 /// Whether this process was started as the init stage of a container.
 pub fn is_init_stage() -> bool {
-    std::env::args_os().next().is_some_and(|name| name.as_encoded_bytes() == NAME.to_bytes())
+    std::env::args_os()
+        .next()
+        .is_some_and(|name| name.as_encoded_bytes() == NAME.to_bytes())
 }
 
 /// Builds the container around this process and executes its program; returns only on failure.
@@ -59,7 +61,9 @@ fn run(channel: &OwnedFd) -> Result<Infallible, Failure> {
     let fds = channel::receive_fds(channel, setup.bind_sources.len() + 1)
         .doing(|| "receive the mounts")?;
     let mut fds = fds.into_iter();
-    let rootfs = fds.next().ok_or_else(|| Failure::new("receive the mounts: no root"))?;
+    let rootfs = fds
+        .next()
+        .ok_or_else(|| Failure::new("receive the mounts: no root"))?;
     let sources = fds.map(Some).collect();
     let config = &setup.config;
 
@@ -83,7 +87,12 @@ fn run(channel: &OwnedFd) -> Result<Infallible, Failure> {
         .map(|arg| user::c_string("process.args", arg))
         .collect::<Result<Vec<_>, _>>()?;
     let env = user::environment(process)?;
-    let filter = config.linux.seccomp.as_ref().map(Filter::compile).transpose()?;
+    let filter = config
+        .linux
+        .seccomp
+        .as_ref()
+        .map(Filter::compile)
+        .transpose()?;
     user::own_stdio(process.user.uid)?;
     user::set_limits(&process.rlimits)?;
     rustix::process::umask(Mode::from_raw_mode(process.user.umask.unwrap_or(0o022)));
@@ -151,7 +160,10 @@ const CLONE_NEWTIME: i32 = 0x80;
 
 fn set_time_offsets(offsets: &TimeOffsets, procfs: &Procfs) -> Result<(), Failure> {
     let path = format!("{}/timens_offsets", rustix::process::getpid());
-    for (clock, offset) in [("monotonic", offsets.monotonic), ("boottime", offsets.boottime)] {
+    for (clock, offset) in [
+        ("monotonic", offsets.monotonic),
+        ("boottime", offsets.boottime),
+    ] {
         if let Some(offset) = offset {
             let line = format!("{clock} {} {}\n", offset.secs, offset.nanosecs);
             procfs
@@ -200,7 +212,12 @@ pub(crate) fn make_root_pivotable() -> Result<(), Failure> {
     let what = || "mount the root directory again";
     // procfs need not be mounted yet.
     let mountinfo = Procfs::mount()
-        .and_then(|procfs| procfs.read(Path::new(&format!("{}/mountinfo", rustix::process::getpid()))))
+        .and_then(|procfs| {
+            procfs.read(Path::new(&format!(
+                "{}/mountinfo",
+                rustix::process::getpid()
+            )))
+        })
         .doing(|| "read mountinfo")?;
     if has_parent(&mountinfo) {
         return Ok(());
@@ -228,6 +245,8 @@ mod tests {
     fn the_initial_root_is_its_own_parent() {
         let initial = "1 1 0:2 / / rw - rootfs rootfs rw\n2 1 0:21 / /proc rw - proc proc rw\n";
         assert!(!super::has_parent(initial));
-        assert!(super::has_parent("22 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw\n"));
+        assert!(super::has_parent(
+            "22 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw\n"
+        ));
     }
 }

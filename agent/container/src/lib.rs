@@ -58,5 +58,5 @@ pub mod init;
 mod seccomp;
 mod sys;
 
-pub use container::{make_root_pivotable, resize, Container, CreateOptions, Stdio, WindowSize};
+pub use container::{Container, CreateOptions, Stdio, WindowSize, make_root_pivotable, resize};
 pub use error::{Error, ErrorKind, Failure, Result};

@@ -34,14 +34,28 @@ pub(crate) struct Filter {
 impl Filter {
     /// Compiles a profile.
     pub(crate) fn compile(profile: &Seccomp) -> Result<Self, Failure> {
-        let default = verdict("defaultAction", &profile.default_action, profile.default_errno_ret)?;
-        let restrictive =
-            !matches!(profile.default_action.as_str(), "SCMP_ACT_ALLOW" | "SCMP_ACT_LOG" | "SCMP_ACT_TRACE");
+        let default = verdict(
+            "defaultAction",
+            &profile.default_action,
+            profile.default_errno_ret,
+        )?;
+        let restrictive = !matches!(
+            profile.default_action.as_str(),
+            "SCMP_ACT_ALLOW" | "SCMP_ACT_LOG" | "SCMP_ACT_TRACE"
+        );
         let mut abis = vec![Abi::X86_64];
-        if profile.architectures.iter().any(|arch| arch == "SCMP_ARCH_X86") {
+        if profile
+            .architectures
+            .iter()
+            .any(|arch| arch == "SCMP_ARCH_X86")
+        {
             abis.push(Abi::I386);
         }
-        let rules = profile.syscalls.iter().map(Rule::parse).collect::<Result<Vec<_>, _>>()?;
+        let rules = profile
+            .syscalls
+            .iter()
+            .map(Rule::parse)
+            .collect::<Result<Vec<_>, _>>()?;
         let program = Program::new(default, restrictive, &abis, &rules).assemble();
         if program.len() > usize::from(libc::BPF_MAXINSNS as u16) {
             return Err(Failure::invalid(format!(
@@ -50,7 +64,10 @@ impl Filter {
                 libc::BPF_MAXINSNS
             )));
         }
-        Ok(Filter { program, flags: flags(profile) })
+        Ok(Filter {
+            program,
+            flags: flags(profile),
+        })
     }
 
     /// Installs the filter on this process.
@@ -99,10 +116,16 @@ impl<'a> Rule<'a> {
             })
             .collect::<Result<Vec<_>, Failure>>()?;
         let repeated = conditions.iter().enumerate().any(|(position, condition)| {
-            conditions.iter().take(position).any(|other| other.index == condition.index)
+            conditions
+                .iter()
+                .take(position)
+                .any(|other| other.index == condition.index)
         });
         let alternatives = if repeated {
-            conditions.into_iter().map(|condition| vec![condition]).collect()
+            conditions
+                .into_iter()
+                .map(|condition| vec![condition])
+                .collect()
         } else {
             vec![conditions]
         };
@@ -145,7 +168,9 @@ impl Operator {
             "SCMP_CMP_GT" => Ok(Operator::Gt),
             "SCMP_CMP_GE" => Ok(Operator::Ge),
             "SCMP_CMP_MASKED_EQ" => Ok(Operator::MaskedEq),
-            _ => Err(Failure::invalid(format!("linux.seccomp.syscalls.args.op: unknown {name:?}"))),
+            _ => Err(Failure::invalid(format!(
+                "linux.seccomp.syscalls.args.op: unknown {name:?}"
+            ))),
         }
     }
 }
@@ -163,6 +188,8 @@ fn verdict(field: &str, action: &str, errno: Option<u16>) -> Result<u32, Failure
         "SCMP_ACT_LOG" => Ok(libc::SECCOMP_RET_LOG),
         "SCMP_ACT_TRACE" => Ok(libc::SECCOMP_RET_TRACE | errno),
         "SCMP_ACT_TRAP" => Ok(libc::SECCOMP_RET_TRAP),
-        _ => Err(Failure::invalid(format!("linux.seccomp.{field}: unknown {action:?}"))),
+        _ => Err(Failure::invalid(format!(
+            "linux.seccomp.{field}: unknown {action:?}"
+        ))),
     }
 }

@@ -1,6 +1,9 @@
 //! System calls that rustix does not offer: clone3, execveat, mount_setattr, seccomp, bpf, keyctl, and
 //! what a process needs between clone and exec.
-#![allow(unsafe_code, reason = "raw system calls; everything exported here is safe to call")]
+#![allow(
+    unsafe_code,
+    reason = "raw system calls; everything exported here is safe to call"
+)]
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -9,7 +12,11 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use libc::{c_int, c_long};
 
 fn check(result: c_long) -> io::Result<c_long> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
 
 /// The file descriptor under which the init stage finds its channel.
@@ -96,11 +103,19 @@ fn child(spawn: &Spawn<'_>) -> ! {
 
 fn last_errno() -> c_int {
     // Neither allocates nor locks.
-    io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)
+    io::Error::last_os_error()
+        .raw_os_error()
+        .unwrap_or(libc::EIO)
 }
 
 fn become_init_stage(spawn: &Spawn<'_>, channel: RawFd) -> Result<c_int, c_int> {
-    let ok = |result: c_long| if result < 0 { Err(last_errno()) } else { Ok(result) };
+    let ok = |result: c_long| {
+        if result < 0 {
+            Err(last_errno())
+        } else {
+            Ok(result)
+        }
+    };
     if spawn.wait_for_mappings {
         let mut byte = 0_u8;
         // SAFETY: `byte` is writable for its length.
@@ -123,7 +138,12 @@ fn become_init_stage(spawn: &Spawn<'_>, channel: RawFd) -> Result<c_int, c_int> 
     ok(unsafe { libc::syscall(libc::SYS_dup3, channel, CHANNEL_FD, 0) })?;
     // SAFETY: no memory is passed; descriptors stay valid until exec.
     ok(unsafe {
-        libc::syscall(libc::SYS_close_range, CHANNEL_FD + 1, c_int::MAX, libc::CLOSE_RANGE_CLOEXEC)
+        libc::syscall(
+            libc::SYS_close_range,
+            CHANNEL_FD + 1,
+            c_int::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
     })?;
     let argv = [spawn.name.as_ptr(), std::ptr::null()];
     let envp: [*const libc::c_char; 1] = [std::ptr::null()];
@@ -162,13 +182,35 @@ fn restore_signals(mask: &libc::sigset_t) -> io::Result<()> {
     }
 }
 
+/// struct sigaction of the kernel, zero: the default action, no flags, no mask.
+#[derive(Default)]
+#[repr(C)]
+struct DefaultAction {
+    handler: usize,
+    flags: libc::c_ulong,
+    restorer: usize,
+    mask: u64,
+}
+
 /// Gives every signal its default action and unblocks all: exec keeps what is ignored or blocked.
 pub(crate) fn reset_signals() -> io::Result<()> {
+    let default = DefaultAction::default();
     for signal in 1..=64 {
-        // SIGKILL and SIGSTOP cannot be changed, glibc keeps 32 and 33 to itself: EINVAL, and
-        // nothing to reset.
-        // SAFETY: SIG_DFL is no handler that could run.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        if matches!(signal, libc::SIGKILL | libc::SIGSTOP) {
+            continue;
+        }
+        let old: *const DefaultAction = std::ptr::null();
+        // glibc's wrapper refuses the two signals it keeps to itself, so: a raw call.
+        // SAFETY: `default` is a kernel sigaction for a mask of the given size, and runs no handler.
+        check(unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                &raw const default,
+                old,
+                size_of::<u64>(),
+            )
+        })?;
     }
     // SAFETY: sigset_t is plain data for which zero is valid: the empty set.
     let empty: libc::sigset_t = unsafe { std::mem::zeroed() };
@@ -178,7 +220,9 @@ pub(crate) fn reset_signals() -> io::Result<()> {
 /// Takes the channel that [`spawn`] has left to the init stage.
 pub(crate) fn take_channel() -> io::Result<OwnedFd> {
     // SAFETY: fcntl does not touch memory; it fails if the number is not open.
-    check(c_long::from(unsafe { libc::fcntl(CHANNEL_FD, libc::F_SETFD, libc::FD_CLOEXEC) }))?;
+    check(c_long::from(unsafe {
+        libc::fcntl(CHANNEL_FD, libc::F_SETFD, libc::FD_CLOEXEC)
+    }))?;
     // SAFETY: the descriptor is open, and the init stage, which calls this once, is its only owner.
     Ok(unsafe { OwnedFd::from_raw_fd(CHANNEL_FD) })
 }
@@ -187,7 +231,12 @@ pub(crate) fn take_channel() -> io::Result<OwnedFd> {
 pub(crate) fn close_on_exec() -> io::Result<()> {
     // SAFETY: no memory is passed.
     check(unsafe {
-        libc::syscall(libc::SYS_close_range, 3, c_int::MAX, libc::CLOSE_RANGE_CLOEXEC)
+        libc::syscall(
+            libc::SYS_close_range,
+            3,
+            c_int::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
     })?;
     Ok(())
 }
@@ -195,7 +244,11 @@ pub(crate) fn close_on_exec() -> io::Result<()> {
 /// Executes a program; returns only the error.
 pub(crate) fn exec(path: &CStr, args: &[CString], env: &[CString]) -> io::Error {
     let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
-        strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
+        strings
+            .iter()
+            .map(|s| s.as_ptr())
+            .chain([std::ptr::null()])
+            .collect()
     };
     let (argv, envp) = (pointers(args), pointers(env));
     // SAFETY: path, argv and envp are NUL-terminated and outlive the call.
@@ -226,17 +279,28 @@ pub(crate) struct MountAttr {
 impl MountAttr {
     /// Sets and clears attributes.
     pub(crate) fn new(set: u64, clear: u64) -> Self {
-        MountAttr { set, clear, ..Self::default() }
+        MountAttr {
+            set,
+            clear,
+            ..Self::default()
+        }
     }
 
     /// Changes the propagation.
     pub(crate) fn propagation(propagation: u64) -> Self {
-        MountAttr { propagation, ..Self::default() }
+        MountAttr {
+            propagation,
+            ..Self::default()
+        }
     }
 }
 
 /// Changes the attributes of a mount, or of a whole tree of mounts.
-pub(crate) fn mount_setattr(mount: &impl AsFd, attr: &MountAttr, recursive: bool) -> io::Result<()> {
+pub(crate) fn mount_setattr(
+    mount: &impl AsFd,
+    attr: &MountAttr,
+    recursive: bool,
+) -> io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is NUL-terminated, `attr` is a struct mount_attr of the given size.
     check(unsafe {
@@ -257,7 +321,13 @@ pub(crate) fn pidfd_send_signal(pidfd: &impl AsFd, signal: c_int) -> io::Result<
     let info: *const libc::siginfo_t = std::ptr::null();
     // SAFETY: a null siginfo is allowed.
     check(unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_fd().as_raw_fd(), signal, info, 0)
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_fd().as_raw_fd(),
+            signal,
+            info,
+            0,
+        )
     })?;
     Ok(())
 }
@@ -282,7 +352,9 @@ pub(crate) fn loopback_up(socket: &impl AsFd) -> io::Result<()> {
     *flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
     let fd = socket.as_fd().as_raw_fd();
     // SAFETY: `request` is a valid ifreq.
-    check(c_long::from(unsafe { libc::ioctl(fd, libc::SIOCSIFFLAGS, &raw const request) }))?;
+    check(c_long::from(unsafe {
+        libc::ioctl(fd, libc::SIOCSIFFLAGS, &raw const request)
+    }))?;
     Ok(())
 }
 
@@ -302,7 +374,11 @@ pub(crate) fn seccomp(filter: &[libc::sock_filter], flags: libc::c_ulong) -> io:
         )
     })?;
     // With TSYNC, a positive result is the thread that could not follow.
-    if result == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ESRCH)) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::from_raw_os_error(libc::ESRCH))
+    }
 }
 
 /// An instruction of an eBPF program (struct bpf_insn).
@@ -363,7 +439,12 @@ pub(crate) fn attach_device_filter(
     // SAFETY: `load` is the head of a bpf_attr of the given size; instructions and license are
     // readable, the license is NUL-terminated.
     let fd = check(unsafe {
-        libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of_val(&load))
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_LOAD,
+            &raw const load,
+            size_of_val(&load),
+        )
     })?;
     let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
     // SAFETY: BPF_PROG_LOAD has returned a new descriptor.
@@ -376,7 +457,12 @@ pub(crate) fn attach_device_filter(
     };
     // SAFETY: `attach` is the head of a bpf_attr of the given size.
     check(unsafe {
-        libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw const attach, size_of_val(&attach))
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_ATTACH,
+            &raw const attach,
+            size_of_val(&attach),
+        )
     })?;
     Ok(())
 }

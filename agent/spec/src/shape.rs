@@ -110,6 +110,8 @@ pub struct Names {
 
 pub(crate) const U16: Shape = Shape::Int(0, u16::MAX as i128);
 pub(crate) const U32: Shape = Shape::Int(0, u32::MAX as i128);
+/// A user or group id. The largest number is no id but "unchanged" for setresuid(2) and chown(2).
+pub(crate) const ID: Shape = Shape::Int(0, u32::MAX as i128 - 1);
 pub(crate) const U64: Shape = Shape::Int(0, u64::MAX as i128);
 pub(crate) const I32: Shape = Shape::Int(i32::MIN as i128, i32::MAX as i128);
 pub(crate) const I64: Shape = Shape::Int(i64::MIN as i128, i64::MAX as i128);

@@ -6,7 +6,7 @@ mod linux;
 
 use crate::names;
 use crate::shape::Enforcer::{Both, Guest, Host};
-use crate::shape::{Field, I32, I64, STRING_MAP, STRINGS, Shape, U16, U32, U64};
+use crate::shape::{Field, I32, I64, ID, STRING_MAP, STRINGS, Shape, U16, U32, U64};
 use crate::text;
 
 const HOOKS_REASON: &str = "hooks are not supported";
@@ -130,10 +130,10 @@ const CONSOLE_SIZE: &[Field] = &[
 ];
 
 const USER: &[Field] = &[
-    guest("uid", U32),
-    guest("gid", U32),
+    guest("uid", ID),
+    guest("gid", ID),
     guest("umask", Shape::Int(0, 0o7777)),
-    guest("additionalGids", Shape::List(&U32)),
+    guest("additionalGids", Shape::List(&ID)),
     Field::refused("username", Shape::Str, WINDOWS_REASON),
 ];
 

@@ -99,12 +99,12 @@ fn wrong_values_name_their_field() {
         (
             "/process/user/uid",
             json!(-1),
-            "process.user.uid: expected an integer from 0 to 4294967295, found the number -1",
+            "process.user.uid: expected an integer from 0 to 4294967294, found the number -1",
         ),
         (
             "/process/user/uid",
             json!(1.5),
-            "process.user.uid: expected an integer from 0 to 4294967295, found the number 1.5",
+            "process.user.uid: expected an integer from 0 to 4294967294, found the number 1.5",
         ),
         (
             "/process/terminal",

@@ -32,7 +32,13 @@ struct Entry {
 
 impl Entry {
     const fn allow(kind: i32, major: Option<i32>, minor: Option<i32>, access: i32) -> Self {
-        Entry { allow: true, kind: Some(kind), major, minor, access }
+        Entry {
+            allow: true,
+            kind: Some(kind),
+            major,
+            minor,
+            access,
+        }
     }
 
     fn parse(rule: &DeviceRule) -> Self {
@@ -41,14 +47,19 @@ impl Entry {
             Some("c") => Some(CHARACTER),
             _ => None,
         };
-        let access = rule.access.as_deref().unwrap_or("rwm").bytes().fold(0, |access, letter| {
-            access
-                | match letter {
-                    b'r' => READ,
-                    b'w' => WRITE,
-                    _ => MKNOD,
-                }
-        });
+        let access = rule
+            .access
+            .as_deref()
+            .unwrap_or("rwm")
+            .bytes()
+            .fold(0, |access, letter| {
+                access
+                    | match letter {
+                        b'r' => READ,
+                        b'w' => WRITE,
+                        _ => MKNOD,
+                    }
+            });
         let number = |number: Option<i32>| number.filter(|&number| number >= 0);
         Entry {
             allow: rule.allow,
@@ -85,7 +96,10 @@ fn entries(rules: &[DeviceRule]) -> Vec<Entry> {
     let mut entries: Vec<Entry> = rules.iter().map(Entry::parse).chain(DEFAULTS).collect();
     // Nothing before an entry that speaks of everything is ever reached.
     if let Some(last) = entries.iter().rposition(|entry| {
-        entry.kind.is_none() && entry.major.is_none() && entry.minor.is_none() && entry.access == ALL
+        entry.kind.is_none()
+            && entry.major.is_none()
+            && entry.minor.is_none()
+            && entry.access == ALL
     }) {
         entries.drain(..last);
     }
@@ -113,7 +127,12 @@ fn program(entries: &[Entry]) -> Vec<BpfInstruction> {
     ];
     for entry in entries.iter().rev() {
         let mut body = if entry.allow {
-            vec![alu(AND, R3, !entry.access), jump_unless(R3, 0, 2), set(R0, 1), exit()]
+            vec![
+                alu(AND, R3, !entry.access),
+                jump_unless(R3, 0, 2),
+                set(R0, 1),
+                exit(),
+            ]
         } else {
             vec![
                 copy(R6, R3),
@@ -125,7 +144,10 @@ fn program(entries: &[Entry]) -> Vec<BpfInstruction> {
         };
         for (register, number) in [(R5, entry.minor), (R4, entry.major), (R2, entry.kind)] {
             if let Some(number) = number {
-                body.insert(0, jump_unless(register, number, i16::try_from(body.len()).unwrap_or(0)));
+                body.insert(
+                    0,
+                    jump_unless(register, number, i16::try_from(body.len()).unwrap_or(0)),
+                );
             }
         }
         code.extend(body);
@@ -139,7 +161,12 @@ const AND: u8 = 0x50;
 const RSH: u8 = 0x70;
 
 fn instruction(code: u8, registers: u8, offset: i16, immediate: i32) -> BpfInstruction {
-    BpfInstruction { code, registers, offset, immediate }
+    BpfInstruction {
+        code,
+        registers,
+        offset,
+        immediate,
+    }
 }
 
 /// BPF_LDX | BPF_W | BPF_MEM from the context.

@@ -16,7 +16,11 @@ struct Setting {
 
 fn setting(field: &str, file: impl Into<String>, value: impl Into<String>) -> Setting {
     let field = format!("linux.resources.{field}");
-    Setting { field, file: file.into(), value: value.into() }
+    Setting {
+        field,
+        file: file.into(),
+        value: value.into(),
+    }
 }
 
 pub(super) fn apply(cgroup: &Cgroup, resources: &Resources) -> Result<(), Failure> {
@@ -71,7 +75,11 @@ fn write_result(
 
 /// Unlimited is -1 in the specification and `max` in the file.
 fn limit_text(limit: i64) -> String {
-    if limit < 0 { "max".into() } else { limit.to_string() }
+    if limit < 0 {
+        "max".into()
+    } else {
+        limit.to_string()
+    }
 }
 
 fn memory(memory: &Memory) -> Vec<Setting> {
@@ -82,11 +90,19 @@ fn memory(memory: &Memory) -> Vec<Setting> {
     }
     if let Some(swap) = set(memory.swap) {
         // Memory and swap together in the specification, swap alone in the file.
-        let swap = if swap < 0 { swap } else { swap - memory.limit.unwrap_or(0) };
+        let swap = if swap < 0 {
+            swap
+        } else {
+            swap - memory.limit.unwrap_or(0)
+        };
         settings.push(setting("memory.swap", "memory.swap.max", limit_text(swap)));
     }
     if let Some(reservation) = set(memory.reservation) {
-        settings.push(setting("memory.reservation", "memory.low", limit_text(reservation)));
+        settings.push(setting(
+            "memory.reservation",
+            "memory.low",
+            limit_text(reservation),
+        ));
     }
     settings
 }
@@ -96,13 +112,25 @@ fn cpu(cpu: &Cpu) -> Vec<Setting> {
     const PERIOD: u64 = 100_000;
     let mut settings = Vec::new();
     if let Some(shares) = cpu.shares.filter(|&shares| shares != 0) {
-        settings.push(setting("cpu.shares", "cpu.weight", weight_of_shares(shares).to_string()));
+        settings.push(setting(
+            "cpu.shares",
+            "cpu.weight",
+            weight_of_shares(shares).to_string(),
+        ));
     }
     let quota = cpu.quota.filter(|&quota| quota != 0);
     let period = cpu.period.filter(|&period| period != 0);
     if quota.is_some() || period.is_some() {
-        let value = format!("{} {}", limit_text(quota.unwrap_or(-1)), period.unwrap_or(PERIOD));
-        let field = if quota.is_some() { "cpu.quota" } else { "cpu.period" };
+        let value = format!(
+            "{} {}",
+            limit_text(quota.unwrap_or(-1)),
+            period.unwrap_or(PERIOD)
+        );
+        let field = if quota.is_some() {
+            "cpu.quota"
+        } else {
+            "cpu.period"
+        };
         settings.push(setting(field, "cpu.max", value));
     }
     if let Some(burst) = cpu.burst {
@@ -111,9 +139,10 @@ fn cpu(cpu: &Cpu) -> Vec<Setting> {
     if let Some(idle) = cpu.idle {
         settings.push(setting("cpu.idle", "cpu.idle", idle.to_string()));
     }
-    for (field, file, value) in
-        [("cpu.cpus", "cpuset.cpus", &cpu.cpus), ("cpu.mems", "cpuset.mems", &cpu.mems)]
-    {
+    for (field, file, value) in [
+        ("cpu.cpus", "cpuset.cpus", &cpu.cpus),
+        ("cpu.mems", "cpuset.mems", &cpu.mems),
+    ] {
         if !value.is_empty() {
             settings.push(setting(field, file, value.as_str()));
         }
@@ -153,30 +182,54 @@ mod tests {
     }
 
     fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
-        expected.iter().map(|(file, value)| ((*file).into(), (*value).into())).collect()
+        expected
+            .iter()
+            .map(|(file, value)| ((*file).into(), (*value).into()))
+            .collect()
     }
 
     #[test]
     fn swap_is_what_exceeds_memory() {
         let memory = json!({"memory": {"limit": 100, "swap": 150, "reservation": 50}});
-        let expected = [("memory.max", "100"), ("memory.swap.max", "50"), ("memory.low", "50")];
+        let expected = [
+            ("memory.max", "100"),
+            ("memory.swap.max", "50"),
+            ("memory.low", "50"),
+        ];
         assert_eq!(files(memory), pairs(&expected));
         let unlimited = json!({"memory": {"limit": -1, "swap": -1}});
-        assert_eq!(files(unlimited), pairs(&[("memory.max", "max"), ("memory.swap.max", "max")]));
+        assert_eq!(
+            files(unlimited),
+            pairs(&[("memory.max", "max"), ("memory.swap.max", "max")])
+        );
         assert_eq!(files(json!({"memory": {"limit": 0}})), []);
     }
 
     #[test]
     fn quota_and_period_share_a_file() {
-        let both = json!({"cpu": {"quota": 50_000, "period": 200_000, "shares": 1024, "cpus": "0-1"}});
-        let expected = [("cpu.weight", "39"), ("cpu.max", "50000 200000"), ("cpuset.cpus", "0-1")];
+        let both =
+            json!({"cpu": {"quota": 50_000, "period": 200_000, "shares": 1024, "cpus": "0-1"}});
+        let expected = [
+            ("cpu.weight", "39"),
+            ("cpu.max", "50000 200000"),
+            ("cpuset.cpus", "0-1"),
+        ];
         assert_eq!(files(both), pairs(&expected));
-        assert_eq!(files(json!({"cpu": {"quota": -1}})), pairs(&[("cpu.max", "max 100000")]));
-        assert_eq!(files(json!({"cpu": {"period": 5000}})), pairs(&[("cpu.max", "max 5000")]));
+        assert_eq!(
+            files(json!({"cpu": {"quota": -1}})),
+            pairs(&[("cpu.max", "max 100000")])
+        );
+        assert_eq!(
+            files(json!({"cpu": {"period": 5000}})),
+            pairs(&[("cpu.max", "max 5000")])
+        );
     }
 
     #[test]
     fn shares_cover_the_range_of_weights() {
-        assert_eq!([0, 2, 1024, 262_144, u64::MAX].map(weight_of_shares), [1, 1, 39, 10_000, 10_000]);
+        assert_eq!(
+            [0, 2, 1024, 262_144, u64::MAX].map(weight_of_shares),
+            [1, 1, 39, 10_000, 10_000]
+        );
     }
 }

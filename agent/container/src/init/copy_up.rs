@@ -35,7 +35,11 @@ fn copy_directory(from: &OwnedFd, to: &OwnedFd, depth: usize) -> io::Result<()> 
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => {
                 rustix::fs::mkdirat(to, name, mode)?;
-                copy_directory(&open_directory(from, name)?, &open_directory(to, name)?, depth + 1)?;
+                copy_directory(
+                    &open_directory(from, name)?,
+                    &open_directory(to, name)?,
+                    depth + 1,
+                )?;
             }
             FileType::Symlink => {
                 let target = rustix::fs::readlinkat(from, name, Vec::new())?;
@@ -60,10 +64,21 @@ fn copy_file(from: &OwnedFd, to: &OwnedFd, name: &std::ffi::CStr, mode: Mode) ->
 
 fn set_owner(dir: &OwnedFd, name: &std::ffi::CStr, stat: &Stat) -> io::Result<()> {
     let owner = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
-    rustix::fs::chownat(dir, name, Some(owner.0), Some(owner.1), AtFlags::SYMLINK_NOFOLLOW)?;
+    rustix::fs::chownat(
+        dir,
+        name,
+        Some(owner.0),
+        Some(owner.1),
+        AtFlags::SYMLINK_NOFOLLOW,
+    )?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
         // A change of owner has taken set-user-id bits away.
-        rustix::fs::chmodat(dir, name, Mode::from_raw_mode(stat.st_mode), AtFlags::empty())?;
+        rustix::fs::chmodat(
+            dir,
+            name,
+            Mode::from_raw_mode(stat.st_mode),
+            AtFlags::empty(),
+        )?;
     }
     Ok(())
 }

@@ -62,7 +62,9 @@ pub(crate) fn create(root: &Root, listed: &[Device]) -> Result<(), Failure> {
         }
     }
     // The container's own devpts, whatever the image has there.
-    let (dir, name) = root.create_parent(Path::new("/dev/ptmx")).doing(|| "/dev/ptmx")?;
+    let (dir, name) = root
+        .create_parent(Path::new("/dev/ptmx"))
+        .doing(|| "/dev/ptmx")?;
     match rustix::fs::unlinkat(&dir, &name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => {}
         Err(error) => return Err(Failure::system("remove /dev/ptmx", error)),
@@ -91,7 +93,10 @@ fn exists_here(index: usize, device: &Device) -> Result<(), Failure> {
 fn node(root: &Root, device: &Device) -> io::Result<()> {
     let (kind, number) = match device.kind.as_str() {
         "p" => (FileType::Fifo, 0),
-        _ => (FileType::CharacterDevice, makedev(device.major, device.minor)),
+        _ => (
+            FileType::CharacterDevice,
+            makedev(device.major, device.minor),
+        ),
     };
     let (dir, name) = root.create_parent(&device.path)?;
     let mode = Mode::from_raw_mode(device.file_mode.unwrap_or(0o666) & 0o7777);
@@ -112,7 +117,11 @@ fn node(root: &Root, device: &Device) -> io::Result<()> {
                 && (kind == FileType::Fifo || stat.st_rdev == number);
             // "If a file already exists at path that does not match the requested device, the
             // runtime MUST generate an error."
-            if same { Ok(()) } else { Err(Errno::EXIST.into()) }
+            if same {
+                Ok(())
+            } else {
+                Err(Errno::EXIST.into())
+            }
         }
         // A user namespace cannot make nodes: the machine's own takes its place.
         Err(Errno::PERM) if kind == FileType::CharacterDevice => {
@@ -135,21 +144,31 @@ pub(crate) fn terminal(
 ) -> Result<(OwnedFd, OwnedFd), Failure> {
     const WHAT: &str = "process.terminal";
     let flags = OFlags::RDWR | OFlags::NOCTTY;
-    let controller =
-        root.open(Path::new("/dev/pts/ptmx"), flags).doing(|| format!("{WHAT}: /dev/pts/ptmx"))?;
+    let controller = root
+        .open(Path::new("/dev/pts/ptmx"), flags)
+        .doing(|| format!("{WHAT}: /dev/pts/ptmx"))?;
     // The root is the image's: what is there may be anything.
     let stat = rustix::fs::fstatfs(&controller).doing(|| WHAT)?;
     if stat.f_type != DEVPTS_SUPER_MAGIC {
-        return Err(Failure::invalid(format!("{WHAT}: no devpts is mounted on /dev/pts")));
+        return Err(Failure::invalid(format!(
+            "{WHAT}: no devpts is mounted on /dev/pts"
+        )));
     }
     rustix::pty::unlockpt(&controller).doing(|| WHAT)?;
     let open = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let terminal = rustix::pty::ioctl_tiocgptpeer(&controller, open).doing(|| WHAT)?;
     if let Some((columns, rows)) = size {
-        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        let size = Winsize {
+            ws_row: rows,
+            ws_col: columns,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
         rustix::termios::tcsetwinsize(&controller, size).doing(|| WHAT)?;
     }
-    let console = root.create(Path::new("/dev/console"), Create::File).doing(|| "/dev/console")?;
+    let console = root
+        .create(Path::new("/dev/console"), Create::File)
+        .doing(|| "/dev/console")?;
     clone_tree(&terminal, "", false)
         .and_then(|mount| attach(&mount, &console.fd))
         .doing(|| "/dev/console")?;

@@ -9,7 +9,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use cloister_spec::{
-    AccessTime, Attribute, FileSystem, MountKind, MountOption, Propagation, mount_kind, mount_option,
+    AccessTime, Attribute, FileSystem, MountKind, MountOption, Propagation, mount_kind,
+    mount_option,
 };
 use rustix::fs::{AtFlags, CWD};
 use rustix::io::Errno;
@@ -55,7 +56,11 @@ impl Options {
         for text in options {
             match mount_option(text) {
                 None => parsed.data.push(text.clone()),
-                Some(MountOption::Attribute { attribute, set, recursive }) => {
+                Some(MountOption::Attribute {
+                    attribute,
+                    set,
+                    recursive,
+                }) => {
                     let bit = attribute_bit(attribute);
                     let attr = parsed.attr(recursive);
                     // The last word counts.
@@ -70,8 +75,13 @@ impl Options {
                     attr.clear |= ACCESS_TIME_MASK;
                     attr.set = attr.set & !ACCESS_TIME_MASK | access_time_bits(mode);
                 }
-                Some(MountOption::Propagation { propagation, recursive }) => {
-                    parsed.propagation.push((propagation_bits(propagation), recursive));
+                Some(MountOption::Propagation {
+                    propagation,
+                    recursive,
+                }) => {
+                    parsed
+                        .propagation
+                        .push((propagation_bits(propagation), recursive));
                 }
                 Some(MountOption::Superblock(flag)) => parsed.superblock.push(flag),
                 Some(MountOption::CopyUp) => parsed.copy_up = true,
@@ -87,7 +97,11 @@ impl Options {
     }
 
     fn attr(&mut self, recursive: bool) -> &mut MountAttr {
-        if recursive { &mut self.recursive } else { &mut self.attr }
+        if recursive {
+            &mut self.recursive
+        } else {
+            &mut self.attr
+        }
     }
 
     /// Gives a detached or attached mount its attributes.
@@ -143,9 +157,10 @@ fn propagation_bits(propagation: Propagation) -> u64 {
 /// The attribute for `linux.rootfsPropagation`, and whether it is recursive.
 pub(crate) fn root_propagation(name: &str) -> Option<(u64, bool)> {
     match mount_option(name) {
-        Some(MountOption::Propagation { propagation, recursive }) => {
-            Some((propagation_bits(propagation), recursive))
-        }
+        Some(MountOption::Propagation {
+            propagation,
+            recursive,
+        }) => Some((propagation_bits(propagation), recursive)),
         _ => None,
     }
 }
@@ -171,14 +186,20 @@ pub(crate) fn mount(
     }
     match kind {
         MountKind::Remount => {
-            let target = root.create(&destination, Create::Directory).doing(context)?;
+            let target = root
+                .create(&destination, Create::Directory)
+                .doing(context)?;
             remount(&target.fd, &options).doing(context)?;
             Ok(None)
         }
         MountKind::Bind(_) => {
             let source = bind_source
                 .ok_or_else(|| Failure::new(format!("mounts[{index}]: no source was opened")))?;
-            let create = if is_directory(&source).doing(context)? { Create::Directory } else { Create::File };
+            let create = if is_directory(&source).doing(context)? {
+                Create::Directory
+            } else {
+                Create::File
+            };
             let target = root.create(&destination, create).doing(context)?;
             guard_proc(root, index, &target, Some(&source))?;
             options.apply(&source).doing(context)?;
@@ -187,7 +208,9 @@ pub(crate) fn mount(
             Ok(None)
         }
         MountKind::FileSystem(fs) => {
-            let target = root.create(&destination, Create::Directory).doing(context)?;
+            let target = root
+                .create(&destination, Create::Directory)
+                .doing(context)?;
             if matches!(fs.name, "proc" | "sysfs") && target.through_link {
                 // CVE-2019-19921: a link could lead the mask of /proc astray.
                 return Err(Failure::invalid(format!(
@@ -219,13 +242,19 @@ fn new_file_system(
     let mount = if fs.kernel_name == "cgroup2" && !outside.cgroup_namespace {
         // Without a cgroup namespace a new mount would show the whole hierarchy.
         let mount = clone_tree(CWD, outside.cgroup, false).doing(context)?;
-        mount_setattr(&mount, &MountAttr::propagation(propagation_bits(Propagation::Private)), true)
-            .doing(context)?;
+        mount_setattr(
+            &mount,
+            &MountAttr::propagation(propagation_bits(Propagation::Private)),
+            true,
+        )
+        .doing(context)?;
         mount
     } else {
         if fs.name == "tmpfs" && !options.data.iter().any(|data| data.starts_with("mode=")) {
             let stat = rustix::fs::fstat(&target.fd).doing(context)?;
-            options.data.push(format!("mode={:o}", stat.st_mode & 0o7777));
+            options
+                .data
+                .push(format!("mode={:o}", stat.st_mode & 0o7777));
         }
         create_file_system(fs.kernel_name, &options).map_err(|error| error.into_failure(context))?
     };
@@ -243,8 +272,12 @@ fn remount(target: &OwnedFd, options: &Options) -> io::Result<()> {
     options.apply(target)?;
     options.apply_propagation(target)?;
     if !options.superblock.is_empty() {
-        let context =
-            rustix::mount::fspick(target, "", rustix::mount::FsPickFlags::FSPICK_CLOEXEC | rustix::mount::FsPickFlags::FSPICK_EMPTY_PATH)?;
+        let context = rustix::mount::fspick(
+            target,
+            "",
+            rustix::mount::FsPickFlags::FSPICK_CLOEXEC
+                | rustix::mount::FsPickFlags::FSPICK_EMPTY_PATH,
+        )?;
         for flag in &options.superblock {
             rustix::mount::fsconfig_set_flag(&context, *flag)?;
         }
@@ -262,8 +295,15 @@ struct FileSystemError {
 
 impl FileSystemError {
     fn into_failure(self, context: &dyn Fn() -> String) -> Failure {
-        let option = self.option.map(|option| format!(": option {option:?}")).unwrap_or_default();
-        let log = if self.log.is_empty() { String::new() } else { format!(" ({})", self.log) };
+        let option = self
+            .option
+            .map(|option| format!(": option {option:?}"))
+            .unwrap_or_default();
+        let log = if self.log.is_empty() {
+            String::new()
+        } else {
+            format!(" ({})", self.log)
+        };
         let mut failure = Failure::system(format!("{}{option}", context()), self.error);
         failure.message.push_str(&log);
         failure
@@ -271,12 +311,19 @@ impl FileSystemError {
 }
 
 fn create_file_system(kernel_name: &str, options: &Options) -> Result<OwnedFd, FileSystemError> {
-    let plain = |error| FileSystemError { error, option: None, log: String::new() };
-    let context =
-        rustix::mount::fsopen(kernel_name, FsOpenFlags::FSOPEN_CLOEXEC).map_err(plain)?;
+    let plain = |error| FileSystemError {
+        error,
+        option: None,
+        log: String::new(),
+    };
+    let context = rustix::mount::fsopen(kernel_name, FsOpenFlags::FSOPEN_CLOEXEC).map_err(plain)?;
     let logged = |option: Option<&str>| {
         let option = option.map(str::to_owned);
-        |error| FileSystemError { error, option, log: context_log(&context) }
+        |error| FileSystemError {
+            error,
+            option,
+            log: context_log(&context),
+        }
     };
     for flag in &options.superblock {
         rustix::mount::fsconfig_set_flag(&context, *flag).map_err(logged(Some(flag)))?;
@@ -289,8 +336,12 @@ fn create_file_system(kernel_name: &str, options: &Options) -> Result<OwnedFd, F
         .map_err(logged(Some(data)))?;
     }
     rustix::mount::fsconfig_create(&context).map_err(logged(None))?;
-    rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
-        .map_err(logged(None))
+    rustix::mount::fsmount(
+        &context,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::empty(),
+    )
+    .map_err(logged(None))
 }
 
 /// What the kernel says about a file system context: lines like `e tmpfs: Bad value for 'size'`.
@@ -330,9 +381,14 @@ fn guard_proc(
         "sys/kernel/ns_last_pid",
         "uptime",
     ];
-    let Ok(inside) = target.path.strip_prefix("/proc") else { return Ok(()) };
+    let Ok(inside) = target.path.strip_prefix("/proc") else {
+        return Ok(());
+    };
     let refuse = |reason: &str| {
-        Err(Failure::invalid(format!("mounts[{index}].destination: {:?} {reason}", target.path)))
+        Err(Failure::invalid(format!(
+            "mounts[{index}].destination: {:?} {reason}",
+            target.path
+        )))
     };
     if inside == Path::new("") {
         let is_proc = |fd: &OwnedFd| {
@@ -400,9 +456,15 @@ pub(crate) fn detached(kernel_name: &str, data: &[&str], attributes: u64) -> io:
 
 /// `linux.maskedPaths`: files become `/dev/null`, directories an empty read-only tmpfs.
 pub(crate) fn mask(root: &Root, path: &str, null: &OwnedFd) -> io::Result<()> {
-    let Some(target) = open_if_there(root, path)? else { return Ok(()) };
+    let Some(target) = open_if_there(root, path)? else {
+        return Ok(());
+    };
     let mount = if is_directory(&target)? {
-        detached("tmpfs", &["mode=755", "nr_blocks=1", "nr_inodes=1"], READ_ONLY)?
+        detached(
+            "tmpfs",
+            &["mode=755", "nr_blocks=1", "nr_inodes=1"],
+            READ_ONLY,
+        )?
     } else {
         clone_tree(null, "", false)?
     };
@@ -411,7 +473,9 @@ pub(crate) fn mask(root: &Root, path: &str, null: &OwnedFd) -> io::Result<()> {
 
 /// `linux.readonlyPaths`.
 pub(crate) fn make_read_only(root: &Root, path: &str) -> io::Result<()> {
-    let Some(target) = open_if_there(root, path)? else { return Ok(()) };
+    let Some(target) = open_if_there(root, path)? else {
+        return Ok(());
+    };
     let mount = clone_tree(&target, "", true)?;
     mount_setattr(&mount, &MountAttr::new(READ_ONLY, 0), false)?;
     attach(&mount, &target)
@@ -421,7 +485,9 @@ pub(crate) fn make_read_only(root: &Root, path: &str) -> io::Result<()> {
 fn open_if_there(root: &Root, path: &str) -> io::Result<Option<OwnedFd>> {
     match root.open(&PathBuf::from(path), rustix::fs::OFlags::PATH) {
         Ok(fd) => Ok(Some(fd)),
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => Ok(None),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {
+            Ok(None)
+        }
         Err(error) => Err(error),
     }
 }
@@ -432,5 +498,9 @@ pub(crate) fn open_null() -> io::Result<OwnedFd> {
     let stat = rustix::fs::statat(&fd, "", AtFlags::EMPTY_PATH)?;
     let is_null = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_char_device()
         && stat.st_rdev == rustix::fs::makedev(1, 3);
-    if is_null { Ok(fd) } else { Err(io::Error::other("/dev/null is not the null device")) }
+    if is_null {
+        Ok(fd)
+    } else {
+        Err(io::Error::other("/dev/null is not the null device"))
+    }
 }

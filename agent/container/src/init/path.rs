@@ -53,7 +53,12 @@ impl Root {
 
     /// Opens an existing path.
     pub(crate) fn open(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
-        open_in(&self.0, path, flags, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+        open_in(
+            &self.0,
+            path,
+            flags,
+            ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+        )
     }
 
     /// Opens a path, after creating what is missing of it.
@@ -67,7 +72,11 @@ impl Root {
                 walk.up();
                 continue;
             }
-            let create = if pending.is_empty() { last } else { Create::Directory };
+            let create = if pending.is_empty() {
+                last
+            } else {
+                Create::Directory
+            };
             match walk.enter(&name, create)? {
                 Entered::Yes => {}
                 Entered::Link(target) => {
@@ -82,7 +91,11 @@ impl Root {
                 }
             }
         }
-        Ok(Resolved { path: walk.path(), fd: walk.into_fd()?, through_link: links > 0 })
+        Ok(Resolved {
+            path: walk.path(),
+            fd: walk.into_fd()?,
+            through_link: links > 0,
+        })
     }
 
     /// Opens the directory that holds `path`, after creating what is missing, and gives the last name.
@@ -99,7 +112,12 @@ impl Root {
 
 /// Opens a path below a directory that is under no one's control but the kernel's, links refused.
 pub(crate) fn open_beneath(dir: &impl AsFd, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
-    open_in(dir, path, flags, ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)
+    open_in(
+        dir,
+        path,
+        flags,
+        ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS,
+    )
 }
 
 fn open_in(
@@ -155,7 +173,10 @@ struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     fn new(root: &'a OwnedFd) -> io::Result<Self> {
-        Ok(Walk { root, below: Vec::new() })
+        Ok(Walk {
+            root,
+            below: Vec::new(),
+        })
     }
 
     fn here(&self) -> &OwnedFd {
@@ -194,7 +215,9 @@ impl<'a> Walk<'a> {
         let stat = rustix::fs::fstat(&fd)?;
         if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
             let target = rustix::fs::readlinkat(&fd, c"", Vec::new())?;
-            return Ok(Entered::Link(PathBuf::from(OsStr::from_bytes(target.as_bytes()))));
+            return Ok(Entered::Link(PathBuf::from(OsStr::from_bytes(
+                target.as_bytes(),
+            ))));
         }
         self.below.push((name.to_owned(), fd));
         Ok(Entered::Yes)
@@ -203,9 +226,7 @@ impl<'a> Walk<'a> {
 
 fn make(dir: &OwnedFd, name: &OsStr, create: Create) -> io::Result<()> {
     let made = match create {
-        Create::Directory => {
-            rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o755))
-        }
+        Create::Directory => rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o755)),
         Create::File => rustix::fs::openat(
             dir,
             name,
@@ -228,5 +249,10 @@ pub(crate) fn stat_at(dir: &OwnedFd, name: &OsStr) -> io::Result<rustix::fs::Sta
 
 /// Opens a path of the caller's machine, before the root is changed.
 pub(crate) fn open_outside(path: &Path) -> io::Result<OwnedFd> {
-    Ok(rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
+    Ok(rustix::fs::openat(
+        CWD,
+        path,
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?)
 }

@@ -23,7 +23,11 @@ impl Procfs {
         let flags = MountAttrFlags::MOUNT_ATTR_NOSUID
             | MountAttrFlags::MOUNT_ATTR_NODEV
             | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-        Ok(Procfs(rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags)?))
+        Ok(Procfs(rustix::mount::fsmount(
+            &context,
+            FsMountFlags::FSMOUNT_CLOEXEC,
+            flags,
+        )?))
     }
 
     /// Reads one of its files.
@@ -37,6 +41,10 @@ impl Procfs {
         let file = open_beneath(&self.0, path, OFlags::WRONLY)?;
         let written = rustix::io::write(&file, value)?;
         // The kernel takes a parameter in one piece or not at all.
-        if written == value.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+        if written == value.len() {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::WriteZero.into())
+        }
     }
 }

@@ -14,20 +14,32 @@ pub(crate) fn find(name: &str, env: &[CString]) -> Result<CString, Failure> {
         errno: errno.map(Errno::raw_os_error),
         invalid: true,
     };
-    let c_path = |path: &str| CString::new(path).map_err(|_| failure("contains a NUL".into(), None));
+    let c_path =
+        |path: &str| CString::new(path).map_err(|_| failure("contains a NUL".into(), None));
     if name.contains('/') {
         return match check(name) {
             Ok(()) => c_path(name),
-            Err((Problem::Stat, errno)) => {
-                Err(failure(format!("stat {name}: {}", text(errno)), Some(errno)))
-            }
+            Err((Problem::Stat, errno)) => Err(failure(
+                format!("stat {name}: {}", text(errno)),
+                Some(errno),
+            )),
             Err((Problem::File, errno)) => Err(failure(text(errno), Some(errno))),
         };
     }
-    let path = env.iter().find_map(|entry| entry.to_str().ok()?.strip_prefix("PATH="));
-    for dir in path.unwrap_or_default().split(':').filter(|_| path.is_some_and(|p| !p.is_empty())) {
+    let path = env
+        .iter()
+        .find_map(|entry| entry.to_str().ok()?.strip_prefix("PATH="));
+    for dir in path
+        .unwrap_or_default()
+        .split(':')
+        .filter(|_| path.is_some_and(|p| !p.is_empty()))
+    {
         // An empty entry is the working directory, which nothing is executed from by name alone.
-        let candidate = if dir.is_empty() { format!("./{name}") } else { format!("{dir}/{name}") };
+        let candidate = if dir.is_empty() {
+            format!("./{name}")
+        } else {
+            format!("{dir}/{name}")
+        };
         if check(&candidate).is_ok() {
             if !candidate.starts_with('/') {
                 let text = "cannot run executable found relative to current directory";
@@ -36,7 +48,10 @@ pub(crate) fn find(name: &str, env: &[CString]) -> Result<CString, Failure> {
             return c_path(&candidate);
         }
     }
-    Err(failure("executable file not found in $PATH".into(), Some(Errno::NOENT)))
+    Err(failure(
+        "executable file not found in $PATH".into(),
+        Some(Errno::NOENT),
+    ))
 }
 
 enum Problem {

@@ -5,10 +5,10 @@ use std::path::Path;
 
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 
+use super::devices;
 use super::mounts::{self, Outside, READ_ONLY};
 use super::path::{Create, Root};
 use super::procfs::Procfs;
-use super::devices;
 use crate::channel::Setup;
 use crate::config::Config;
 use crate::error::{Context, Failure};
@@ -57,11 +57,16 @@ pub(crate) fn build(
     if own_dev {
         devices::create(&root, &config.linux.devices)?;
     } else if !config.linux.devices.is_empty() {
-        return Err(Failure::invalid("linux.devices: cannot be made in a /dev that is a bind mount"));
+        return Err(Failure::invalid(
+            "linux.devices: cannot be made in a /dev that is a bind mount",
+        ));
     }
     let terminal = if config.process.terminal {
         let (controller, terminal) = devices::terminal(&root, setup.window_size)?;
-        Some(Terminal { controller, terminal })
+        Some(Terminal {
+            controller,
+            terminal,
+        })
     } else {
         None
     };
@@ -88,20 +93,35 @@ pub(crate) fn build(
         mount_setattr(root.fd(), &read_only, false).doing(|| "root.readonly")?;
     }
     pivot(&root)?;
+    // A shared or unbindable root could neither be pivoted to nor bound from.
+    if let Some(name) = &config.linux.rootfs_propagation {
+        set_propagation(root.fd(), name)?;
+    }
     Ok(terminal)
 }
 
 /// Attaches the root on top of `/`: pivot_root needs it attached, and no other directory surely exists.
 /// This process keeps seeing what is below.
 fn attach_root(config: &Config, rootfs: OwnedFd) -> Result<Root, Failure> {
-    let private = u64::from(MountPropagationFlags::PRIVATE.bits());
-    let propagation = config.linux.rootfs_propagation.as_deref().and_then(mounts::root_propagation);
-    let (propagation, recursive) = propagation.unwrap_or((private, true));
-    mount_setattr(&rootfs, &MountAttr::propagation(propagation), recursive)
-        .doing(|| "set the propagation of the root file system")?;
+    // What propagates to a slave is decided where the root came from, so that is kept from the first.
+    let before = match config.linux.rootfs_propagation.as_deref() {
+        Some("slave" | "rslave") => "rslave",
+        _ => "rprivate",
+    };
+    set_propagation(&rootfs, before)?;
     let slash = super::path::open_outside(Path::new("/")).doing(|| "open /")?;
     mounts::attach(&rootfs, &slash).doing(|| "attach the root file system")?;
     Ok(Root::new(rootfs))
+}
+
+fn set_propagation(root: &OwnedFd, name: &str) -> Result<(), Failure> {
+    let Some((propagation, recursive)) = mounts::root_propagation(name) else {
+        return Err(Failure::invalid(format!(
+            "linux.rootfsPropagation: unknown {name:?}"
+        )));
+    };
+    mount_setattr(root, &MountAttr::propagation(propagation), recursive)
+        .doing(|| format!("linux.rootfsPropagation: make the root {name}"))
 }
 
 /// Makes the tree this process's root and lets go of the old one.
@@ -117,9 +137,14 @@ fn pivot(root: &Root) -> Result<(), Failure> {
 /// that comes first is the separator (sysctl(8)).
 fn sysctl_path(key: &str) -> String {
     match key.find(['.', '/']).and_then(|at| key.as_bytes().get(at)) {
-        Some(b'.') => {
-            key.chars().map(|c| match c { '.' => '/', '/' => '.', c => c }).collect()
-        }
+        Some(b'.') => key
+            .chars()
+            .map(|c| match c {
+                '.' => '/',
+                '/' => '.',
+                c => c,
+            })
+            .collect(),
         _ => key.to_owned(),
     }
 }

@@ -1,8 +1,8 @@
 //! Who the program runs as, and with what: user, groups, capabilities, resource limits, environment
 //! (config.md#process).
 
-use std::io::Read;
 use std::ffi::CString;
+use std::io::Read;
 use std::os::fd::AsFd;
 
 use cloister_spec::{CAPABILITIES, RLIMITS};
@@ -29,12 +29,17 @@ pub(crate) fn environment(process: &Process) -> Result<Vec<CString>, Failure> {
         }
     }
     let home;
-    if !env.iter().any(|(name, value)| *name == "HOME" && !value.is_empty()) {
+    if !env
+        .iter()
+        .any(|(name, value)| *name == "HOME" && !value.is_empty())
+    {
         env.retain(|(name, _)| *name != "HOME");
         home = home_directory(process.user.uid).doing(|| "read /etc/passwd")?;
         env.push(("HOME", &home));
     }
-    env.into_iter().map(|(name, value)| c_string("process.env", &format!("{name}={value}"))).collect()
+    env.into_iter()
+        .map(|(name, value)| c_string("process.env", &format!("{name}={value}")))
+        .collect()
 }
 
 pub(crate) fn c_string(field: &str, text: &str) -> Result<CString, Failure> {
@@ -52,7 +57,9 @@ fn home_directory(uid: u32) -> std::io::Result<String> {
     };
     let mut text = Vec::new();
     if FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode).is_file() {
-        std::fs::File::from(file).take(MAX_PASSWD).read_to_end(&mut text)?;
+        std::fs::File::from(file)
+            .take(MAX_PASSWD)
+            .read_to_end(&mut text)?;
     }
     let text = String::from_utf8_lossy(&text);
     Ok(find_home(&text, uid).unwrap_or("/").to_owned())
@@ -71,11 +78,15 @@ fn find_home(passwd: &str, uid: u32) -> Option<&str> {
 /// Gives the standard streams to the user, so that `/dev/stdout` can be opened again.
 pub(crate) fn own_stdio(uid: u32) -> Result<(), Failure> {
     let null = rustix::fs::makedev(1, 3);
-    let streams =
-        [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
+    let streams = [
+        rustix::stdio::stdin(),
+        rustix::stdio::stdout(),
+        rustix::stdio::stderr(),
+    ];
     for stream in streams {
         let stat = rustix::fs::fstat(stream).doing(|| "standard streams")?;
-        let is_null = FileType::from_raw_mode(stat.st_mode).is_char_device() && stat.st_rdev == null;
+        let is_null =
+            FileType::from_raw_mode(stat.st_mode).is_char_device() && stat.st_rdev == null;
         if is_null || stat.st_uid == uid {
             continue;
         }
@@ -91,13 +102,24 @@ pub(crate) fn own_stdio(uid: u32) -> Result<(), Failure> {
 /// `process.rlimits`.
 pub(crate) fn set_limits(limits: &[Rlimit]) -> Result<(), Failure> {
     for (index, limit) in limits.iter().enumerate() {
-        let number = RLIMITS.supported.iter().position(|name| *name == limit.kind);
-        let resource = number.and_then(|number| RESOURCES.get(number)).ok_or_else(|| {
-            Failure::invalid(format!("process.rlimits[{index}].type: unknown {:?}", limit.kind))
-        })?;
+        let number = RLIMITS
+            .supported
+            .iter()
+            .position(|name| *name == limit.kind);
+        let resource = number
+            .and_then(|number| RESOURCES.get(number))
+            .ok_or_else(|| {
+                Failure::invalid(format!(
+                    "process.rlimits[{index}].type: unknown {:?}",
+                    limit.kind
+                ))
+            })?;
         // RLIM_INFINITY
         let bound = |value: u64| (value != u64::MAX).then_some(value);
-        let new = Limit { current: bound(limit.soft), maximum: bound(limit.hard) };
+        let new = Limit {
+            current: bound(limit.soft),
+            maximum: bound(limit.hard),
+        };
         rustix::process::setrlimit(*resource, new)
             .doing(|| format!("process.rlimits[{index}]: set {}", limit.kind))?;
     }
@@ -127,7 +149,12 @@ const RESOURCES: [Resource; 16] = [
 fn set_of(names: &[String]) -> CapabilitySet {
     let bits = names
         .iter()
-        .filter_map(|name| CAPABILITIES.supported.iter().position(|known| known == name))
+        .filter_map(|name| {
+            CAPABILITIES
+                .supported
+                .iter()
+                .position(|known| known == name)
+        })
         .fold(0, |bits, number| bits | 1_u64 << number);
     CapabilitySet::from_bits_retain(bits)
 }
@@ -143,9 +170,18 @@ pub(crate) fn become_user(process: &Process, warnings: &mut Vec<String>) -> Resu
     // that only the user may enter (a network file system) is tried again as the user.
     let entered = enter(&process.cwd);
     rustix::thread::set_keep_capabilities(true).doing(|| "keep capabilities")?;
-    let groups: Vec<Gid> = user.additional_gids.iter().map(|&gid| Gid::from_raw(gid)).collect();
+    let groups: Vec<Gid> = user
+        .additional_gids
+        .iter()
+        .map(|&gid| Gid::from_raw(gid))
+        .collect();
     rustix::thread::set_thread_groups(&groups)
-        .doing(|| format!("process.user.additionalGids: set to {:?}", user.additional_gids))
+        .doing(|| {
+            format!(
+                "process.user.additionalGids: set to {:?}",
+                user.additional_gids
+            )
+        })
         .map_err(Failure::blamed_on_spec)?;
     let gid = Gid::from_raw(user.gid);
     rustix::thread::set_thread_res_gid(gid, gid, gid)
@@ -168,7 +204,9 @@ pub(crate) fn become_user(process: &Process, warnings: &mut Vec<String>) -> Resu
 fn enter(cwd: &str) -> Result<(), Errno> {
     rustix::process::chdir(cwd)?;
     // CVE-2024-21626: a working directory outside of the root shows as "(unreachable)".
-    let inside = rustix::process::getcwd(Vec::new())?.to_bytes().starts_with(b"/");
+    let inside = rustix::process::getcwd(Vec::new())?
+        .to_bytes()
+        .starts_with(b"/");
     if inside { Ok(()) } else { Err(Errno::NOENT) }
 }
 
@@ -183,9 +221,9 @@ fn drop_bounding(keep: CapabilitySet) -> Result<CapabilitySet, Failure> {
             Ok(present) => {
                 known |= capability;
                 if present && !keep.contains(capability) {
-                    rustix::thread::remove_capability_from_bounding_set(capability).doing(|| {
-                        format!("process.capabilities.bounding: drop capability {number}")
-                    })?;
+                    rustix::thread::remove_capability_from_bounding_set(capability).doing(
+                        || format!("process.capabilities.bounding: drop capability {number}"),
+                    )?;
                 }
             }
         }
@@ -230,7 +268,8 @@ mod tests {
 
     #[test]
     fn the_home_directory_is_the_sixth_field_of_the_users_line() {
-        let passwd = "root:x:0:0:root:/root:/bin/sh\n# comment\nuser:x:1000:1000::/home/user:\nodd:x:7\n";
+        let passwd =
+            "root:x:0:0:root:/root:/bin/sh\n# comment\nuser:x:1000:1000::/home/user:\nodd:x:7\n";
         assert_eq!(find_home(passwd, 0), Some("/root"));
         assert_eq!(find_home(passwd, 1000), Some("/home/user"));
         assert_eq!(find_home(passwd, 7), None);
@@ -244,12 +283,26 @@ mod tests {
         }))
         .unwrap();
         let env = environment(&process).unwrap();
-        assert_eq!(env, [c"A=3=4".to_owned(), c"HOME=/h".to_owned(), c"B=2".to_owned()]);
+        assert_eq!(
+            env,
+            [
+                c"A=3=4".to_owned(),
+                c"HOME=/h".to_owned(),
+                c"B=2".to_owned()
+            ]
+        );
     }
 
     #[test]
     fn capability_numbers_are_positions_in_the_table() {
-        let set = set_of(&["CAP_CHOWN".into(), "CAP_CHECKPOINT_RESTORE".into(), "CAP_SYS_ADMIN".into()]);
-        assert_eq!(set, CapabilitySet::CHOWN | CapabilitySet::CHECKPOINT_RESTORE | CapabilitySet::SYS_ADMIN);
+        let set = set_of(&[
+            "CAP_CHOWN".into(),
+            "CAP_CHECKPOINT_RESTORE".into(),
+            "CAP_SYS_ADMIN".into(),
+        ]);
+        assert_eq!(
+            set,
+            CapabilitySet::CHOWN | CapabilitySet::CHECKPOINT_RESTORE | CapabilitySet::SYS_ADMIN
+        );
     }
 }

@@ -22,7 +22,9 @@ impl Abi {
     }
 
     pub(super) fn number(self, name: &str) -> Option<u32> {
-        let index = SYSCALLS.binary_search_by_key(&name, |(known, _, _)| known).ok()?;
+        let index = SYSCALLS
+            .binary_search_by_key(&name, |(known, _, _)| known)
+            .ok()?;
         let (_, x86_64, i386) = SYSCALLS.get(index)?;
         match self {
             Abi::X86_64 => x86_64,
@@ -69,7 +71,11 @@ pub(super) struct Program {
 impl Program {
     pub(super) fn new(default: u32, restrictive: bool, abis: &[Abi], rules: &[Rule<'_>]) -> Self {
         let blocks = abis.iter().map(|&abi| Block::new(abi, rules)).collect();
-        Program { default, restrictive, blocks }
+        Program {
+            default,
+            restrictive,
+            blocks,
+        }
     }
 
     pub(super) fn assemble(&self) -> Vec<libc::sock_filter> {
@@ -96,13 +102,19 @@ impl Block {
                     if conditions.is_empty() {
                         decision.otherwise.get_or_insert(rule.verdict);
                     } else {
-                        decision.conditional.push((conditions.clone(), rule.verdict));
+                        decision
+                            .conditional
+                            .push((conditions.clone(), rule.verdict));
                     }
                 }
             }
         }
         let newest = decisions.keys().next_back().copied();
-        Block { abi, decisions, newest }
+        Block {
+            abi,
+            decisions,
+            newest,
+        }
     }
 
     fn assemble(&self, default: u32, restrictive: bool) -> Vec<libc::sock_filter> {
@@ -121,18 +133,25 @@ impl Block {
 
     /// Where a new decision starts, from number 0 on.
     fn ranges(&self, default: u32) -> Vec<(u32, Decision)> {
-        let nothing = Decision { conditional: Vec::new(), otherwise: Some(default) };
+        let nothing = Decision {
+            conditional: Vec::new(),
+            otherwise: Some(default),
+        };
         let mut ranges: Vec<(u32, Decision)> = vec![(0, nothing.clone())];
-        let mut push = |start: u32, decision: Decision| {
-            match ranges.last_mut() {
-                Some((last, known)) if *last == start => *known = decision,
-                Some((_, known)) if *known == decision => {}
-                _ => ranges.push((start, decision)),
-            }
+        let mut push = |start: u32, decision: Decision| match ranges.last_mut() {
+            Some((last, known)) if *last == start => *known = decision,
+            Some((_, known)) if *known == decision => {}
+            _ => ranges.push((start, decision)),
         };
         for (&number, decision) in &self.decisions {
             let otherwise = Some(decision.otherwise.unwrap_or(default));
-            push(number, Decision { conditional: decision.conditional.clone(), otherwise });
+            push(
+                number,
+                Decision {
+                    conditional: decision.conditional.clone(),
+                    otherwise,
+                },
+            );
             push(number + 1, nothing.clone());
         }
         // A start that was overwritten may have become equal to the one before it.
@@ -216,14 +235,28 @@ fn test(condition: &Condition) -> Vec<Step> {
             Do(jump(BPF_JGT, high, 3, 0)),
             UnlessLeave(BPF_JEQ, high),
             load_low,
-            UnlessLeave(if condition.operator == Operator::Gt { BPF_JGT } else { BPF_JGE }, low),
+            UnlessLeave(
+                if condition.operator == Operator::Gt {
+                    BPF_JGT
+                } else {
+                    BPF_JGE
+                },
+                low,
+            ),
         ],
         Operator::Lt | Operator::Le => vec![
             load_high,
             IfLeave(BPF_JGT, high),
             Do(jump(BPF_JEQ, high, 0, 2)),
             load_low,
-            IfLeave(if condition.operator == Operator::Lt { BPF_JGE } else { BPF_JGT }, low),
+            IfLeave(
+                if condition.operator == Operator::Lt {
+                    BPF_JGE
+                } else {
+                    BPF_JGT
+                },
+                low,
+            ),
         ],
         Operator::MaskedEq => {
             let (high_two, low_two) = halves(condition.value_two);
@@ -241,7 +274,12 @@ fn test(condition: &Condition) -> Vec<Step> {
 
 fn instruction(code: u32, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
     // All codes are below 256.
-    libc::sock_filter { code: u16::try_from(code).unwrap_or_default(), jt, jf, k }
+    libc::sock_filter {
+        code: u16::try_from(code).unwrap_or_default(),
+        jt,
+        jf,
+        k,
+    }
 }
 
 fn load(offset: u32) -> libc::sock_filter {

@@ -82,9 +82,15 @@ fn a_list_of_allowed_calls_refuses_the_rest() {
     assert_eq!(verdict("ptrace"), libc::SECCOMP_RET_TRACE | 7);
     assert_eq!(verdict("mount"), EPERM);
     // Newer than everything the profile names.
-    assert_eq!(run(&filter.program, X86_64, nr("mseal") + 1, [0; 6]), ENOSYS);
+    assert_eq!(
+        run(&filter.program, X86_64, nr("mseal") + 1, [0; 6]),
+        ENOSYS
+    );
     assert_eq!(run(&filter.program, X86_64, 0x4000_0000, [0; 6]), ENOSYS);
-    assert_eq!(run(&filter.program, I386, 3, [0; 6]), libc::SECCOMP_RET_KILL_PROCESS);
+    assert_eq!(
+        run(&filter.program, I386, 3, [0; 6]),
+        libc::SECCOMP_RET_KILL_PROCESS
+    );
 }
 
 #[test]
@@ -94,11 +100,20 @@ fn a_list_of_refused_calls_allows_the_rest_and_newer_ones() {
         "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_ARM"],
         "syscalls": [{"names": ["getcwd"], "action": "SCMP_ACT_ERRNO", "errnoRet": 13}],
     }));
-    assert_eq!(run(&filter.program, X86_64, nr("getcwd"), [0; 6]), libc::SECCOMP_RET_ERRNO | 13);
-    assert_eq!(run(&filter.program, X86_64, nr("getcwd") - 1, [0; 6]), ALLOW);
+    assert_eq!(
+        run(&filter.program, X86_64, nr("getcwd"), [0; 6]),
+        libc::SECCOMP_RET_ERRNO | 13
+    );
+    assert_eq!(
+        run(&filter.program, X86_64, nr("getcwd") - 1, [0; 6]),
+        ALLOW
+    );
     assert_eq!(run(&filter.program, X86_64, 1000, [0; 6]), ALLOW);
     let i386 = Abi::I386.number("getcwd").unwrap();
-    assert_eq!(run(&filter.program, I386, i386, [0; 6]), libc::SECCOMP_RET_ERRNO | 13);
+    assert_eq!(
+        run(&filter.program, I386, i386, [0; 6]),
+        libc::SECCOMP_RET_ERRNO | 13
+    );
     assert_eq!(run(&filter.program, I386, nr("getcwd"), [0; 6]), ALLOW);
 }
 
@@ -116,8 +131,18 @@ fn holds(operator: &str, argument: u64, value: u64, value_two: u64) -> bool {
 
 #[test]
 fn conditions_compare_all_64_bits() {
-    let samples =
-        [0, 1, 2, 7, 0xffff_ffff, 0x1_0000_0000, 0x1_0000_0001, 0x7_0000_0002, u64::MAX - 1, u64::MAX];
+    let samples = [
+        0,
+        1,
+        2,
+        7,
+        0xffff_ffff,
+        0x1_0000_0000,
+        0x1_0000_0001,
+        0x7_0000_0002,
+        u64::MAX - 1,
+        u64::MAX,
+    ];
     for operator in [
         "SCMP_CMP_EQ",
         "SCMP_CMP_NE",
@@ -141,7 +166,11 @@ fn conditions_compare_all_64_bits() {
                     args[3] = argument;
                     let expected = holds(operator, argument, value, value_two);
                     let verdict = run(&filter.program, X86_64, nr("socket"), args);
-                    assert_eq!(verdict == ALLOW, expected, "{argument:#x} {operator} {value:#x} {value_two:#x}");
+                    assert_eq!(
+                        verdict == ALLOW,
+                        expected,
+                        "{argument:#x} {operator} {value:#x} {value_two:#x}"
+                    );
                 }
             }
         }
@@ -169,7 +198,12 @@ fn conditions_on_different_arguments_all_hold_and_on_the_same_are_alternatives()
         ],
     }));
     let verdict = |name, args: [u64; 3]| {
-        run(&filter.program, X86_64, nr(name), [args[0], args[1], args[2], 0, 0, 0])
+        run(
+            &filter.program,
+            X86_64,
+            nr(name),
+            [args[0], args[1], args[2], 0, 0, 0],
+        )
     };
     assert_eq!(verdict("socket", [16, 3, 9]), libc::SECCOMP_RET_ERRNO | 22);
     assert_eq!(verdict("socket", [16, 3, 0]), ALLOW);
@@ -185,8 +219,12 @@ fn conditions_on_different_arguments_all_hold_and_on_the_same_are_alternatives()
 #[test]
 fn the_search_finds_every_call() {
     let names: Vec<&str> = SYSCALLS.iter().map(|(name, _, _)| *name).collect();
-    let allowed: Vec<&str> =
-        names.iter().enumerate().filter(|(i, _)| i % 3 != 0).map(|(_, name)| *name).collect();
+    let allowed: Vec<&str> = names
+        .iter()
+        .enumerate()
+        .filter(|(i, _)| i % 3 != 0)
+        .map(|(_, name)| *name)
+        .collect();
     let filter = filter(json!({
         "defaultAction": "SCMP_ACT_ERRNO",
         "architectures": ["SCMP_ARCH_X86"],
@@ -201,7 +239,11 @@ fn the_search_finds_every_call() {
                 _ if number > newest => ENOSYS,
                 _ => EPERM,
             };
-            assert_eq!(run(&filter.program, arch, number, [0; 6]), expected, "{abi:?} {number}");
+            assert_eq!(
+                run(&filter.program, arch, number, [0; 6]),
+                expected,
+                "{abi:?} {number}"
+            );
         }
     }
     assert!(filter.program.len() < 1500, "{}", filter.program.len());

@@ -1,1 +1,144 @@
-use crate::support::Tests; pub const TESTS: Tests = &[];
+//! The container's cgroup.
+
+use std::fs;
+
+use serde_json::json;
+
+use crate::support::{Bundle, Tests, has_controller};
+
+pub const TESTS: Tests = &[
+    (
+        "devices_are_allowed_by_the_list",
+        devices_are_allowed_by_the_list,
+    ),
+    ("limits_are_written", limits_are_written),
+    (
+        "a_process_over_its_memory_limit_is_killed",
+        a_process_over_its_memory_limit_is_killed,
+    ),
+    ("too_many_processes_fail", too_many_processes_fail),
+    (
+        "a_limit_without_its_controller_is_an_error",
+        a_limit_without_its_controller_is_an_error,
+    ),
+    ("unified_files_are_written", unified_files_are_written),
+    (
+        "cgroups_made_inside_are_removed",
+        cgroups_made_inside_are_removed,
+    ),
+    (
+        "a_parent_that_is_no_cgroup_is_an_error",
+        a_parent_that_is_no_cgroup_is_an_error,
+    ),
+];
+
+fn devices_are_allowed_by_the_list() {
+    // /dev/kmsg (1:11) is no default device.
+    let script = "mknod /dev/mine c 1 11 && echo made; dd if=/dev/mine count=0 2>/dev/null && echo open; echo x > /dev/null && echo null";
+    let bundle = || {
+        let caps = json!(["CAP_MKNOD", "CAP_SYSLOG", "CAP_SYS_ADMIN"]);
+        Bundle::script(script).set(
+            "/process/capabilities",
+            json!({"bounding": caps, "permitted": caps, "effective": caps}),
+        )
+    };
+    assert_eq!(bundle().run().stdout, "made\nnull\n");
+    let allowed = bundle().push(
+        "/linux/resources/devices",
+        json!({"allow": true, "type": "c", "major": 1, "minor": 11, "access": "r"}),
+    );
+    assert_eq!(allowed.run().stdout, "made\nopen\nnull\n");
+}
+
+fn limits_are_written() {
+    if !["memory", "cpu", "pids"]
+        .iter()
+        .all(|name| has_controller(name))
+    {
+        return;
+    }
+    let script = "cd /sys/fs/cgroup; cat memory.max memory.low pids.max cpu.max cpu.weight";
+    let outcome = Bundle::script(script)
+        .set(
+            "/linux/resources/memory",
+            json!({"limit": 67_108_864, "swap": 134_217_728, "reservation": 1_048_576}),
+        )
+        .set(
+            "/linux/resources/cpu",
+            json!({"quota": 50_000, "period": 100_000, "shares": 1024}),
+        )
+        .set("/linux/resources/pids", json!({"limit": 50}))
+        .run();
+    assert_eq!(
+        outcome.lines(),
+        ["67108864", "1048576", "50", "50000 100000", "39"]
+    );
+}
+
+fn a_process_over_its_memory_limit_is_killed() {
+    if !has_controller("memory") {
+        return;
+    }
+    let bundle = Bundle::script("head -c 200000000 /dev/zero > /dev/shm/x; echo $?")
+        .set(
+            "/linux/resources/memory",
+            json!({"limit": 33_554_432, "swap": 33_554_432}),
+        )
+        .set("/mounts/3/options", json!(["size=400m"]));
+    let mut oom = false;
+    let outcome = bundle
+        .run_with(|container| {
+            while !fs::read_to_string(bundle.cgroup_parent.join(&bundle.id).join("cgroup.events"))
+                .unwrap()
+                .contains("populated 0")
+            {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            oom = container.oom_killed();
+        })
+        .unwrap();
+    assert!(oom, "{outcome:?}");
+    assert_ne!(outcome.stdout, "0\n");
+}
+
+fn too_many_processes_fail() {
+    if !has_controller("pids") {
+        return;
+    }
+    let outcome = Bundle::script("sleep 1 & sleep 1 & sleep 1 & sleep 1 & wait; echo end")
+        .set("/linux/resources/pids", json!({"limit": 3}))
+        .run();
+    assert!(outcome.stderr.contains("can't fork"), "{outcome:?}");
+}
+
+fn a_limit_without_its_controller_is_an_error() {
+    let error = Bundle::script("true")
+        .set(
+            "/linux/resources/unified",
+            json!({"rdma.max": "mlx hca_handle=1"}),
+        )
+        .error();
+    let expected = "linux.resources.unified[\"rdma.max\"]: the machine has no rdma.max (cgroup controller \"rdma\")";
+    assert_eq!(error, expected);
+}
+
+fn unified_files_are_written() {
+    // A file that every cgroup has.
+    let outcome = Bundle::script("cat /sys/fs/cgroup/cgroup.max.depth")
+        .set("/linux/resources/unified", json!({"cgroup.max.depth": "3"}))
+        .run();
+    assert_eq!(outcome.lines(), ["3"]);
+}
+
+fn cgroups_made_inside_are_removed() {
+    let outcome = Bundle::script("mkdir -p /sys/fs/cgroup/a/b/c && echo made")
+        .set("/mounts/6/options", json!(["nosuid", "noexec", "nodev"]))
+        .run();
+    assert_eq!(outcome.lines(), ["made"]);
+}
+
+fn a_parent_that_is_no_cgroup_is_an_error() {
+    let mut bundle = Bundle::script("true");
+    bundle.cgroup_parent = bundle.dir.path().join("none");
+    assert!(bundle.error().ends_with("is not in a cgroup v2 hierarchy"));
+}

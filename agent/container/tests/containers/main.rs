@@ -21,6 +21,7 @@ fn main() -> ExitCode {
     if cloister_container::init::is_init_stage() {
         return cloister_container::init::main();
     }
+    own_mount_namespace();
     let mut trials: Vec<Trial> = Vec::new();
     for (module, tests) in [
         ("cgroups", cgroups::TESTS),
@@ -40,6 +41,18 @@ fn main() -> ExitCode {
         }
     }
     // Each test counts the children of its process.
-    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
+    let arguments = Arguments {
+        test_threads: Some(1),
+        ..Arguments::from_args()
+    };
     libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// Tests run at the same time, count mounts and make some.
+fn own_mount_namespace() {
+    #[expect(deprecated, reason = "there are no other threads yet")]
+    rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNS).unwrap();
+    let private =
+        rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", private).unwrap();
 }

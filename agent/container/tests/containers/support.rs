@@ -47,10 +47,10 @@ impl Outcome {
 }
 
 const TOOLS: &[&str] = &[
-    "cat", "chmod", "chown", "date", "dd", "df", "echo", "env", "false", "grep", "head", "hostname",
-    "id", "ifconfig", "ip", "kill", "ls", "mkdir", "mknod", "mount", "od", "ps", "pwd", "readlink", "rm", "sed",
-    "sh", "sleep", "sort", "stat", "stty", "test", "touch", "tr", "true", "tty", "ulimit", "umount", "uname",
-    "wc",
+    "cat", "chmod", "chown", "date", "dd", "df", "echo", "env", "false", "grep", "head",
+    "hostname", "id", "ifconfig", "ip", "kill", "ls", "mkdir", "mknod", "mount", "od", "ps", "pwd",
+    "readlink", "rm", "sed", "sh", "sleep", "sort", "stat", "stty", "test", "touch", "tr", "true",
+    "tty", "ulimit", "umount", "uname", "wc",
 ];
 
 impl Bundle {
@@ -69,13 +69,23 @@ impl Bundle {
         for tool in TOOLS {
             symlink("busybox", rootfs.join("bin").join(tool)).unwrap();
         }
-        fs::write(rootfs.join("etc/passwd"), "root:x:0:0::/root:\nuser:x:1000:1000::/tmp:\n").unwrap();
+        fs::write(
+            rootfs.join("etc/passwd"),
+            "root:x:0:0::/root:\nuser:x:1000:1000::/tmp:\n",
+        )
+        .unwrap();
         let mut spec: Value = serde_json::from_str(cloister_spec::default_spec()).unwrap();
         spec["process"]["terminal"] = json!(false);
         spec["process"]["args"] = json!(args);
         spec["root"]["readonly"] = json!(false);
         let id = format!("test-{}", std::process::id());
-        Bundle { dir, spec, bind_sources: BTreeMap::new(), id, cgroup_parent: cgroup_parent() }
+        Bundle {
+            dir,
+            spec,
+            bind_sources: BTreeMap::new(),
+            id,
+            cgroup_parent: cgroup_parent(),
+        }
     }
 
     pub fn rootfs(&self) -> PathBuf {
@@ -122,7 +132,7 @@ impl Bundle {
             bind_sources: self.bind_sources.clone(),
             stdio,
             cgroup_parent: self.cgroup_parent.clone(),
-            init_exe: "/proc/self/exe".into(),
+            init_exe: std::env::current_exe().unwrap(),
         }
     }
 
@@ -142,7 +152,11 @@ impl Bundle {
     pub fn run_with(&self, look: impl FnOnce(&mut Container)) -> Result<Outcome, Error> {
         let (stdout, out) = rustix::pipe::pipe().unwrap();
         let (stderr, err) = rustix::pipe::pipe().unwrap();
-        let stdio = Stdio::Streams { stdin: None, stdout: Some(out), stderr: Some(err) };
+        let stdio = Stdio::Streams {
+            stdin: None,
+            stdout: Some(out),
+            stderr: Some(err),
+        };
         let mut container = Container::create(self.options(stdio))?;
         let readers = [stdout, stderr].map(|pipe| thread::spawn(move || read(pipe)));
         let started = container.start();
@@ -151,7 +165,12 @@ impl Bundle {
         container.delete().unwrap();
         let [stdout, stderr] = readers.map(|reader| reader.join().unwrap());
         started?;
-        Ok(Outcome { status, stdout, stderr, warnings: container.warnings().to_vec() })
+        Ok(Outcome {
+            status,
+            stdout,
+            stderr,
+            warnings: container.warnings().to_vec(),
+        })
     }
 
     /// The message of the error that creating or starting ends with.
@@ -172,13 +191,19 @@ fn read(pipe: OwnedFd) -> String {
 /// Reaps a container's process, as the agent's reaper does.
 pub fn wait(container: &Container) -> WaitStatus {
     let pid = Pid::from_raw(container.pid().cast_signed());
-    rustix::process::waitpid(pid, WaitOptions::empty()).unwrap().unwrap().1
+    rustix::process::waitpid(pid, WaitOptions::empty())
+        .unwrap()
+        .unwrap()
+        .1
 }
 
 /// The machine's cgroup v2 hierarchy.
 pub fn cgroup_root() -> PathBuf {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let line = mounts.lines().find(|line| line.contains(" - cgroup2 ")).expect("no cgroup2 mount");
+    let line = mounts
+        .lines()
+        .find(|line| line.contains(" - cgroup2 "))
+        .expect("no cgroup2 mount");
     PathBuf::from(line.split(' ').nth(4).unwrap())
 }
 
@@ -189,7 +214,9 @@ fn cgroup_parent() -> PathBuf {
 /// Whether the machine's cgroup v2 hierarchy has a controller; says so if not.
 pub fn has_controller(name: &str) -> bool {
     let controllers = fs::read_to_string(cgroup_root().join("cgroup.controllers")).unwrap();
-    let there = controllers.split_whitespace().any(|controller| controller == name);
+    let there = controllers
+        .split_whitespace()
+        .any(|controller| controller == name);
     if !there {
         println!("the machine's cgroup v2 hierarchy has no {name} controller: nothing tested");
     }

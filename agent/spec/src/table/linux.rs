@@ -1,7 +1,7 @@
 //! The `linux` section (config-linux.md).
 
 use super::{
-    Field, I64, ID_MAPPING, STRING_MAP, STRINGS, Shape, U16, U32, U64, both, guest, names, text,
+    Field, I64, ID, ID_MAPPING, STRING_MAP, STRINGS, Shape, U16, U32, U64, both, guest, names, text,
 };
 
 const LABEL_REASON: &str = "the guest kernel has no SELinux";
@@ -109,8 +109,8 @@ const DEVICE: &[Field] = &[
     guest("major", I64),
     guest("minor", I64),
     guest("fileMode", U32),
-    guest("uid", U32),
-    guest("gid", U32),
+    guest("uid", ID),
+    guest("gid", ID),
 ];
 
 const NET_DEVICES: &[Field] = &[guest("name", Shape::Str)];
