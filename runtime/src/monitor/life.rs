@@ -162,8 +162,8 @@ impl Life<'_> {
         let Parts { ready, spec, plan } = parts;
         let stream = match timeout(config.boot_timeout, ready).await {
             Ok(Ok(stream)) => stream,
-            // The watcher is gone only together with this future.
-            Ok(Err(_)) => return Err(Failure::CallerGone),
+            // The machine has ended, and the watcher is about to say how.
+            Ok(Err(_)) => std::future::pending().await,
             Err(_) => return Err(Failure::NoAgent(config.boot_timeout)),
         };
         self.reached("agent_connected");
