@@ -24,6 +24,12 @@ use crate::error::{Context, Failure};
 use crate::sys;
 use compile::{Abi, Program};
 
+/// BPF_MAXINSNS
+const MAX_INSTRUCTIONS: usize = 4096;
+
+/// EPERM
+const DEFAULT_ERRNO: u16 = 1;
+
 /// A compiled filter.
 #[derive(Debug)]
 pub(crate) struct Filter {
@@ -57,11 +63,11 @@ impl Filter {
             .map(Rule::parse)
             .collect::<Result<Vec<_>, _>>()?;
         let program = Program::new(default, restrictive, &abis, &rules).assemble();
-        if program.len() > usize::from(libc::BPF_MAXINSNS as u16) {
+        if program.len() > MAX_INSTRUCTIONS {
             return Err(Failure::invalid(format!(
                 "linux.seccomp: the filter has {} instructions, the kernel takes {}",
                 program.len(),
-                libc::BPF_MAXINSNS
+                MAX_INSTRUCTIONS
             )));
         }
         Ok(Filter {
@@ -178,7 +184,7 @@ impl Operator {
 /// The filter's return value for an action.
 fn verdict(field: &str, action: &str, errno: Option<u16>) -> Result<u32, Failure> {
     // "The default for errno is EPERM" (config-linux.md#seccomp).
-    let errno = u32::from(errno.unwrap_or(libc::EPERM as u16));
+    let errno = u32::from(errno.unwrap_or(DEFAULT_ERRNO));
     match action {
         "SCMP_ACT_ALLOW" => Ok(libc::SECCOMP_RET_ALLOW),
         "SCMP_ACT_ERRNO" => Ok(libc::SECCOMP_RET_ERRNO | errno),

@@ -57,7 +57,7 @@ pub(crate) fn spawn(spawn: &Spawn<'_>) -> io::Result<(i32, OwnedFd)> {
     args.flags = spawn.namespaces | libc::CLONE_PIDFD as u64 | CLONE_INTO_CGROUP;
     args.pidfd = &raw mut pidfd as u64;
     args.exit_signal = libc::SIGCHLD as u64;
-    args.cgroup = spawn.cgroup.as_raw_fd() as u64;
+    args.cgroup = u64::from(spawn.cgroup.as_raw_fd().cast_unsigned());
     // Handlers of the parent must not run in the child; what arrives meanwhile stays pending.
     let mask = block_signals()?;
     // SAFETY: `args` is a valid clone_args of the given size, without CLONE_VM: the child gets a copy
@@ -340,6 +340,9 @@ pub(crate) fn new_session_keyring(name: &CStr) -> io::Result<()> {
     Ok(())
 }
 
+/// IFF_UP | IFF_RUNNING
+const IFF_UP_RUNNING: libc::c_short = 0x41;
+
 /// Sets the network interface `lo` up.
 pub(crate) fn loopback_up(socket: &impl AsFd) -> io::Result<()> {
     // SAFETY: ifreq is plain data for which zero is valid.
@@ -349,7 +352,7 @@ pub(crate) fn loopback_up(socket: &impl AsFd) -> io::Result<()> {
     }
     // SAFETY: ifru_flags is the member that SIOCSIFFLAGS reads.
     let flags = unsafe { &mut request.ifr_ifru.ifru_flags };
-    *flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    *flags = IFF_UP_RUNNING;
     let fd = socket.as_fd().as_raw_fd();
     // SAFETY: `request` is a valid ifreq.
     check(c_long::from(unsafe {

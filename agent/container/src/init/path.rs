@@ -85,7 +85,7 @@ impl Root {
                         return Err(Errno::LOOP.into());
                     }
                     if target.is_absolute() {
-                        walk.to_root();
+                        walk.restart();
                     }
                     pending.extend(components(&target).into_iter().rev());
                 }
@@ -187,7 +187,7 @@ impl<'a> Walk<'a> {
         self.below.pop();
     }
 
-    fn to_root(&mut self) {
+    fn restart(&mut self) {
         self.below.clear();
     }
 

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::support::{Bundle, Tests, has_controller};
 
-pub const TESTS: Tests = &[
+pub(crate) const TESTS: Tests = &[
     (
         "devices_are_allowed_by_the_list",
         devices_are_allowed_by_the_list,

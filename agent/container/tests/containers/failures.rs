@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Bundle, Leftovers, Tests};
 
-pub const TESTS: Tests = &[
+pub(crate) const TESTS: Tests = &[
     (
         "programs_that_cannot_be_executed",
         programs_that_cannot_be_executed,

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Bundle, Tests};
 
-pub const TESTS: Tests = &[
+pub(crate) const TESTS: Tests = &[
     ("writes_show_outside", writes_show_outside),
     ("read_only_root", read_only_root),
     ("the_default_mounts", the_default_mounts),

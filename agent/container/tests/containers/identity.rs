@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::support::{Bundle, Tests};
 
-pub const TESTS: Tests = &[
+pub(crate) const TESTS: Tests = &[
     (
         "environment_is_the_specifications",
         environment_is_the_specifications,

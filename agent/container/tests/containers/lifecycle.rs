@@ -9,7 +9,7 @@ use rustix::process::{Pid, WaitOptions};
 
 use crate::support::{Bundle, Leftovers, Tests, wait};
 
-pub const TESTS: Tests = &[
+pub(crate) const TESTS: Tests = &[
     ("says_hello", says_hello),
     ("exit_codes_are_exact", exit_codes_are_exact),
     (

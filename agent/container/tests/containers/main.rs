@@ -2,6 +2,12 @@
 //!
 //! The test binary is the caller of the crate and its own init stage at once. Each test looks from the
 //! inside: a BusyBox shell in the container prints what it sees.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking, and with a main of its own this is no test code to clippy"
+)]
 
 mod cgroups;
 mod failures;

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::support::{Bundle, Tests};
 
-pub const TESTS: Tests = &[
+pub(crate) const TESTS: Tests = &[
     ("all_namespaces_are_new", all_namespaces_are_new),
     (
         "namespaces_that_are_not_listed_are_inherited",

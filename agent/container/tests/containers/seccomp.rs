@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Bundle, Tests};
 
-pub const TESTS: Tests = &[
+pub(crate) const TESTS: Tests = &[
     ("a_call_fails_with_its_errno", a_call_fails_with_its_errno),
     ("a_call_kills", a_call_kills),
     ("a_list_of_allowed_calls", a_list_of_allowed_calls),

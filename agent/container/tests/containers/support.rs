@@ -14,33 +14,33 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// The tests of a module.
-pub type Tests = &'static [(&'static str, fn())];
+pub(crate) type Tests = &'static [(&'static str, fn())];
 
 /// A container to be.
-pub struct Bundle {
-    pub dir: TempDir,
-    pub spec: Value,
-    pub bind_sources: BTreeMap<usize, PathBuf>,
-    pub id: String,
-    pub cgroup_parent: PathBuf,
+pub(crate) struct Bundle {
+    pub(crate) dir: TempDir,
+    pub(crate) spec: Value,
+    pub(crate) bind_sources: BTreeMap<usize, PathBuf>,
+    pub(crate) id: String,
+    pub(crate) cgroup_parent: PathBuf,
 }
 
 /// What has become of a container.
 #[derive(Debug)]
-pub struct Outcome {
-    pub status: WaitStatus,
-    pub stdout: String,
-    pub stderr: String,
-    pub warnings: Vec<String>,
+pub(crate) struct Outcome {
+    pub(crate) status: WaitStatus,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+    pub(crate) warnings: Vec<String>,
 }
 
 impl Outcome {
-    pub fn code(&self) -> Option<i32> {
+    pub(crate) fn code(&self) -> Option<i32> {
         self.status.exit_status()
     }
 
     /// The lines of the output of a container that ended well.
-    pub fn lines(&self) -> Vec<&str> {
+    pub(crate) fn lines(&self) -> Vec<&str> {
         assert_eq!(self.code(), Some(0), "{self:?}");
         self.stdout.lines().collect()
     }
@@ -55,11 +55,11 @@ const TOOLS: &[&str] = &[
 
 impl Bundle {
     /// The default specification with the shell script as its program.
-    pub fn script(script: &str) -> Self {
+    pub(crate) fn script(script: &str) -> Self {
         Self::with_args(&["/bin/sh", "-c", script])
     }
 
-    pub fn with_args(args: &[&str]) -> Self {
+    pub(crate) fn with_args(args: &[&str]) -> Self {
         let dir = TempDir::new().unwrap();
         let rootfs = dir.path().join("rootfs");
         for name in ["bin", "dev", "etc", "proc", "sys", "tmp", "root"] {
@@ -88,12 +88,12 @@ impl Bundle {
         }
     }
 
-    pub fn rootfs(&self) -> PathBuf {
+    pub(crate) fn rootfs(&self) -> PathBuf {
         self.dir.path().join("rootfs")
     }
 
     /// Sets a property, by its JSON pointer.
-    pub fn set(mut self, pointer: &str, value: Value) -> Self {
+    pub(crate) fn set(mut self, pointer: &str, value: Value) -> Self {
         let mut at = &mut self.spec;
         for part in pointer.split('/').skip(1) {
             at = match at {
@@ -106,7 +106,7 @@ impl Bundle {
     }
 
     /// Adds to a list, by its JSON pointer.
-    pub fn push(mut self, pointer: &str, value: Value) -> Self {
+    pub(crate) fn push(mut self, pointer: &str, value: Value) -> Self {
         match self.spec.pointer_mut(pointer) {
             Some(list) => {
                 list.as_array_mut().unwrap().push(value);
@@ -116,15 +116,15 @@ impl Bundle {
         }
     }
 
-    pub fn mount(self, mount: Value) -> Self {
+    pub(crate) fn mount(self, mount: Value) -> Self {
         self.push("/mounts", mount)
     }
 
-    pub fn namespace(self, kind: &str) -> Self {
+    pub(crate) fn namespace(self, kind: &str) -> Self {
         self.push("/linux/namespaces", json!({"type": kind}))
     }
 
-    pub fn options(&self, stdio: Stdio) -> CreateOptions {
+    pub(crate) fn options(&self, stdio: Stdio) -> CreateOptions {
         CreateOptions {
             id: self.id.clone(),
             spec: self.spec.to_string().into_bytes(),
@@ -137,19 +137,19 @@ impl Bundle {
     }
 
     /// Creates, starts, waits and deletes; what is left behind fails the test.
-    pub fn try_run(&self) -> Result<Outcome, Error> {
+    pub(crate) fn try_run(&self) -> Result<Outcome, Error> {
         let before = Leftovers::now(self);
         let outcome = self.run_with(|_| {});
         before.compare(&Leftovers::now(self));
         outcome
     }
 
-    pub fn run(&self) -> Outcome {
+    pub(crate) fn run(&self) -> Outcome {
         self.try_run().unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// The same, with a look at the container between start and end.
-    pub fn run_with(&self, look: impl FnOnce(&mut Container)) -> Result<Outcome, Error> {
+    pub(crate) fn run_with(&self, look: impl FnOnce(&mut Container)) -> Result<Outcome, Error> {
         let (stdout, out) = rustix::pipe::pipe().unwrap();
         let (stderr, err) = rustix::pipe::pipe().unwrap();
         let stdio = Stdio::Streams {
@@ -174,7 +174,7 @@ impl Bundle {
     }
 
     /// The message of the error that creating or starting ends with.
-    pub fn error(&self) -> String {
+    pub(crate) fn error(&self) -> String {
         match self.try_run() {
             Ok(outcome) => panic!("no error: {outcome:?}"),
             Err(error) => error.to_string(),
@@ -189,7 +189,7 @@ fn read(pipe: OwnedFd) -> String {
 }
 
 /// Reaps a container's process, as the agent's reaper does.
-pub fn wait(container: &Container) -> WaitStatus {
+pub(crate) fn wait(container: &Container) -> WaitStatus {
     let pid = Pid::from_raw(container.pid().cast_signed());
     rustix::process::waitpid(pid, WaitOptions::empty())
         .unwrap()
@@ -198,7 +198,7 @@ pub fn wait(container: &Container) -> WaitStatus {
 }
 
 /// The machine's cgroup v2 hierarchy.
-pub fn cgroup_root() -> PathBuf {
+pub(crate) fn cgroup_root() -> PathBuf {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let line = mounts
         .lines()
@@ -212,7 +212,7 @@ fn cgroup_parent() -> PathBuf {
 }
 
 /// Whether the machine's cgroup v2 hierarchy has a controller; says so if not.
-pub fn has_controller(name: &str) -> bool {
+pub(crate) fn has_controller(name: &str) -> bool {
     let controllers = fs::read_to_string(cgroup_root().join("cgroup.controllers")).unwrap();
     let there = controllers
         .split_whitespace()
@@ -232,7 +232,7 @@ impl Drop for Bundle {
 
 /// What a container may not leave behind.
 #[derive(Debug, PartialEq)]
-pub struct Leftovers {
+pub(crate) struct Leftovers {
     mounts: String,
     cgroup: bool,
     children: String,
@@ -240,7 +240,7 @@ pub struct Leftovers {
 }
 
 impl Leftovers {
-    pub fn now(bundle: &Bundle) -> Self {
+    pub(crate) fn now(bundle: &Bundle) -> Self {
         let children = fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
         Leftovers {
             mounts: fs::read_to_string("/proc/self/mountinfo").unwrap(),
@@ -250,7 +250,7 @@ impl Leftovers {
         }
     }
 
-    pub fn compare(&self, after: &Self) {
+    pub(crate) fn compare(&self, after: &Self) {
         assert_eq!(self, after, "something was left behind");
     }
 }

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::support::{Bundle, Leftovers, Tests, wait};
 
-pub const TESTS: Tests = &[
+pub(crate) const TESTS: Tests = &[
     (
         "it_is_the_controlling_terminal",
         it_is_the_controlling_terminal,
