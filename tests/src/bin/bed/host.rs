@@ -15,7 +15,7 @@ use anyhow::Result;
 use clap::Parser as _;
 use cli::{Action, Bed, MachineOptions};
 use machine::Machine;
-use session::{Outcome, Request};
+use session::{Front, Outcome, Request};
 use std::process::ExitCode;
 
 /// The exit code when the command took too long, as timeout(1) has it.
@@ -53,15 +53,16 @@ fn run(bed: Bed) -> Result<u8> {
 
 /// Runs a request in the warm bed that matches, or in a bed of its own.
 fn execute(options: &MachineOptions, request: &Request) -> Result<u8> {
+    let front = Front::new(options.boot_timeout())?;
     let (outcome, console) = match warm::find(options)? {
         Some(instance) => {
             let connection = instance.connect()?;
-            let outcome = session::relay(connection.stream()?, request, session::Bed::Kept, options.boot_timeout());
+            let outcome = front.relay(connection.stream()?, request, session::Bed::Kept);
             (outcome, instance.console())
         }
         None => {
             let machine = Machine::boot(options.shape()?)?;
-            let outcome = session::relay(machine.port()?, request, session::Bed::Own, options.boot_timeout());
+            let outcome = front.relay(machine.port()?, request, session::Bed::Own);
             (outcome, machine.stop())
         }
     };
@@ -77,13 +78,27 @@ fn report(outcome: &Outcome, console: &str) -> u8 {
             eprintln!("bed: {}", failed.message);
             return failed.code;
         }
-        Outcome::TimedOut(limit) => {
-            (TIMED_OUT, format!("the command did not end within {} s and was killed", limit.as_secs()))
-        }
-        Outcome::NotUp(limit) => (BED_FAILED, format!("the bed was not up within {} s", limit.as_secs())),
-        Outcome::Died => (BED_FAILED, "the machine stopped before the command ended".to_owned()),
+        Outcome::TimedOut(limit) => (
+            TIMED_OUT,
+            format!(
+                "the command did not end within {} s and was killed",
+                limit.as_secs()
+            ),
+        ),
+        Outcome::NotUp(limit) => (
+            BED_FAILED,
+            format!("the bed was not up within {} s", limit.as_secs()),
+        ),
+        Outcome::Died => (
+            BED_FAILED,
+            "the machine stopped before the command ended".to_owned(),
+        ),
     };
-    let console = if console.is_empty() { "(empty)\n" } else { console };
+    let console = if console.is_empty() {
+        "(empty)\n"
+    } else {
+        console
+    };
     eprint!("bed: {message}; the end of its console:\n{console}");
     code
 }

@@ -146,8 +146,15 @@ pub(crate) struct Frame {
 /// # Panics
 /// When `payload` is longer than [`MAX_PAYLOAD`]: callers split what may be long.
 pub(crate) fn encode(kind: Kind, payload: &[u8], out: &mut Vec<u8>) {
-    assert!(payload.len() <= MAX_PAYLOAD, "frame of {} bytes", payload.len());
-    #[expect(clippy::cast_possible_truncation, reason = "bounded by MAX_PAYLOAD just above")]
+    assert!(
+        payload.len() <= MAX_PAYLOAD,
+        "frame of {} bytes",
+        payload.len()
+    );
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "bounded by MAX_PAYLOAD just above"
+    )]
     let length = payload.len() as u32;
     out.push(kind.byte());
     out.extend_from_slice(&length.to_le_bytes());
@@ -155,7 +162,11 @@ pub(crate) fn encode(kind: Kind, payload: &[u8], out: &mut Vec<u8>) {
 }
 
 /// Appends a frame that holds `message` as JSON.
-pub(crate) fn encode_json<T: Serialize>(kind: Kind, message: &T, out: &mut Vec<u8>) -> serde_json::Result<()> {
+pub(crate) fn encode_json<T: Serialize>(
+    kind: Kind,
+    message: &T,
+    out: &mut Vec<u8>,
+) -> serde_json::Result<()> {
     encode(kind, &serde_json::to_vec(message)?, out);
     Ok(())
 }
@@ -183,7 +194,12 @@ pub(crate) struct Decoder {
 impl Decoder {
     /// Skips the stream up to and including `opening`, then reads frames.
     pub(crate) fn new(opening: Vec<u8>) -> Self {
-        Self { opening, opened: false, buffer: Vec::new(), consumed: 0 }
+        Self {
+            opening,
+            opened: false,
+            buffer: Vec::new(),
+            consumed: 0,
+        }
     }
 
     /// Adds bytes that have arrived.
@@ -232,7 +248,10 @@ impl Decoder {
 
     fn hunt(&mut self) -> bool {
         let rest = self.buffer.get(self.consumed..).unwrap_or_default();
-        match rest.windows(self.opening.len()).position(|window| window == self.opening) {
+        match rest
+            .windows(self.opening.len())
+            .position(|window| window == self.opening)
+        {
             Some(at) => {
                 self.consumed += at + self.opening.len();
                 self.opened = true;
@@ -266,7 +285,11 @@ mod tests {
 
     #[test]
     fn frames_survive_arriving_byte_by_byte() {
-        let bytes = stream(&[(Kind::Stdout, b"one"), (Kind::Stderr, b""), (Kind::Exited, &[0; 300])]);
+        let bytes = stream(&[
+            (Kind::Stdout, b"one"),
+            (Kind::Stderr, b""),
+            (Kind::Exited, &[0; 300]),
+        ]);
         let mut decoder = Decoder::new(PREAMBLE.to_vec());
         let mut seen = Vec::new();
         for byte in bytes {
@@ -275,7 +298,11 @@ mod tests {
         }
         assert_eq!(
             seen,
-            [(Kind::Stdout, b"one".to_vec()), (Kind::Stderr, Vec::new()), (Kind::Exited, vec![0; 300])]
+            [
+                (Kind::Stdout, b"one".to_vec()),
+                (Kind::Stderr, Vec::new()),
+                (Kind::Exited, vec![0; 300])
+            ]
         );
     }
 
@@ -287,7 +314,11 @@ mod tests {
             }
         }
         assert_eq!(Kind::from_byte(PREAMBLE[0]), None);
-        assert_eq!(Kind::from_byte(0), None, "padding between sessions must not look like a frame");
+        assert_eq!(
+            Kind::from_byte(0),
+            None,
+            "padding between sessions must not look like a frame"
+        );
     }
 
     #[test]
@@ -311,7 +342,10 @@ mod tests {
         let mut decoder = Decoder::new(PREAMBLE.to_vec());
         decoder.push(&bytes);
         assert_eq!(decoder.next_frame().unwrap().unwrap().payload, b"left over");
-        assert_eq!(decoder.next_frame(), Err(Violation::UnknownKind(PREAMBLE[0])));
+        assert_eq!(
+            decoder.next_frame(),
+            Err(Violation::UnknownKind(PREAMBLE[0]))
+        );
         decoder.close();
         assert_eq!(decoder.next_frame().unwrap().unwrap().payload, b"new");
     }
@@ -331,7 +365,10 @@ mod tests {
             argv: vec![b"echo".to_vec(), vec![0xff, 0xfe]],
             env: vec![(b"A".to_vec(), vec![0x80])],
             cwd: b"/".to_vec(),
-            terminal: Some(WindowSize { rows: 24, columns: 80 }),
+            terminal: Some(WindowSize {
+                rows: 24,
+                columns: 80,
+            }),
             stage: None,
             fast: vec![b"/bin/busybox".to_vec()],
             refresh: true,
@@ -341,7 +378,10 @@ mod tests {
         let mut decoder = Decoder::new(PREAMBLE.to_vec());
         decoder.push(&bytes);
         let frame = decoder.next_frame().unwrap().unwrap();
-        assert_eq!(serde_json::from_slice::<Start>(&frame.payload).unwrap(), start);
+        assert_eq!(
+            serde_json::from_slice::<Start>(&frame.payload).unwrap(),
+            start
+        );
     }
 
     #[test]

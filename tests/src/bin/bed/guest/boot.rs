@@ -36,31 +36,56 @@ pub(super) fn boot() -> Result<()> {
     let cgroup = kernel_parameter("bed.cgroup")?;
 
     make_directory("/machine")?;
-    mount("host", "/machine", "9p", MountFlags::RDONLY, MACHINE_OPTIONS)
-        .context("mount the machine's root over 9p")?;
+    mount(
+        "host",
+        "/machine",
+        "9p",
+        MountFlags::RDONLY,
+        MACHINE_OPTIONS,
+    )
+    .context("mount the machine's root over 9p")?;
     mount_new("tmpfs", "/layer", c"mode=755,size=75%", MountFlags::empty())?;
     for directory in ["/layer/upper", "/layer/work", "/root"] {
         make_directory(directory)?;
     }
     let options = c"lowerdir=/machine,upperdir=/layer/upper,workdir=/layer/work,xino=off";
-    mount("bed", "/root", "overlay", MountFlags::empty(), options).context("mount the layer above the machine")?;
+    mount("bed", "/root", "overlay", MountFlags::empty(), options)
+        .context("mount the layer above the machine")?;
 
     for directory in ["proc", "sys", "dev", "run", "tmp"] {
         make_directory(Path::new("/root").join(directory))?;
     }
-    for (from, to) in [("/proc", "/root/proc"), ("/sys", "/root/sys"), ("/dev", "/root/dev")] {
+    for (from, to) in [
+        ("/proc", "/root/proc"),
+        ("/sys", "/root/sys"),
+        ("/dev", "/root/dev"),
+    ] {
         mount_move(from, to).with_context(|| format!("move {from}"))?;
     }
     let ordinary = MountFlags::NOSUID | MountFlags::NODEV;
     mount_new("tmpfs", "/root/run", c"mode=755", ordinary)?;
     mount_new("tmpfs", "/root/tmp", c"mode=1777", ordinary)?;
-    mount_new("devpts", "/root/dev/pts", c"gid=5,mode=620,ptmxmode=666", MountFlags::NOSUID | MountFlags::NOEXEC)?;
+    mount_new(
+        "devpts",
+        "/root/dev/pts",
+        c"gid=5,mode=620,ptmxmode=666",
+        MountFlags::NOSUID | MountFlags::NOEXEC,
+    )?;
     mount_new("tmpfs", "/root/dev/shm", c"mode=1777", ordinary)?;
-    mount_new("mqueue", "/root/dev/mqueue", c"", ordinary | MountFlags::NOEXEC)?;
-    for (name, target) in
-        [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")]
-    {
-        symlink(target, Path::new("/root/dev").join(name)).with_context(|| format!("create /dev/{name}"))?;
+    mount_new(
+        "mqueue",
+        "/root/dev/mqueue",
+        c"",
+        ordinary | MountFlags::NOEXEC,
+    )?;
+    for (name, target) in [
+        ("fd", "/proc/self/fd"),
+        ("stdin", "fd/0"),
+        ("stdout", "fd/1"),
+        ("stderr", "fd/2"),
+    ] {
+        symlink(target, Path::new("/root/dev").join(name))
+            .with_context(|| format!("create /dev/{name}"))?;
     }
     keep_root_links()?;
     mount_cgroups(&cgroup, Path::new("/root/sys/fs/cgroup"))?;
@@ -77,16 +102,26 @@ pub(super) fn boot() -> Result<()> {
     rustix::system::sethostname(b"bed").context("set the host name")?;
     sys::loopback_up().context("bring the loopback interface up")?;
     let (soft, hard) = OPEN_FILES;
-    let limit = rustix::process::Rlimit { current: Some(soft), maximum: Some(hard) };
-    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).context("raise the limit of open files")?;
+    let limit = rustix::process::Rlimit {
+        current: Some(soft),
+        maximum: Some(hard),
+    };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit)
+        .context("raise the limit of open files")?;
     Ok(())
 }
 
 /// Starts the server and reaps orphans until it ends.
 pub(super) fn supervise() -> Result<()> {
     // The running executable lies in the initramfs, which the new root hides.
-    let server = Command::new("/proc/self/exe").arg0(SERVER_NAME).spawn().context("start the server")?;
-    let server = i32::try_from(server.id()).ok().and_then(Pid::from_raw).context("the server's pid")?;
+    let server = Command::new("/proc/self/exe")
+        .arg0(SERVER_NAME)
+        .spawn()
+        .context("start the server")?;
+    let server = i32::try_from(server.id())
+        .ok()
+        .and_then(Pid::from_raw)
+        .context("the server's pid")?;
     loop {
         match rustix::process::wait(WaitOptions::empty()) {
             Ok(Some((pid, status))) if pid == server => bail!("the server ended: {status:?}"),
@@ -108,7 +143,9 @@ pub(super) fn power_off() {
 fn keep_root_links() -> Result<()> {
     for entry in fs::read_dir("/root").context("list the root")? {
         let path = entry.context("list the root")?.path();
-        let metadata = path.symlink_metadata().with_context(|| format!("look at {}", path.display()))?;
+        let metadata = path
+            .symlink_metadata()
+            .with_context(|| format!("look at {}", path.display()))?;
         if metadata.is_symlink() {
             lchown(&path, Some(metadata.uid()), Some(metadata.gid()))
                 .with_context(|| format!("copy {} up", path.display()))?;
@@ -141,11 +178,16 @@ fn load_modules() -> Result<()> {
 
 /// Makes every other module of the kernel available to modprobe, and so to the kernel's own requests.
 fn bind_modules() -> Result<()> {
-    let directory = fs::read(MODULE_DIRECTORY).with_context(|| format!("read {MODULE_DIRECTORY}"))?;
+    let directory =
+        fs::read(MODULE_DIRECTORY).with_context(|| format!("read {MODULE_DIRECTORY}"))?;
     let directory = Path::new(OsStr::from_bytes(&directory));
-    let below = directory.strip_prefix("/").with_context(|| format!("{} is not absolute", directory.display()))?;
+    let below = directory
+        .strip_prefix("/")
+        .with_context(|| format!("{} is not absolute", directory.display()))?;
     let source = Path::new("/machine").join(below);
-    let release = directory.file_name().context("the module directory has no name")?;
+    let release = directory
+        .file_name()
+        .context("the module directory has no name")?;
     // Through the link on a merged /usr, which must not be followed to the initramfs.
     let library = match fs::read_link("/root/lib") {
         Ok(target) => Path::new("/root").join(target.strip_prefix("/").unwrap_or(&target)),
@@ -172,14 +214,18 @@ fn mount_cgroup2(root: &Path) -> Result<()> {
         .split_whitespace()
         .map(|name| format!("+{name}"))
         .collect();
-    fs::write(root.join("cgroup.subtree_control"), enable.join(" ")).context("enable the cgroup controllers")
+    fs::write(root.join("cgroup.subtree_control"), enable.join(" "))
+        .context("enable the cgroup controllers")
 }
 
 /// The hierarchies as systemd lays them out. The kernel may have been built without some controllers' v1 interface:
 /// those are left out, as they would be on any machine that runs it.
 fn mount_cgroup1(root: &Path) -> Result<()> {
     mount_new("tmpfs", root, c"mode=755", CGROUP_FLAGS)?;
-    let shared = [("cpu,cpuacct", ["cpu", "cpuacct"]), ("net_cls,net_prio", ["net_cls", "net_prio"])];
+    let shared = [
+        ("cpu,cpuacct", ["cpu", "cpuacct"]),
+        ("net_cls,net_prio", ["net_cls", "net_prio"]),
+    ];
     let known = fs::read_to_string("/root/proc/cgroups").context("read /proc/cgroups")?;
     let single = known
         .lines()
@@ -190,7 +236,13 @@ fn mount_cgroup1(root: &Path) -> Result<()> {
         let target = root.join(name);
         let options = CString::new(name).context("controller name")?;
         make_directory(&target)?;
-        match mount("cgroup", &target, "cgroup", CGROUP_FLAGS, options.as_c_str()) {
+        match mount(
+            "cgroup",
+            &target,
+            "cgroup",
+            CGROUP_FLAGS,
+            options.as_c_str(),
+        ) {
             Ok(()) => {}
             Err(rustix::io::Errno::INVAL) => {
                 fs::remove_dir(&target).with_context(|| format!("remove {}", target.display()))?;
@@ -203,15 +255,28 @@ fn mount_cgroup1(root: &Path) -> Result<()> {
             symlink(directory, root.join(member)).with_context(|| format!("link {member}"))?;
         }
     }
-    mount_new("cgroup", root.join("systemd"), c"none,name=systemd", CGROUP_FLAGS)
+    mount_new(
+        "cgroup",
+        root.join("systemd"),
+        c"none,name=systemd",
+        CGROUP_FLAGS,
+    )
 }
 
-const CGROUP_FLAGS: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
+const CGROUP_FLAGS: MountFlags = MountFlags::NOSUID
+    .union(MountFlags::NODEV)
+    .union(MountFlags::NOEXEC);
 
-fn mount_new(kind: &str, target: impl AsRef<Path>, options: &CStr, flags: MountFlags) -> Result<()> {
+fn mount_new(
+    kind: &str,
+    target: impl AsRef<Path>,
+    options: &CStr,
+    flags: MountFlags,
+) -> Result<()> {
     let target = target.as_ref();
     make_directory(target)?;
-    mount(kind, target, kind, flags, options).with_context(|| format!("mount {kind} on {}", target.display()))
+    mount(kind, target, kind, flags, options)
+        .with_context(|| format!("mount {kind} on {}", target.display()))
 }
 
 fn make_directory(path: impl AsRef<Path>) -> Result<()> {

@@ -10,12 +10,17 @@ use std::ffi::OsStr;
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, symlink};
+use std::os::unix::fs::{
+    FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, symlink,
+};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-static INSTALLER: Mutex<Installer> = Mutex::new(Installer { stage: Tree::new(), fast: BTreeMap::new() });
+static INSTALLER: Mutex<Installer> = Mutex::new(Installer {
+    stage: Tree::new(),
+    fast: BTreeMap::new(),
+});
 
 /// Each request to the machine's file server costs the same, however much it carries.
 const COPY_BUFFER: usize = 1 << 20;
@@ -49,7 +54,8 @@ impl Installer {
     pub(super) fn install(&mut self, start: &Start) -> Result<()> {
         if start.refresh {
             // 3: pages, and the names and attributes that lead to them.
-            fs::write("/proc/sys/vm/drop_caches", "3").context("forget what is cached of the machine's files")?;
+            fs::write("/proc/sys/vm/drop_caches", "3")
+                .context("forget what is cached of the machine's files")?;
         }
         if let Some(stage) = &start.stage {
             let source = on_machine(Path::new(OsStr::from_bytes(stage)))?.join(PREFIX);
@@ -69,7 +75,9 @@ impl Installer {
             return self.install_directory(path);
         }
         self.install_file(path)?;
-        let path = path.canonicalize().with_context(|| format!("resolve {}", path.display()))?;
+        let path = path
+            .canonicalize()
+            .with_context(|| format!("resolve {}", path.display()))?;
         for needed in linked_files(&path)? {
             self.install_file(&needed)?;
         }
@@ -89,7 +97,10 @@ impl Installer {
         }
         for path in self.stage.keys().filter(|path| !wanted.contains_key(*path)) {
             let gone = target.join(path);
-            if gone.symlink_metadata().is_ok_and(|metadata| !metadata.is_dir()) {
+            if gone
+                .symlink_metadata()
+                .is_ok_and(|metadata| !metadata.is_dir())
+            {
                 fs::remove_file(&gone).with_context(|| format!("remove {}", gone.display()))?;
             }
         }
@@ -104,12 +115,18 @@ impl Installer {
             return Ok(());
         }
         if self.fast.contains_key(path) {
-            unmount(path, UnmountFlags::DETACH).with_context(|| format!("unmount {}", path.display()))?;
+            unmount(path, UnmountFlags::DETACH)
+                .with_context(|| format!("unmount {}", path.display()))?;
         }
         fs::create_dir_all(path).with_context(|| format!("create {}", path.display()))?;
         mount("bed-fast", path, "tmpfs", MountFlags::empty(), c"mode=755")
             .with_context(|| format!("mount tmpfs on {}", path.display()))?;
-        dress(path, &source.metadata().with_context(|| format!("look at {}", source.display()))?)?;
+        dress(
+            path,
+            &source
+                .metadata()
+                .with_context(|| format!("look at {}", source.display()))?,
+        )?;
         for below in wanted.keys() {
             copy_entry(&join(&source, below), &join(path, below))?;
         }
@@ -125,7 +142,8 @@ impl Installer {
             let wanted = survey(&source)?;
             if self.fast.get(&path) != Some(&wanted) {
                 if let Some(parent) = path.parent() {
-                    fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
+                    fs::create_dir_all(parent)
+                        .with_context(|| format!("create {}", parent.display()))?;
                 }
                 copy_entry(&source, &path)?;
                 self.fast.insert(path.clone(), wanted);
@@ -146,7 +164,11 @@ fn linked_files(path: &Path) -> Result<Vec<PathBuf>> {
     if read.is_err() || magic != *b"\x7fELF" {
         return Ok(Vec::new());
     }
-    let output = Command::new("ldd").arg(path).stdin(Stdio::null()).output().context("run ldd")?;
+    let output = Command::new("ldd")
+        .arg(path)
+        .stdin(Stdio::null())
+        .output()
+        .context("run ldd")?;
     // ldd fails when there is nothing to list.
     let mut files = parse_ldd(&String::from_utf8_lossy(&output.stdout));
     if !files.is_empty() {
@@ -167,13 +189,19 @@ fn parse_ldd(text: &str) -> Vec<PathBuf> {
 
 /// `path` as the machine has it.
 fn on_machine(path: &Path) -> Result<PathBuf> {
-    let below = path.strip_prefix("/").with_context(|| format!("{} is not absolute", path.display()))?;
+    let below = path
+        .strip_prefix("/")
+        .with_context(|| format!("{} is not absolute", path.display()))?;
     Ok(Path::new(MACHINE_ROOT).join(below))
 }
 
 /// `Path::join`, but joining nothing adds no slash: a file's name must not end in one.
 fn join(base: &Path, below: &Path) -> PathBuf {
-    if below.as_os_str().is_empty() { base.to_owned() } else { base.join(below) }
+    if below.as_os_str().is_empty() {
+        base.to_owned()
+    } else {
+        base.join(below)
+    }
 }
 
 /// Everything at and below `root`, parents before their children.
@@ -182,7 +210,9 @@ fn survey(root: &Path) -> Result<Tree> {
     let mut pending = vec![PathBuf::new()];
     while let Some(below) = pending.pop() {
         let path = join(root, &below);
-        let metadata = path.symlink_metadata().with_context(|| format!("look at {}", path.display()))?;
+        let metadata = path
+            .symlink_metadata()
+            .with_context(|| format!("look at {}", path.display()))?;
         if metadata.is_dir() {
             for entry in fs::read_dir(&path).with_context(|| format!("list {}", path.display()))? {
                 let entry = entry.with_context(|| format!("list {}", path.display()))?;
@@ -196,24 +226,41 @@ fn survey(root: &Path) -> Result<Tree> {
 
 fn stamp(metadata: &Metadata) -> Stamp {
     // A directory's time changes with its content, which has stamps of its own.
-    let (size, seconds, nanoseconds) =
-        if metadata.is_dir() { (0, 0, 0) } else { (metadata.size(), metadata.mtime(), metadata.mtime_nsec()) };
-    (metadata.ino(), size, seconds, nanoseconds, metadata.mode(), metadata.uid(), metadata.gid())
+    let (size, seconds, nanoseconds) = if metadata.is_dir() {
+        (0, 0, 0)
+    } else {
+        (metadata.size(), metadata.mtime(), metadata.mtime_nsec())
+    };
+    (
+        metadata.ino(),
+        size,
+        seconds,
+        nanoseconds,
+        metadata.mode(),
+        metadata.uid(),
+        metadata.gid(),
+    )
 }
 
 /// Copies one directory (without its content), file, link or special file, with mode, owner and times.
 fn copy_entry(source: &Path, target: &Path) -> Result<()> {
-    let metadata = source.symlink_metadata().with_context(|| format!("look at {}", source.display()))?;
+    let metadata = source
+        .symlink_metadata()
+        .with_context(|| format!("look at {}", source.display()))?;
     if metadata.is_dir() {
         match fs::create_dir(target) {
             Ok(()) => return dress(target, &metadata),
             // Somebody else's: it stays as it is.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
-            Err(error) => return Err(error).with_context(|| format!("create {}", target.display())),
+            Err(error) => {
+                return Err(error).with_context(|| format!("create {}", target.display()));
+            }
         }
     }
     // A new file under a new name, then renamed: the old one may be running.
-    let Some(name) = target.file_name() else { bail!("{} has no name", target.display()) };
+    let Some(name) = target.file_name() else {
+        bail!("{} has no name", target.display())
+    };
     let mut fresh = name.to_owned();
     fresh.push(".bed-new");
     let fresh = target.with_file_name(fresh);
@@ -236,7 +283,11 @@ fn create_copy(source: &Path, target: &Path, metadata: &Metadata) -> io::Result<
     }
     if kind.is_file() {
         let mut from = File::open(source)?;
-        let mut to = OpenOptions::new().write(true).create_new(true).mode(0o600).open(target)?;
+        let mut to = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(target)?;
         let mut buffer = vec![0; COPY_BUFFER];
         loop {
             let count = from.read(&mut buffer)?;
@@ -255,7 +306,13 @@ fn create_copy(source: &Path, target: &Path, metadata: &Metadata) -> io::Result<
     } else {
         FileType::CharacterDevice
     };
-    Ok(rustix::fs::mknodat(CWD, target, special, Mode::RUSR | Mode::WUSR, metadata.rdev())?)
+    Ok(rustix::fs::mknodat(
+        CWD,
+        target,
+        special,
+        Mode::RUSR | Mode::WUSR,
+        metadata.rdev(),
+    )?)
 }
 
 /// Gives a copy its original's owner, mode and times.
@@ -265,7 +322,10 @@ fn dress(path: &Path, original: &Metadata) -> Result<()> {
         if !original.file_type().is_symlink() {
             fs::set_permissions(path, Permissions::from_mode(original.mode() & 0o7777))?;
         }
-        let time = |seconds, nanoseconds| rustix::fs::Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
+        let time = |seconds, nanoseconds| rustix::fs::Timespec {
+            tv_sec: seconds,
+            tv_nsec: nanoseconds,
+        };
         let times = Timestamps {
             last_access: time(original.atime(), original.atime_nsec()),
             last_modification: time(original.mtime(), original.mtime_nsec()),
@@ -281,7 +341,10 @@ mod tests {
     use super::*;
 
     fn installer() -> Installer {
-        Installer { stage: Tree::new(), fast: BTreeMap::new() }
+        Installer {
+            stage: Tree::new(),
+            fast: BTreeMap::new(),
+        }
     }
 
     #[test]
@@ -290,17 +353,32 @@ mod tests {
         let target = tempfile::tempdir().unwrap();
         fs::create_dir(source.path().join("bin")).unwrap();
         fs::write(source.path().join("bin/tool"), b"\0binary").unwrap();
-        fs::set_permissions(source.path().join("bin/tool"), Permissions::from_mode(0o751)).unwrap();
+        fs::set_permissions(
+            source.path().join("bin/tool"),
+            Permissions::from_mode(0o751),
+        )
+        .unwrap();
         symlink("tool", source.path().join("bin/alias")).unwrap();
 
-        installer().install_stage(source.path(), target.path()).unwrap();
+        installer()
+            .install_stage(source.path(), target.path())
+            .unwrap();
 
         let original = source.path().join("bin/tool").metadata().unwrap();
         let copy = target.path().join("bin/tool").metadata().unwrap();
-        assert_eq!(fs::read(target.path().join("bin/tool")).unwrap(), b"\0binary");
+        assert_eq!(
+            fs::read(target.path().join("bin/tool")).unwrap(),
+            b"\0binary"
+        );
         assert_eq!(copy.mode() & 0o7777, 0o751);
-        assert_eq!((copy.mtime(), copy.mtime_nsec()), (original.mtime(), original.mtime_nsec()));
-        assert_eq!(fs::read_link(target.path().join("bin/alias")).unwrap(), Path::new("tool"));
+        assert_eq!(
+            (copy.mtime(), copy.mtime_nsec()),
+            (original.mtime(), original.mtime_nsec())
+        );
+        assert_eq!(
+            fs::read_link(target.path().join("bin/alias")).unwrap(),
+            Path::new("tool")
+        );
     }
 
     #[test]
@@ -312,20 +390,30 @@ mod tests {
         fs::write(source.path().join("changed"), "old").unwrap();
         fs::write(source.path().join("gone"), "gone").unwrap();
         let mut installer = installer();
-        installer.install_stage(source.path(), target.path()).unwrap();
+        installer
+            .install_stage(source.path(), target.path())
+            .unwrap();
         // An open file that is replaced keeps its content: it may be a running program.
         let running = File::open(target.path().join("changed")).unwrap();
         let same = target.path().join("same").metadata().unwrap().ino();
 
         fs::write(source.path().join("changed"), "newer").unwrap();
         fs::remove_file(source.path().join("gone")).unwrap();
-        installer.install_stage(source.path(), target.path()).unwrap();
+        installer
+            .install_stage(source.path(), target.path())
+            .unwrap();
 
-        assert_eq!(fs::read_to_string(target.path().join("changed")).unwrap(), "newer");
+        assert_eq!(
+            fs::read_to_string(target.path().join("changed")).unwrap(),
+            "newer"
+        );
         assert_eq!(io::read_to_string(running).unwrap(), "old");
         assert_eq!(target.path().join("same").metadata().unwrap().ino(), same);
         assert!(!target.path().join("gone").exists());
-        assert_eq!(fs::read_to_string(target.path().join("foreign")).unwrap(), "kept");
+        assert_eq!(
+            fs::read_to_string(target.path().join("foreign")).unwrap(),
+            "kept"
+        );
     }
 
     #[test]
@@ -334,7 +422,11 @@ mod tests {
             \tlibseccomp.so.2 => /lib/x86_64-linux-gnu/libseccomp.so.2 (0x00007f5c3a000000)\n\
             \t/lib64/ld-linux-x86-64.so.2 (0x00007f5c3a200000)\n\
             \tlibgone.so => not found\n";
-        let files = ["/lib/x86_64-linux-gnu/libseccomp.so.2", "/lib64/ld-linux-x86-64.so.2"].map(PathBuf::from);
+        let files = [
+            "/lib/x86_64-linux-gnu/libseccomp.so.2",
+            "/lib64/ld-linux-x86-64.so.2",
+        ]
+        .map(PathBuf::from);
         assert_eq!(parse_ldd(text), files);
         assert_eq!(parse_ldd("\tstatically linked\n"), Vec::<PathBuf>::new());
     }
@@ -342,7 +434,9 @@ mod tests {
     #[test]
     fn a_missing_stage_installs_nothing() {
         let target = tempfile::tempdir().unwrap();
-        installer().install_stage(Path::new("/nonexistent"), target.path()).unwrap();
+        installer()
+            .install_stage(Path::new("/nonexistent"), target.path())
+            .unwrap();
         assert_eq!(fs::read_dir(target.path()).unwrap().count(), 0);
     }
 

@@ -18,18 +18,30 @@ pub(super) struct Wakeup {
 
 impl Wakeup {
     pub(super) fn notify(&self) {
-        *self.generation.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        *self
+            .generation
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) += 1;
         self.changed.notify_all();
     }
 
     fn generation(&self) -> u64 {
-        *self.generation.lock().unwrap_or_else(PoisonError::into_inner)
+        *self
+            .generation
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn wait_past(&self, seen: u64) {
-        let mut generation = self.generation.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut generation = self
+            .generation
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         while *generation == seen {
-            generation = self.changed.wait(generation).unwrap_or_else(PoisonError::into_inner);
+            generation = self
+                .changed
+                .wait(generation)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
@@ -43,7 +55,11 @@ pub(super) struct Port {
 
 impl Port {
     pub(super) fn open(path: &Path, wakeup: Arc<Wakeup>) -> io::Result<Self> {
-        let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path)?;
         Ok(Self { file, wakeup })
     }
 
@@ -71,7 +87,10 @@ impl Port {
 
     fn connected(&self) -> io::Result<bool> {
         let mut fds = [PollFd::new(&self.file, PollFlags::OUT)];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
         poll(&mut fds, Some(&now))?;
         Ok(fds.iter().all(|fd| !fd.revents().contains(PollFlags::HUP)))
     }

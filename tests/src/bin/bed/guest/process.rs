@@ -32,31 +32,60 @@ pub(super) struct Process {
 impl Process {
     pub(super) fn start(start: Start) -> Result<Self, Failed> {
         let mut words = start.argv.into_iter().map(OsString::from_vec);
-        let program = words.next().ok_or_else(|| failed(125, "no command given".to_owned()))?;
+        let program = words
+            .next()
+            .ok_or_else(|| failed(125, "no command given".to_owned()))?;
         let cwd = OsStr::from_bytes(&start.cwd);
         if !Path::new(cwd).is_dir() {
             let reason = "does not exist inside the bed, whose /tmp and /run are its own (--fast copies a path there)";
-            return Err(failed(125, format!("working directory {} {reason}", cwd.display())));
+            return Err(failed(
+                125,
+                format!("working directory {} {reason}", cwd.display()),
+            ));
         }
         let mut command = Command::new(&program);
         command.args(words).current_dir(cwd).env_clear();
-        command.envs(start.env.iter().map(|(name, value)| (OsStr::from_bytes(name), OsStr::from_bytes(value))));
-        let plumbing = |error: io::Error| failed(125, format!("prepare the streams of {}: {error}", program.display()));
+        command.envs(
+            start
+                .env
+                .iter()
+                .map(|(name, value)| (OsStr::from_bytes(name), OsStr::from_bytes(value))),
+        );
+        let plumbing = |error: io::Error| {
+            failed(
+                125,
+                format!("prepare the streams of {}: {error}", program.display()),
+            )
+        };
         let terminal = match start.terminal {
             Some(size) => Some(attach_terminal(&mut command, size).map_err(plumbing)?),
             None => {
-                command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+                command
+                    .stdin(Stdio::piped())
+                    .stdout(Stdio::piped())
+                    .stderr(Stdio::piped());
                 None
             }
         };
         lead_session(&mut command, terminal.is_some());
         let mut child = command.spawn().map_err(|error| {
-            let code = if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 };
+            let code = if error.kind() == io::ErrorKind::NotFound {
+                127
+            } else {
+                126
+            };
             failed(code, format!("{}: {error}", program.display()))
         })?;
         // The command holds the terminal's other side: closing it then shows as a hang-up.
         drop(command);
-        Self::plumb(child.stdin.take(), child.stdout.take(), child.stderr.take(), terminal, child).map_err(plumbing)
+        Self::plumb(
+            child.stdin.take(),
+            child.stdout.take(),
+            child.stderr.take(),
+            terminal,
+            child,
+        )
+        .map_err(plumbing)
     }
 
     fn plumb(
@@ -78,7 +107,14 @@ impl Process {
             rustix::fs::fcntl_setfl(fd, OFlags::NONBLOCK)?;
         }
         let [input, output, error] = [input, output, error].map(|fd| fd.map(File::from));
-        Ok(Self { child, pidfd, input, output, error, terminal })
+        Ok(Self {
+            child,
+            pidfd,
+            input,
+            output,
+            error,
+            terminal,
+        })
     }
 
     /// Readable once the command has ended.
@@ -93,7 +129,11 @@ impl Process {
         };
         let exited = match (status.code(), status.signal()) {
             (Some(code), _) => Exited::Code(u8::try_from(code & 0xff).unwrap_or(u8::MAX)),
-            (None, signal) => Exited::Signal(signal.and_then(|signal| u8::try_from(signal).ok()).unwrap_or(u8::MAX)),
+            (None, signal) => Exited::Signal(
+                signal
+                    .and_then(|signal| u8::try_from(signal).ok())
+                    .unwrap_or(u8::MAX),
+            ),
         };
         Ok(Some(exited))
     }
@@ -125,12 +165,20 @@ fn attach_terminal(command: &mut Command, size: WindowSize) -> io::Result<OwnedF
     rustix::pty::unlockpt(&terminal)?;
     let inside = rustix::pty::ioctl_tiocgptpeer(&terminal, flags)?;
     rustix::termios::tcsetwinsize(&terminal, winsize(size))?;
-    command.stdin(inside.try_clone()?).stdout(inside.try_clone()?).stderr(inside);
+    command
+        .stdin(inside.try_clone()?)
+        .stdout(inside.try_clone()?)
+        .stderr(inside);
     Ok(terminal)
 }
 
 fn winsize(size: WindowSize) -> Winsize {
-    Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 }
+    Winsize {
+        ws_row: size.rows,
+        ws_col: size.columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    }
 }
 
 fn pid_of(child: &Child) -> io::Result<Pid> {
@@ -145,7 +193,11 @@ fn processes_of_session(leader: Pid) -> io::Result<Vec<Pid>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let name = entry?.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw) else {
+        let Some(pid) = name
+            .to_str()
+            .and_then(|name| name.parse().ok())
+            .and_then(Pid::from_raw)
+        else {
             continue;
         };
         match rustix::process::getsid(Some(pid)) {

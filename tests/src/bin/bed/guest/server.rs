@@ -21,10 +21,13 @@ const PORTS_APPEAR_WITHIN: Duration = Duration::from_secs(30);
 
 pub(super) fn run() -> Result<()> {
     let signal = AwaitedSignal::block(libc::SIGIO).context("block SIGIO")?;
-    let wanted: usize = kernel_parameter("bed.ports")?.parse().context("bed.ports")?;
+    let wanted: usize = kernel_parameter("bed.ports")?
+        .parse()
+        .context("bed.ports")?;
     let wakeup = Arc::new(Wakeup::default());
     for path in wait_for_ports(wanted)? {
-        let port = Port::open(&path, Arc::clone(&wakeup)).with_context(|| format!("open {}", path.display()))?;
+        let port = Port::open(&path, Arc::clone(&wakeup))
+            .with_context(|| format!("open {}", path.display()))?;
         thread::Builder::new()
             .name(path.display().to_string())
             .spawn(move || session::serve(port))

@@ -51,7 +51,8 @@ fn serve_one(port: &Port, decoder: &mut Decoder) -> Result<()> {
     let start = loop {
         match decoder.next_frame() {
             Ok(Some(frame)) if frame.kind == Kind::Start => {
-                break serde_json::from_slice::<Start>(&frame.payload).context("parse a Start frame")?;
+                break serde_json::from_slice::<Start>(&frame.payload)
+                    .context("parse a Start frame")?;
             }
             // The rest of a session whose front has gone.
             Ok(Some(_)) | Err(_) => decoder.close(),
@@ -83,9 +84,10 @@ fn serve_one(port: &Port, decoder: &mut Decoder) -> Result<()> {
 }
 
 fn prepare(start: Start) -> Result<Process, Failed> {
-    Installer::get()
-        .install(&start)
-        .map_err(|error| Failed { code: 125, message: format!("{error:#}") })?;
+    Installer::get().install(&start).map_err(|error| Failed {
+        code: 125,
+        message: format!("{error:#}"),
+    })?;
     Process::start(start)
 }
 
@@ -98,7 +100,12 @@ fn hear(mut port: &Port, decoder: &mut Decoder) -> io::Result<Heard> {
             decoder.push(buffer.get(..count).unwrap_or_default());
             Ok(Heard::Something)
         }
-        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+            ) =>
+        {
             Ok(Heard::Nothing)
         }
         Err(error) => Err(error),
@@ -124,7 +131,12 @@ struct Session<'port> {
 
 impl<'port> Session<'port> {
     fn new(port: &'port Port) -> Self {
-        Self { port, out: VecDeque::new(), input: VecDeque::new(), input_ended: false }
+        Self {
+            port,
+            out: VecDeque::new(),
+            input: VecDeque::new(),
+            input_ended: false,
+        }
     }
 
     fn run(&mut self, decoder: &mut Decoder, mut process: Process) -> Result<Ended> {
@@ -132,11 +144,15 @@ impl<'port> Session<'port> {
         let exited = match self.relay(decoder, &mut process) {
             Ok(Some(exited)) => exited,
             Ok(None) => {
-                process.kill().context("kill a command whose front has gone")?;
+                process
+                    .kill()
+                    .context("kill a command whose front has gone")?;
                 return Ok(Ended::HungUp);
             }
             Err(error) => {
-                process.kill().context("kill a command whose session broke")?;
+                process
+                    .kill()
+                    .context("kill a command whose session broke")?;
                 return Err(error);
             }
         };
@@ -162,8 +178,16 @@ impl<'port> Session<'port> {
                 return Ok(None);
             }
             // Asked before the last read: whatever the command wrote, it wrote before it ended.
-            let exited = if events.ended { process.exited().context("wait for the command")? } else { None };
-            let room = if exited.is_some() { REMAINDER } else { BACKLOG.saturating_sub(self.out.len()) };
+            let exited = if events.ended {
+                process.exited().context("wait for the command")?
+            } else {
+                None
+            };
+            let room = if exited.is_some() {
+                REMAINDER
+            } else {
+                BACKLOG.saturating_sub(self.out.len())
+            };
             self.collect(&mut process.output, Kind::Stdout, room)?;
             self.collect(&mut process.error, Kind::Stderr, room)?;
             if exited.is_some() {
@@ -185,7 +209,8 @@ impl<'port> Session<'port> {
                 Kind::Stdin => self.input.extend(frame.payload),
                 Kind::StdinEof => self.input_ended = true,
                 Kind::Resize => {
-                    let size = serde_json::from_slice(&frame.payload).context("parse a Resize frame")?;
+                    let size =
+                        serde_json::from_slice(&frame.payload).context("parse a Resize frame")?;
                     process.resize(size).context("resize the terminal")?;
                 }
                 other => bail!("unexpected frame {other:?}"),
@@ -208,7 +233,9 @@ impl<'port> Session<'port> {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // The command has closed its input, or its terminal has gone.
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe || is_eio(&error) => closed = true,
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe || is_eio(&error) => {
+                    closed = true
+                }
                 Err(error) => return Err(error).context("write to the command"),
             }
         }
@@ -228,8 +255,15 @@ impl<'port> Session<'port> {
             port_flags |= PollFlags::OUT;
         }
         let pidfd = process.pidfd();
-        let mut fds = vec![PollFd::new(self.port, port_flags), PollFd::new(&pidfd, PollFlags::IN)];
-        for pipe in [&process.output, &process.error].into_iter().flatten().filter(|_| room) {
+        let mut fds = vec![
+            PollFd::new(self.port, port_flags),
+            PollFd::new(&pidfd, PollFlags::IN),
+        ];
+        for pipe in [&process.output, &process.error]
+            .into_iter()
+            .flatten()
+            .filter(|_| room)
+        {
             fds.push(PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::IN));
         }
         if let Some(input) = process.input.as_ref().filter(|_| !self.input.is_empty()) {
@@ -237,7 +271,12 @@ impl<'port> Session<'port> {
         }
         match poll(&mut fds, None) {
             Ok(_) => {}
-            Err(rustix::io::Errno::INTR) => return Ok(Events { port: PollFlags::empty(), ended: false }),
+            Err(rustix::io::Errno::INTR) => {
+                return Ok(Events {
+                    port: PollFlags::empty(),
+                    ended: false,
+                });
+            }
             Err(error) => return Err(error).context("poll"),
         }
         let mut seen = fds.iter().map(PollFd::revents);
@@ -288,7 +327,11 @@ impl<'port> Session<'port> {
         let mut port = self.port;
         match port.write(first) {
             Ok(count) => drop(self.out.drain(..count)),
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) => {}
             Err(error) => return Err(error).context("write to the port"),
         }
         Ok(())

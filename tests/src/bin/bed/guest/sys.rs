@@ -1,5 +1,8 @@
 //! The few calls that only libc has.
-#![allow(unsafe_code, reason = "raw ioctl, signal and pre-exec calls, each a line long")]
+#![allow(
+    unsafe_code,
+    reason = "raw ioctl, signal and pre-exec calls, each a line long"
+)]
 
 use std::io;
 use std::os::fd::AsRawFd as _;
@@ -8,18 +11,29 @@ use std::process::Command;
 
 /// Sets IFF_UP on `lo`.
 pub(super) fn loopback_up() -> io::Result<()> {
-    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
+    let socket = rustix::net::socket(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::DGRAM,
+        None,
+    )?;
     // SAFETY: `ifreq` is plain data, valid when zeroed.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
         *to = from.cast_signed();
     }
-    #[expect(clippy::cast_possible_truncation, reason = "IFF_UP and IFF_RUNNING are low bits")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "IFF_UP and IFF_RUNNING are low bits"
+    )]
     let flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
     request.ifr_ifru.ifru_flags = flags;
     // SAFETY: SIOCSIFFLAGS reads a `struct ifreq`, which `request` is, and keeps no pointer to it.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// Makes the command the leader of a new session; with `terminal`, its standard input becomes the controlling terminal.
@@ -52,8 +66,13 @@ impl AwaitedSignal {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: `set` is initialised; the old mask is not asked for.
-        let result = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
-        if result == 0 { Ok(Self { set }) } else { Err(io::Error::from_raw_os_error(result)) }
+        let result =
+            unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
+        if result == 0 {
+            Ok(Self { set })
+        } else {
+            Err(io::Error::from_raw_os_error(result))
+        }
     }
 
     /// Waits until the signal comes.
@@ -61,13 +80,20 @@ impl AwaitedSignal {
         let mut taken = 0;
         // SAFETY: the set is initialised and `taken` is writable.
         let result = unsafe { libc::sigwait(&raw const self.set, &raw mut taken) };
-        if result == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(result)) }
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::from_raw_os_error(result))
+        }
     }
 }
 
 /// Asks for SIGIO to this process when `port` changes state, or stops asking.
 pub(super) fn notify_by_sigio(port: &std::fs::File, on: bool) -> io::Result<()> {
-    #[expect(clippy::cast_possible_wrap, reason = "a pid is positive and below 2^22")]
+    #[expect(
+        clippy::cast_possible_wrap,
+        reason = "a pid is positive and below 2^22"
+    )]
     let pid = std::process::id() as libc::pid_t;
     // SAFETY: F_SETOWN takes a pid by value.
     if unsafe { libc::fcntl(port.as_raw_fd(), libc::F_SETOWN, pid) } < 0 {

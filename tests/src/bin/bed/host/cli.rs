@@ -89,7 +89,7 @@ pub(super) struct MachineOptions {
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=16))]
     cpus: Option<u32>,
     /// Give up when the bed is not up after this many seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     boot_timeout: u64,
 }
 
@@ -122,7 +122,10 @@ impl Shape {
     /// A name that tells it from every other shape, fit for a file name.
     pub(super) fn name(&self) -> String {
         let clock = if self.icount { "icount" } else { "smp" };
-        format!("{clock}-cgroup-{}-{}M-{}", self.cgroup, self.memory, self.cpus)
+        format!(
+            "{clock}-cgroup-{}-{}M-{}",
+            self.cgroup, self.memory, self.cpus
+        )
     }
 
     /// The shape with that name.
@@ -136,7 +139,12 @@ impl Shape {
         };
         let memory = rest.next()?.strip_suffix('M')?.parse().ok()?;
         let cpus = rest.next()?.parse().ok()?;
-        let shape = Self { icount: clock == "icount", cgroup, memory, cpus };
+        let shape = Self {
+            icount: clock == "icount",
+            cgroup,
+            memory,
+            cpus,
+        };
         (shape.name() == name).then_some(shape)
     }
 }
@@ -154,7 +162,12 @@ impl MachineOptions {
             None => 2,
         };
         let cgroup = self.cgroup.unwrap_or(Cgroup::V2);
-        Ok(Shape { icount: self.icount, cgroup, memory: self.memory.unwrap_or(4096), cpus })
+        Ok(Shape {
+            icount: self.icount,
+            cgroup,
+            memory: self.memory.unwrap_or(4096),
+            cpus,
+        })
     }
 
     /// Whether a running bed of this shape will do: size matters only to those who name one.
@@ -183,7 +196,10 @@ fn parse_memory(text: &str) -> Result<u32, BadMemory> {
         Some(digits) => (digits, 1024),
         None => (text.strip_suffix(['M', 'm']).unwrap_or(text), 1),
     };
-    let size = digits.parse::<u32>().ok().and_then(|size| size.checked_mul(factor));
+    let size = digits
+        .parse::<u32>()
+        .ok()
+        .and_then(|size| size.checked_mul(factor));
     match size {
         Some(size @ 256..) => Ok(size),
         Some(_) => Err(BadMemory::TooSmall),
@@ -196,7 +212,9 @@ mod tests {
     use super::*;
 
     fn parse(words: &[&str]) -> Action {
-        Bed::try_parse_from([&["bed"], words].concat()).unwrap().action
+        Bed::try_parse_from([&["bed"], words].concat())
+            .unwrap()
+            .action
     }
 
     fn run(words: &[&str]) -> RunOptions {
@@ -212,7 +230,12 @@ mod tests {
         assert_eq!(options.command, ["sh", "-c", "exit 7", "--icount"]);
         assert!(!options.needs_bed());
         assert_eq!(options.timeout(), Some(Duration::from_secs(600)));
-        let shape = Shape { icount: false, cgroup: Cgroup::V2, memory: 4096, cpus: 2 };
+        let shape = Shape {
+            icount: false,
+            cgroup: Cgroup::V2,
+            memory: 4096,
+            cpus: 2,
+        };
         assert_eq!(options.machine.shape(), Ok(shape));
     }
 
@@ -223,14 +246,31 @@ mod tests {
         assert!(options.needs_bed());
         assert_eq!(options.timeout(), None);
         assert_eq!(options.fast, [PathBuf::from("/a"), PathBuf::from("/b")]);
-        let shape = Shape { icount: true, cgroup: Cgroup::V1, memory: 8192, cpus: 1 };
+        let shape = Shape {
+            icount: true,
+            cgroup: Cgroup::V1,
+            memory: 8192,
+            cpus: 1,
+        };
         assert_eq!(options.machine.shape(), Ok(shape));
     }
 
     #[test]
     fn counting_instructions_takes_one_cpu() {
-        assert_eq!(run(&["--icount", "--", "true"]).machine.shape().unwrap().cpus, 1);
-        assert_eq!(run(&["--icount", "--cpus", "2", "--", "true"]).machine.shape(), Err(TooManyCpus(2)));
+        assert_eq!(
+            run(&["--icount", "--", "true"])
+                .machine
+                .shape()
+                .unwrap()
+                .cpus,
+            1
+        );
+        assert_eq!(
+            run(&["--icount", "--cpus", "2", "--", "true"])
+                .machine
+                .shape(),
+            Err(TooManyCpus(2))
+        );
     }
 
     #[test]
@@ -245,7 +285,10 @@ mod tests {
             &["run", "--cgroup", "v3", "--", "true"],
             &["down", "now"],
         ] {
-            assert!(Bed::try_parse_from([&["bed"], words].concat()).is_err(), "{words:?}");
+            assert!(
+                Bed::try_parse_from([&["bed"], words].concat()).is_err(),
+                "{words:?}"
+            );
         }
     }
 
@@ -260,9 +303,18 @@ mod tests {
 
     #[test]
     fn a_warm_bed_is_taken_when_nothing_named_differs() {
-        let warm = Shape { icount: false, cgroup: Cgroup::V2, memory: 8192, cpus: 4 };
+        let warm = Shape {
+            icount: false,
+            cgroup: Cgroup::V2,
+            memory: 8192,
+            cpus: 4,
+        };
         assert!(run(&["--", "true"]).machine.accept(warm));
-        assert!(run(&["--memory", "8G", "--cgroup", "v2", "--", "true"]).machine.accept(warm));
+        assert!(
+            run(&["--memory", "8G", "--cgroup", "v2", "--", "true"])
+                .machine
+                .accept(warm)
+        );
         assert!(!run(&["--memory", "4G", "--", "true"]).machine.accept(warm));
         assert!(!run(&["--cgroup", "v1", "--", "true"]).machine.accept(warm));
         assert!(!run(&["--icount", "--", "true"]).machine.accept(warm));
@@ -271,8 +323,18 @@ mod tests {
     #[test]
     fn a_shape_survives_its_name() {
         for shape in [
-            Shape { icount: false, cgroup: Cgroup::V2, memory: 4096, cpus: 2 },
-            Shape { icount: true, cgroup: Cgroup::V1, memory: 512, cpus: 1 },
+            Shape {
+                icount: false,
+                cgroup: Cgroup::V2,
+                memory: 4096,
+                cpus: 2,
+            },
+            Shape {
+                icount: true,
+                cgroup: Cgroup::V1,
+                memory: 512,
+                cpus: 1,
+            },
         ] {
             assert_eq!(Shape::from_name(&shape.name()), Some(shape));
         }

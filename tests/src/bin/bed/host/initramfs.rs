@@ -13,7 +13,15 @@ use std::process::{Command, Stdio};
 
 /// What the bed cannot find out that it needs: the rest is loaded when something asks for it.
 const MODULES: &[&str] = &[
-    "virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay", "kvm-amd", "fuse", "loop", "tun",
+    "virtio_pci",
+    "virtio_console",
+    "9pnet_virtio",
+    "9p",
+    "overlay",
+    "kvm-amd",
+    "fuse",
+    "loop",
+    "tun",
 ];
 
 /// The archive for this executable and kernel; packed again when either is newer.
@@ -21,7 +29,9 @@ pub(super) fn pack(kernel: &Kernel) -> Result<PathBuf> {
     let executable = env::current_exe().context("find this executable")?;
     let mut hasher = DefaultHasher::new();
     executable.hash(&mut hasher);
-    let archive = kernel.root().join(format!("initramfs-{:016x}.cpio", hasher.finish()));
+    let archive = kernel
+        .root()
+        .join(format!("initramfs-{:016x}.cpio", hasher.finish()));
     if is_newer(&archive, &[&executable, &kernel.image()])? {
         return Ok(archive);
     }
@@ -32,10 +42,18 @@ pub(super) fn pack(kernel: &Kernel) -> Result<PathBuf> {
         .with_context(|| format!("create a directory in {}", kernel.root().display()))?;
     let root = staging.path().join("root");
     fs::create_dir_all(root.join("modules")).context("create the initramfs's directories")?;
-    fs::copy(&executable, root.join("init")).with_context(|| format!("copy {}", executable.display()))?;
-    fs::write(root.join("modules/directory"), kernel.modules().as_os_str().as_bytes())
-        .context("write modules/directory")?;
-    let mut files = vec!["init".to_owned(), "modules".to_owned(), "modules/directory".to_owned()];
+    fs::copy(&executable, root.join("init"))
+        .with_context(|| format!("copy {}", executable.display()))?;
+    fs::write(
+        root.join("modules/directory"),
+        kernel.modules().as_os_str().as_bytes(),
+    )
+    .context("write modules/directory")?;
+    let mut files = vec![
+        "init".to_owned(),
+        "modules".to_owned(),
+        "modules/directory".to_owned(),
+    ];
     let mut order = String::new();
     for module in kernel.load_order(MODULES)? {
         let name = unpack_module(&module, &root.join("modules"))?;
@@ -68,11 +86,17 @@ fn is_newer(file: &Path, than: &[&Path]) -> Result<bool> {
 /// Puts a module into `directory`, uncompressed and without its signature: the bed trusts what it is given, and checking
 /// a signature on an emulated CPU takes longer than loading the module.
 fn unpack_module(module: &Path, directory: &Path) -> Result<String> {
-    let name = module.file_name().and_then(|name| name.to_str()).context("a module has no name")?;
+    let name = module
+        .file_name()
+        .and_then(|name| name.to_str())
+        .context("a module has no name")?;
     let (plain, bytes) = match name.rsplit_once('.') {
         Some((plain, "xz")) => (plain, decompress("xz", module)?),
         Some((plain, "zst")) => (plain, decompress("zstd", module)?),
-        _ => (name, fs::read(module).with_context(|| format!("read {}", module.display()))?),
+        _ => (
+            name,
+            fs::read(module).with_context(|| format!("read {}", module.display()))?,
+        ),
     };
     let target = directory.join(plain);
     fs::write(&target, unsigned(&bytes)).with_context(|| format!("write {}", target.display()))?;
@@ -85,7 +109,9 @@ fn decompress(tool: &str, file: &Path) -> Result<Vec<u8>> {
         .arg(file)
         .stderr(Stdio::inherit())
         .output()
-        .with_context(|| format!("run {tool}: install it with `apt-get install {tool}`, or run tests/setup"))?;
+        .with_context(|| {
+            format!("run {tool}: install it with `apt-get install {tool}`, or run tests/setup")
+        })?;
     if !output.status.success() {
         bail!("{tool} {}: {}", file.display(), output.status);
     }
@@ -115,7 +141,9 @@ fn write_archive(root: &Path, files: &[String], archive: &Path) -> Result<()> {
         .spawn()
         .context("run cpio: install it with `apt-get install cpio`, or run tests/setup")?;
     let mut names = cpio.stdin.take().context("cpio's input")?;
-    names.write_all(files.join("\n").as_bytes()).context("name the files to cpio")?;
+    names
+        .write_all(files.join("\n").as_bytes())
+        .context("name the files to cpio")?;
     drop(names);
     let status = cpio.wait().context("wait for cpio")?;
     if !status.success() {
@@ -137,6 +165,9 @@ mod tests {
         signed.extend_from_slice(b"~Module signature appended~\n");
         assert_eq!(unsigned(&signed), b"module");
         assert_eq!(unsigned(b"module"), b"module");
-        assert_eq!(unsigned(b"~Module signature appended~\n"), b"~Module signature appended~\n");
+        assert_eq!(
+            unsigned(b"~Module signature appended~\n"),
+            b"~Module signature appended~\n"
+        );
     }
 }

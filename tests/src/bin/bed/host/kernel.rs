@@ -13,7 +13,7 @@ const PACKAGE: &str = "linux-image-";
 #[derive(Debug, thiserror::Error)]
 enum Missing {
     #[error(
-        "no kernel for the bed in {}: `tests/setup` fetches and unpacks Debian's linux-image-6.12.*-amd64 there, and installs nothing of it",
+        "no kernel for the bed in {}: `tests/setup --bed` fetches and unpacks Debian's linux-image-6.12.*-amd64 there, and installs nothing of it",
         .0.display()
     )]
     Kernel(PathBuf),
@@ -33,14 +33,25 @@ impl Kernel {
     pub(super) fn find() -> Result<Self> {
         let cache = cache_directory()?;
         let entries = match fs::read_dir(&cache) {
-            Ok(entries) => entries.collect::<io::Result<Vec<_>>>().with_context(|| format!("list {}", cache.display()))?,
+            Ok(entries) => entries
+                .collect::<io::Result<Vec<_>>>()
+                .with_context(|| format!("list {}", cache.display()))?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(error).with_context(|| format!("list {}", cache.display())),
         };
         let newest = entries
             .into_iter()
-            .filter_map(|entry| entry.file_name().to_str()?.strip_prefix(PACKAGE).map(str::to_owned))
-            .map(|release| Self { root: cache.join(format!("{PACKAGE}{release}")), release })
+            .filter_map(|entry| {
+                entry
+                    .file_name()
+                    .to_str()?
+                    .strip_prefix(PACKAGE)
+                    .map(str::to_owned)
+            })
+            .map(|release| Self {
+                root: cache.join(format!("{PACKAGE}{release}")),
+                release,
+            })
             .filter(|kernel| kernel.image().is_file())
             .max_by_key(|kernel| version_key(&kernel.release));
         Ok(newest.ok_or(Missing::Kernel(cache))?)
@@ -48,7 +59,9 @@ impl Kernel {
 
     /// The bootable image.
     pub(super) fn image(&self) -> PathBuf {
-        self.root.join("boot").join(format!("vmlinuz-{}", self.release))
+        self.root
+            .join("boot")
+            .join(format!("vmlinuz-{}", self.release))
     }
 
     /// The directory of all modules and their index.
@@ -83,7 +96,10 @@ fn cache_directory() -> Result<PathBuf> {
 
 /// Orders releases as people do: 6.12.9 before 6.12.117.
 fn version_key(release: &str) -> Vec<u64> {
-    release.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
+    release
+        .split(|c: char| !c.is_ascii_digit())
+        .filter_map(|number| number.parse().ok())
+        .collect()
 }
 
 /// `depmod`'s index lists for each module, after the colon, all that it needs, the first to be loaded last.
@@ -137,9 +153,21 @@ mod tests {
 
     #[test]
     fn built_in_modules_need_no_file_and_unknown_ones_are_named() {
-        assert_eq!(load_order(INDEX, "kernel/drivers/char/virtio_console.ko\n", &["virtio-console"]).unwrap().len(), 0);
+        assert_eq!(
+            load_order(
+                INDEX,
+                "kernel/drivers/char/virtio_console.ko\n",
+                &["virtio-console"]
+            )
+            .unwrap()
+            .len(),
+            0
+        );
         let error = load_order(INDEX, "", &["overlay"]).unwrap_err();
-        assert_eq!(error.to_string(), "module overlay is not in the bed's kernel package");
+        assert_eq!(
+            error.to_string(),
+            "module overlay is not in the bed's kernel package"
+        );
     }
 
     #[test]

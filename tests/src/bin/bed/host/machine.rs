@@ -38,7 +38,10 @@ impl Machine {
         let mut command = command(shape, 1)?;
         command
             .arg("-chardev")
-            .arg(format!("socket,id=console,fd={}", console_inside.as_raw_fd()))
+            .arg(format!(
+                "socket,id=console,fd={}",
+                console_inside.as_raw_fd()
+            ))
             .arg("-chardev")
             .arg(format!("socket,id=port1,fd={}", port_inside.as_raw_fd()))
             .stdin(Stdio::null())
@@ -46,7 +49,10 @@ impl Machine {
             .stderr(Stdio::piped())
             .process_group(0);
         sys::die_with_parent(&mut command);
-        sys::inherit(&mut command, vec![OwnedFd::from(port_inside), OwnedFd::from(console_inside)]);
+        sys::inherit(
+            &mut command,
+            vec![OwnedFd::from(port_inside), OwnedFd::from(console_inside)],
+        );
         let mut qemu = spawn(&mut command)?;
         // With it go our copies of QEMU's ends, so that its death shows as the end of the streams.
         drop(command);
@@ -54,7 +60,8 @@ impl Machine {
         let mut tail = Tail::default();
         tail.follow(console).context("follow the console")?;
         if let Some(complaints) = qemu.stderr.take() {
-            tail.follow(complaints).context("follow QEMU's complaints")?;
+            tail.follow(complaints)
+                .context("follow QEMU's complaints")?;
         }
         Ok(Self { qemu, port, tail })
     }
@@ -85,7 +92,7 @@ pub(super) fn command(shape: Shape, ports: usize) -> Result<Command> {
 
 pub(super) fn spawn(command: &mut Command) -> Result<Child> {
     command.spawn().with_context(|| {
-        format!("run {QEMU}: install it with `apt-get install --no-install-recommends qemu-system-x86`, or run tests/setup")
+        format!("run {QEMU}: install it with `apt-get install --no-install-recommends qemu-system-x86`, or run `tests/setup --bed`")
     })
 }
 
@@ -104,21 +111,34 @@ fn arguments(shape: Shape, ports: usize, kernel: &Path, initramfs: &Path) -> Vec
     };
     let mut options = String::new();
     // Writing to a String cannot fail.
-    _ = write!(options, "-name bed -nodefaults -no-user-config -display none -no-reboot -machine q35 -cpu {CPU}");
-    _ = write!(options, " -accel {accelerator} -rtc {clock} -m {}M -smp {}", shape.memory, shape.cpus);
+    _ = write!(
+        options,
+        "-name bed -nodefaults -no-user-config -display none -no-reboot -machine q35 -cpu {CPU}"
+    );
+    _ = write!(
+        options,
+        " -accel {accelerator} -rtc {clock} -m {}M -smp {}",
+        shape.memory, shape.cpus
+    );
     if shape.icount {
         options += " -icount shift=0,sleep=off";
     }
     options += " -serial chardev:console -device virtio-serial-pci,max_ports=31";
     for port in 1..=ports {
-        _ = write!(options, " -device virtserialport,chardev=port{port},nr={port},name=bed.{port}");
+        _ = write!(
+            options,
+            " -device virtserialport,chardev=port{port},nr={port},name=bed.{port}"
+        );
     }
-    options += " -virtfs local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap";
+    options +=
+        " -virtfs local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap";
 
     let mut arguments: Vec<OsString> = options.split_whitespace().map(OsString::from).collect();
-    for (option, value) in
-        [("-kernel", kernel.as_os_str()), ("-initrd", initramfs.as_os_str()), ("-append", append.as_ref())]
-    {
+    for (option, value) in [
+        ("-kernel", kernel.as_os_str()),
+        ("-initrd", initramfs.as_os_str()),
+        ("-append", append.as_ref()),
+    ] {
         arguments.push(option.into());
         arguments.push(value.into());
     }
@@ -131,7 +151,12 @@ mod tests {
     use crate::host::cli::Cgroup;
 
     fn line(icount: bool) -> String {
-        let shape = Shape { icount, cgroup: Cgroup::V1, memory: 512, cpus: 1 };
+        let shape = Shape {
+            icount,
+            cgroup: Cgroup::V1,
+            memory: 512,
+            cpus: 1,
+        };
         let words = arguments(shape, 2, Path::new("/k with space"), Path::new("/i"));
         words.join(std::ffi::OsStr::new("|")).into_string().unwrap()
     }
@@ -139,9 +164,15 @@ mod tests {
     #[test]
     fn instruction_counting_is_single_threaded_and_never_sleeps() {
         let counted = line(true);
-        assert!(counted.contains("|-icount|shift=0,sleep=off|") && counted.contains("thread=single"), "{counted}");
+        assert!(
+            counted.contains("|-icount|shift=0,sleep=off|") && counted.contains("thread=single"),
+            "{counted}"
+        );
         let free = line(false);
-        assert!(!free.contains("icount") && free.contains("thread=multi"), "{free}");
+        assert!(
+            !free.contains("icount") && free.contains("thread=multi"),
+            "{free}"
+        );
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! One command in a bed, seen from outside.
 //!
-//! Three threads: this one reads what the bed says, one reads standard input, one takes signals. The latter two write
-//! to the bed, under a lock. A signal that ends this process ends the machine, or the session in a bed that is kept.
+//! Three threads: this one reads what the bed says, one reads standard input and writes to the bed, one takes signals
+//! and tells the bed when the terminal's size changes. A signal that ends this process ends the machine, or the session in a bed that is kept.
 
+use super::BED_FAILED;
 use super::cli::{RunOptions, ShellOptions};
 use super::sys::AwaitedSignals;
 use super::terminal::{self, Settings};
@@ -16,7 +17,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,7 +25,13 @@ use std::time::{Duration, Instant};
 const PADDING: usize = 2 * CHUNK;
 
 /// Variables that mean something on the machine only.
-const LEFT_OUT: &[&str] = &["DBUS_SESSION_BUS_ADDRESS", "NOTIFY_SOCKET", "SSH_AUTH_SOCK", "TMPDIR", "XDG_RUNTIME_DIR"];
+const LEFT_OUT: &[&str] = &[
+    "DBUS_SESSION_BUS_ADDRESS",
+    "NOTIFY_SOCKET",
+    "SSH_AUTH_SOCK",
+    "TMPDIR",
+    "XDG_RUNTIME_DIR",
+];
 
 /// What to run, and how.
 #[derive(Debug)]
@@ -64,7 +71,11 @@ impl Request {
     /// For `bed run`.
     pub(super) fn run(options: &RunOptions) -> Result<Self> {
         let start = start(&options.command, &options.fast)?;
-        Ok(Self { start, timeout: options.timeout(), forward_stdin: !terminal::stdin_is_terminal() })
+        Ok(Self {
+            start,
+            timeout: options.timeout(),
+            forward_stdin: !terminal::stdin_is_terminal(),
+        })
     }
 
     /// For `bed shell`.
@@ -73,10 +84,18 @@ impl Request {
             bail!("a shell needs a terminal on standard input: use `run` for commands");
         };
         let shell = [OsString::from("/bin/bash"), OsString::from("-l")];
-        let command = if options.command.is_empty() { &shell[..] } else { &options.command };
+        let command = if options.command.is_empty() {
+            &shell[..]
+        } else {
+            &options.command
+        };
         let mut start = start(command, &options.fast)?;
         start.terminal = Some(size);
-        Ok(Self { start, timeout: None, forward_stdin: true })
+        Ok(Self {
+            start,
+            timeout: None,
+            forward_stdin: true,
+        })
     }
 
     /// Does nothing, to see whether a bed is up.
@@ -84,13 +103,18 @@ impl Request {
         let mut start = start(&[OsString::from("/bin/true")], &[])?;
         start.cwd = b"/".to_vec();
         start.stage = None;
-        Ok(Self { start, timeout: Some(Duration::from_secs(60)), forward_stdin: false })
+        Ok(Self {
+            start,
+            timeout: Some(Duration::from_secs(60)),
+            forward_stdin: false,
+        })
     }
 }
 
 fn start(command: &[OsString], fast: &[PathBuf]) -> Result<Start> {
     let mut nonce = [0; 8];
-    rustix::rand::getrandom(&mut nonce, rustix::rand::GetRandomFlags::empty()).context("draw a nonce")?;
+    rustix::rand::getrandom(&mut nonce, rustix::rand::GetRandomFlags::empty())
+        .context("draw a nonce")?;
     let cwd = env::current_dir().context("find the working directory")?;
     let absolute = |path: &Path| cwd.join(path).into_os_string().into_vec();
     let env = env::vars_os()
@@ -100,7 +124,10 @@ fn start(command: &[OsString], fast: &[PathBuf]) -> Result<Start> {
         .collect();
     Ok(Start {
         nonce,
-        argv: command.iter().map(|word| word.as_bytes().to_vec()).collect(),
+        argv: command
+            .iter()
+            .map(|word| word.as_bytes().to_vec())
+            .collect(),
         env,
         cwd: cwd.as_os_str().as_bytes().to_vec(),
         terminal: None,
@@ -116,23 +143,84 @@ struct Sender(Arc<Mutex<UnixStream>>);
 
 impl Sender {
     fn send(&self, bytes: &[u8]) -> io::Result<()> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).write_all(bytes)
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .write_all(bytes)
     }
 }
 
-/// Runs the request over `connection`; `patience` bounds the wait for the bed to come up.
-pub(super) fn relay(connection: UnixStream, request: &Request, bed: Bed, patience: Duration) -> Result<Outcome> {
-    let sender = Sender(Arc::new(Mutex::new(connection.try_clone().context("duplicate the connection")?)));
-    let raw = match request.start.terminal {
-        Some(_) => Some(Settings::make_raw().context("make the terminal raw")?),
-        None => None,
-    };
-    take_signals(sender.clone(), raw.clone())?;
-    let outcome = converse(connection, &sender, request, bed, patience);
-    if let Some(settings) = raw {
-        settings.restore().context("restore the terminal")?;
+/// This process, as it relays for the user. There is one, made before any other thread, so that signals come to the
+/// thread that waits for them.
+#[derive(Debug)]
+pub(super) struct Front {
+    patience: Duration,
+    attached: Arc<Mutex<Attached>>,
+}
+
+/// What signals act upon.
+#[derive(Debug, Default)]
+struct Attached {
+    /// The bed, while a session on a terminal runs.
+    sender: Option<Sender>,
+    /// The user's terminal as it was before it was made raw.
+    settings: Option<Settings>,
+}
+
+impl Front {
+    /// `patience` bounds the wait for a bed to come up.
+    pub(super) fn new(patience: Duration) -> Result<Self> {
+        let attached = Arc::default();
+        take_signals(Arc::clone(&attached))?;
+        Ok(Self { patience, attached })
     }
-    outcome
+
+    /// Runs the request over `connection`.
+    pub(super) fn relay(
+        &self,
+        connection: UnixStream,
+        request: &Request,
+        bed: Bed,
+    ) -> Result<Outcome> {
+        let duplicate = connection.try_clone().context("duplicate the connection")?;
+        let sender = Sender(Arc::new(Mutex::new(duplicate)));
+        if request.start.terminal.is_some() {
+            let settings = Settings::make_raw().context("make the terminal raw")?;
+            *self.attached() = Attached {
+                sender: Some(sender.clone()),
+                settings: Some(settings),
+            };
+        }
+        let outcome = converse(connection, &sender, request, bed, self.patience);
+        self.attached().detach().context("restore the terminal")?;
+        outcome
+    }
+
+    fn attached(&self) -> MutexGuard<'_, Attached> {
+        self.attached.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Attached {
+    /// Gives the user the terminal back.
+    fn detach(&mut self) -> io::Result<()> {
+        self.sender = None;
+        match self.settings.take() {
+            Some(settings) => settings.restore(),
+            None => Ok(()),
+        }
+    }
+
+    /// Tells the bed the terminal's size, without waiting for it to listen.
+    fn resize(&self) -> Result<()> {
+        let (Some(sender), Some(size)) = (self.sender.clone(), terminal::window_size()) else {
+            return Ok(());
+        };
+        let mut frame = Vec::new();
+        protocol::encode_json(Kind::Resize, &size, &mut frame)?;
+        // The session may end meanwhile, and with it what its terminal's size matters.
+        spawn("resize", move || drop(sender.send(&frame)))
+    }
 }
 
 fn converse(
@@ -142,9 +230,16 @@ fn converse(
     bed: Bed,
     patience: Duration,
 ) -> Result<Outcome> {
-    let mut opening = if bed == Bed::Kept { vec![0; PADDING] } else { Vec::new() };
+    let mut opening = if bed == Bed::Kept {
+        vec![0; PADDING]
+    } else {
+        Vec::new()
+    };
     opening.extend_from_slice(PREAMBLE);
-    let start = Start { refresh: bed == Bed::Kept, ..request.start.clone() };
+    let start = Start {
+        refresh: bed == Bed::Kept,
+        ..request.start.clone()
+    };
     protocol::encode_json(Kind::Start, &start, &mut opening)?;
     let opening_sender = sender.clone();
     // A bed that boots does not read yet, and the opening may be more than the socket holds.
@@ -169,13 +264,17 @@ fn converse(
         if left.is_zero() && !unlimited {
             return Ok(limit.1);
         }
-        connection.set_read_timeout((!unlimited).then_some(left)).context("bound the wait for the bed")?;
+        connection
+            .set_read_timeout((!unlimited).then_some(left))
+            .context("bound the wait for the bed")?;
         let mut buffer = [0; CHUNK];
         match connection.read(&mut buffer) {
             Ok(0) => return Ok(Outcome::Died),
             Ok(count) => decoder.push(buffer.get(..count).unwrap_or_default()),
             Err(error) => match error.kind() {
-                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted => {}
+                io::ErrorKind::WouldBlock
+                | io::ErrorKind::TimedOut
+                | io::ErrorKind::Interrupted => {}
                 io::ErrorKind::ConnectionReset => return Ok(Outcome::Died),
                 _ => return Err(error).context("read from the bed"),
             },
@@ -213,7 +312,11 @@ fn write_all(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<()> {
 fn forward_input(sender: Sender, wanted: bool) -> Result<()> {
     spawn("stdin", move || {
         // The session may end at any moment, and nothing that is sent after its end matters.
-        drop(if wanted { send_input(&sender) } else { end_input(&sender) });
+        drop(if wanted {
+            send_input(&sender)
+        } else {
+            end_input(&sender)
+        });
     })
 }
 
@@ -229,7 +332,11 @@ fn send_input(sender: &Sender) -> io::Result<()> {
             Err(_) => return end_input(sender),
         };
         let mut frame = Vec::with_capacity(CHUNK + 8);
-        protocol::encode(Kind::Stdin, buffer.get(..count).unwrap_or_default(), &mut frame);
+        protocol::encode(
+            Kind::Stdin,
+            buffer.get(..count).unwrap_or_default(),
+            &mut frame,
+        );
         sender.send(&frame)?;
     }
 }
@@ -241,41 +348,47 @@ fn end_input(sender: &Sender) -> io::Result<()> {
 }
 
 /// Passes the terminal's size on when it changes, and gives the terminal back before a signal ends this process.
-fn take_signals(sender: Sender, raw: Option<Settings>) -> Result<()> {
-    let ending = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
-    let signals = AwaitedSignals::block(&[&ending[..], &[libc::SIGWINCH]].concat()).context("block signals")?;
+fn take_signals(attached: Arc<Mutex<Attached>>) -> Result<()> {
+    let signals = AwaitedSignals::block(&[
+        libc::SIGINT,
+        libc::SIGTERM,
+        libc::SIGHUP,
+        libc::SIGQUIT,
+        libc::SIGWINCH,
+    ])
+    .context("block signals")?;
     spawn("signals", move || {
         loop {
-            match signals.wait() {
-                Ok(libc::SIGWINCH) => {
-                    if raw.is_some() && let Some(size) = terminal::window_size() {
-                        let mut frame = Vec::new();
-                        if protocol::encode_json(Kind::Resize, &size, &mut frame).is_ok() {
-                            drop(sender.send(&frame));
-                        }
-                    }
-                }
-                Ok(signal) => end(raw.as_ref(), 128 + signal),
-                Err(error) => {
-                    eprintln!("bed: wait for signals: {error}");
-                    end(raw.as_ref(), 125);
-                }
+            let signal = signals.wait();
+            let mut attached = attached.lock().unwrap_or_else(PoisonError::into_inner);
+            let done = match signal {
+                Ok(libc::SIGWINCH) => attached.resize(),
+                Ok(signal) => end(&mut attached, 128 + signal),
+                Err(error) => Err(error).context("wait for signals"),
+            };
+            if let Err(error) = done {
+                eprintln!("bed: {error:#}");
+                end(&mut attached, i32::from(BED_FAILED));
             }
         }
     })
 }
 
-#[expect(clippy::exit, reason = "a signal ends the process whatever its other threads wait for")]
-fn end(raw: Option<&Settings>, code: i32) -> ! {
-    if let Some(settings) = raw
-        && let Err(error) = settings.restore()
-    {
+#[expect(
+    clippy::exit,
+    reason = "a signal ends the process whatever its other threads wait for"
+)]
+fn end(attached: &mut Attached, code: i32) -> ! {
+    if let Err(error) = attached.detach() {
         eprintln!("bed: restore the terminal: {error}");
     }
     std::process::exit(code)
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
-    thread::Builder::new().name(name.to_owned()).spawn(body).with_context(|| format!("start the thread {name}"))?;
+    thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(body)
+        .with_context(|| format!("start the thread {name}"))?;
     Ok(())
 }

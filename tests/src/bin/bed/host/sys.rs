@@ -1,5 +1,8 @@
 //! The few calls that only libc has.
-#![allow(unsafe_code, reason = "signal sets and pre-exec hooks, each a line long")]
+#![allow(
+    unsafe_code,
+    reason = "signal sets and pre-exec hooks, each a line long"
+)]
 
 use rustix::io::FdFlags;
 use rustix::process::{Pid, Signal};
@@ -28,8 +31,13 @@ impl AwaitedSignals {
             }
         }
         // SAFETY: `set` is initialised; the old mask is not asked for.
-        let result = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
-        if result == 0 { Ok(Self { set }) } else { Err(io::Error::from_raw_os_error(result)) }
+        let result =
+            unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
+        if result == 0 {
+            Ok(Self { set })
+        } else {
+            Err(io::Error::from_raw_os_error(result))
+        }
     }
 
     /// Waits for one of them.
@@ -37,7 +45,11 @@ impl AwaitedSignals {
         let mut signal = 0;
         // SAFETY: the set is initialised and `signal` is writable.
         let result = unsafe { libc::sigwait(&raw const self.set, &raw mut signal) };
-        if result == 0 { Ok(signal) } else { Err(io::Error::from_raw_os_error(result)) }
+        if result == 0 {
+            Ok(signal)
+        } else {
+            Err(io::Error::from_raw_os_error(result))
+        }
     }
 }
 

@@ -19,7 +19,9 @@ impl Tail {
     /// Reads `stream` until it ends.
     pub(super) fn follow(&mut self, stream: impl Read + Send + 'static) -> io::Result<()> {
         let kept = Arc::clone(&self.kept);
-        let reader = thread::Builder::new().name("console".to_owned()).spawn(move || read_all(stream, &kept))?;
+        let reader = thread::Builder::new()
+            .name("console".to_owned())
+            .spawn(move || read_all(stream, &kept))?;
         self.readers.push(reader);
         Ok(())
     }
@@ -58,8 +60,11 @@ fn read_all(mut stream: impl Read, kept: &Mutex<VecDeque<u8>>) -> io::Result<()>
 /// The last whole lines of a console's output, as text.
 pub(super) fn last_lines(bytes: &[u8]) -> String {
     let start = bytes.len().saturating_sub(KEPT);
-    let mut text = String::from_utf8_lossy(bytes.get(start..).unwrap_or_default()).replace('\r', "");
-    if start > 0 && let Some(end_of_partial_line) = text.find('\n') {
+    let mut text =
+        String::from_utf8_lossy(bytes.get(start..).unwrap_or_default()).replace('\r', "");
+    if start > 0
+        && let Some(end_of_partial_line) = text.find('\n')
+    {
         text.drain(..=end_of_partial_line);
     }
     if !text.is_empty() && !text.ends_with('\n') {
@@ -88,7 +93,10 @@ mod tests {
         tail.follow(io::Cursor::new("console\n")).unwrap();
         tail.follow(io::Cursor::new("complaint")).unwrap();
         let text = tail.finish();
-        assert!(text.contains("console\n") && text.contains("complaint"), "{text}");
+        assert!(
+            text.contains("console\n") && text.contains("complaint"),
+            "{text}"
+        );
     }
 
     #[test]

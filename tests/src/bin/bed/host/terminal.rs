@@ -7,7 +7,10 @@ use std::io;
 /// The size of the terminal on standard input, if it is one.
 pub(super) fn window_size() -> Option<WindowSize> {
     let size = tcgetwinsize(rustix::stdio::stdin()).ok()?;
-    Some(WindowSize { rows: size.ws_row, columns: size.ws_col })
+    Some(WindowSize {
+        rows: size.ws_row,
+        columns: size.ws_col,
+    })
 }
 
 /// Whether standard input is a terminal.
@@ -31,6 +34,10 @@ impl Settings {
 
     /// Gives the user the terminal back.
     pub(super) fn restore(&self) -> io::Result<()> {
-        Ok(tcsetattr(rustix::stdio::stdin(), OptionalActions::Drain, &self.0)?)
+        Ok(tcsetattr(
+            rustix::stdio::stdin(),
+            OptionalActions::Drain,
+            &self.0,
+        )?)
     }
 }

@@ -14,7 +14,7 @@
 
 use super::cli::{MachineOptions, Shape};
 use super::machine;
-use super::session::{self, Bed, Outcome, Request};
+use super::session::{Bed, Front, Outcome, Request};
 use super::sys;
 use super::tail::last_lines;
 use anyhow::{Context as _, Result, bail};
@@ -64,7 +64,12 @@ impl Connection {
 pub(super) fn find(options: &MachineOptions) -> Result<Option<Instance>> {
     let suffix = format!("@{}", stage_hash());
     for instance in instances()? {
-        if !instance.directory.as_os_str().as_bytes().ends_with(suffix.as_bytes()) {
+        if !instance
+            .directory
+            .as_os_str()
+            .as_bytes()
+            .ends_with(suffix.as_bytes())
+        {
             continue;
         }
         if options.accept(instance.shape) && instance.process()?.is_some() {
@@ -76,6 +81,7 @@ pub(super) fn find(options: &MachineOptions) -> Result<Option<Instance>> {
 
 /// Starts a bed and leaves it running.
 pub(super) fn up(options: &MachineOptions) -> Result<()> {
+    let front = Front::new(options.boot_timeout())?;
     let _lock = lock()?;
     if let Some(instance) = find(options)? {
         eprintln!("bed: {} is up already", instance.shape.name());
@@ -84,14 +90,19 @@ pub(super) fn up(options: &MachineOptions) -> Result<()> {
     let shape = options.shape()?;
     let base = base_directory()?;
     create_private(&base)?;
-    let instance = Instance { directory: base.join(format!("{}@{}", shape.name(), stage_hash())), shape };
+    let instance = Instance {
+        directory: base.join(format!("{}@{}", shape.name(), stage_hash())),
+        shape,
+    };
     // What a machine that ended by itself has left.
     instance.remove()?;
     create_private(&instance.directory)?;
-    if let Err(error) = instance.boot(options.boot_timeout()) {
+    if let Err(error) = instance.boot(&front) {
         let console = instance.console();
         instance.stop()?;
-        return Err(error.context(format!("the bed did not come up; the end of its console:\n{console}")));
+        return Err(error.context(format!(
+            "the bed did not come up; the end of its console:\n{console}"
+        )));
     }
     Ok(())
 }
@@ -103,7 +114,9 @@ pub(super) fn down() -> Result<()> {
         instance.stop()?;
     }
     match fs::remove_dir(base_directory()?) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).context("remove the beds' directory"),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).context("remove the beds' directory")
+        }
         _ => Ok(()),
     }
 }
@@ -114,13 +127,17 @@ impl Instance {
         loop {
             for port in 1..=PORTS {
                 let path = self.directory.join(format!("port-{port}.lock"));
-                let lock = File::create(&path).with_context(|| format!("create {}", path.display()))?;
+                let lock =
+                    File::create(&path).with_context(|| format!("create {}", path.display()))?;
                 match lock.try_lock() {
                     Ok(()) => {
                         let path = self.socket(port);
-                        let stream =
-                            UnixStream::connect(&path).with_context(|| format!("connect to {}", path.display()))?;
-                        return Ok(Connection { stream, _lock: lock });
+                        let stream = UnixStream::connect(&path)
+                            .with_context(|| format!("connect to {}", path.display()))?;
+                        return Ok(Connection {
+                            stream,
+                            _lock: lock,
+                        });
                     }
                     Err(TryLockError::WouldBlock) => {}
                     Err(TryLockError::Error(error)) => {
@@ -147,17 +164,30 @@ impl Instance {
         self.directory.join(format!("port-{port}.sock"))
     }
 
-    fn boot(&self, patience: Duration) -> Result<()> {
+    fn boot(&self, front: &Front) -> Result<()> {
         let mut command = machine::command(self.shape, PORTS)?;
         let chardev = |definition: &str, path: &Path, rest: &str| {
-            let path = path.to_str().context("the runtime directory's path is not text")?;
+            let path = path
+                .to_str()
+                .context("the runtime directory's path is not text")?;
             // QEMU reads a doubled comma as one.
-            Ok::<_, anyhow::Error>(format!("{definition},path={}{rest}", path.replace(',', ",,")))
+            Ok::<_, anyhow::Error>(format!(
+                "{definition},path={}{rest}",
+                path.replace(',', ",,")
+            ))
         };
-        command.arg("-chardev").arg(chardev("file,id=console", &self.directory.join("console.log"), "")?);
+        command.arg("-chardev").arg(chardev(
+            "file,id=console",
+            &self.directory.join("console.log"),
+            "",
+        )?);
         for port in 1..=PORTS {
             let definition = format!("socket,id=port{port}");
-            command.arg("-chardev").arg(chardev(&definition, &self.socket(port), ",server=on,wait=off")?);
+            command.arg("-chardev").arg(chardev(
+                &definition,
+                &self.socket(port),
+                ",server=on,wait=off",
+            )?);
         }
         let log = self.directory.join("qemu.log");
         let log = File::create(&log).with_context(|| format!("create {}", log.display()))?;
@@ -174,7 +204,7 @@ impl Instance {
             thread::sleep(Duration::from_millis(10));
         }
         let connection = self.connect()?;
-        match session::relay(connection.stream()?, &Request::probe()?, Bed::Kept, patience)? {
+        match front.relay(connection.stream()?, &Request::probe()?, Bed::Kept)? {
             Outcome::Exited(exited) if exited.shell_code() == 0 => Ok(()),
             other => bail!("its first command: {other:?}"),
         }
@@ -199,7 +229,9 @@ impl Instance {
         // The number may have gone to another process. A process that ends meanwhile has no command line.
         let arguments = fs::read(format!("/proc/{text}/cmdline")).unwrap_or_default();
         let directory = self.directory.as_os_str().as_bytes();
-        let ours = arguments.windows(directory.len()).any(|window| window == directory);
+        let ours = arguments
+            .windows(directory.len())
+            .any(|window| window == directory);
         Ok(ours.then_some((pid, pidfd)))
     }
 
@@ -250,9 +282,15 @@ fn instances() -> Result<Vec<Instance>> {
     for entry in entries {
         let entry = entry.with_context(|| format!("list {}", base.display()))?;
         let name = entry.file_name();
-        let shape = name.to_str().and_then(|name| name.split_once('@')).and_then(|(shape, _)| Shape::from_name(shape));
+        let shape = name
+            .to_str()
+            .and_then(|name| name.split_once('@'))
+            .and_then(|(shape, _)| Shape::from_name(shape));
         if let Some(shape) = shape {
-            instances.push(Instance { directory: entry.path(), shape });
+            instances.push(Instance {
+                directory: entry.path(),
+                shape,
+            });
         }
     }
     Ok(instances)
@@ -262,12 +300,15 @@ fn instances() -> Result<Vec<Instance>> {
 fn lock() -> Result<File> {
     let executable = env::current_exe().context("find this executable")?;
     let lock = File::open(&executable).with_context(|| format!("open {}", executable.display()))?;
-    lock.lock().with_context(|| format!("lock {}", executable.display()))?;
+    lock.lock()
+        .with_context(|| format!("lock {}", executable.display()))?;
     Ok(lock)
 }
 
 fn base_directory() -> Result<PathBuf> {
-    let runtime = env::var_os("XDG_RUNTIME_DIR").filter(|value| !value.is_empty()).unwrap_or_else(|| "/tmp".into());
+    let runtime = env::var_os("XDG_RUNTIME_DIR")
+        .filter(|value| !value.is_empty())
+        .unwrap_or_else(|| "/tmp".into());
     let executable = env::current_exe().context("find this executable")?;
     let user = rustix::process::getuid().as_raw();
     Ok(PathBuf::from(runtime).join(format!("cloister-bed-{user}-{}", hash(&executable))))
@@ -296,10 +337,15 @@ fn create_private(path: &Path) -> Result<()> {
 
 /// Anybody can create a directory in /tmp: whoever owns this one commands the bed.
 fn check_private(path: &Path) -> Result<()> {
-    let metadata = path.symlink_metadata().with_context(|| format!("look at {}", path.display()))?;
+    let metadata = path
+        .symlink_metadata()
+        .with_context(|| format!("look at {}", path.display()))?;
     let user = rustix::process::getuid().as_raw();
     if !metadata.is_dir() || metadata.uid() != user || metadata.mode() & 0o077 != 0 {
-        bail!("{} is not a directory that only this user can enter", path.display());
+        bail!(
+            "{} is not a directory that only this user can enter",
+            path.display()
+        );
     }
     Ok(())
 }
