@@ -4,6 +4,9 @@
 //! property that the table calls enforced and that has no member here is an error, not a gap. They are
 //! not oci-spec's types, which would put a regular expression engine into every guest.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
