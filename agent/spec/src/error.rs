@@ -23,7 +23,7 @@ pub enum Error {
     Invalid {
         /// The name of the file.
         file: String,
-        /// Each problem, in the order of the file.
+        /// Each problem.
         problems: Vec<Problem>,
     },
     /// The specification asks for what Cloister does not do.
@@ -31,7 +31,7 @@ pub enum Error {
     Refused {
         /// The name of the file.
         file: String,
-        /// Each refusal, in the order of the file.
+        /// Each refusal.
         problems: Vec<Problem>,
     },
 }

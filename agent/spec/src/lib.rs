@@ -69,7 +69,7 @@ pub fn check(bytes: &[u8], file: &str, side: Side) -> Result<Checked, Error> {
     })?;
     let mut findings = walk::Findings::new(side);
     match &mut value {
-        Value::Object(object) => findings.object(object, table::ROOT, ""),
+        Value::Object(object) => findings.object(object, table::ROOT, &walk::Path::ROOT),
         _ => findings.invalid("", "the document is not an object"),
     }
     rules::apply(&value, &mut findings);

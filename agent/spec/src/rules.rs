@@ -64,7 +64,7 @@ fn process(document: &Value, findings: &mut Findings) {
         if seen.contains(&name) {
             // config.md#posix-process
             findings.invalid(
-                &format!("process.rlimits[{index}].type"),
+                format_args!("process.rlimits[{index}].type"),
                 format!("{name} is listed twice"),
             );
         }
@@ -72,7 +72,7 @@ fn process(document: &Value, findings: &mut Findings) {
         let bound = |name| limit.get(name).and_then(Value::as_u64);
         if bound("soft") > bound("hard") {
             findings.invalid(
-                &format!("process.rlimits[{index}].soft"),
+                format_args!("process.rlimits[{index}].soft"),
                 "exceeds the hard limit",
             );
         }
@@ -89,7 +89,7 @@ fn namespaces(document: &Value, findings: &mut Findings) {
         let name = text(namespace, "type");
         if seen.contains(&name) {
             findings.invalid(
-                &format!("linux.namespaces[{index}].type"),
+                format_args!("linux.namespaces[{index}].type"),
                 format!("{name:?} is listed twice"),
             );
         }
@@ -120,11 +120,11 @@ fn namespaces(document: &Value, findings: &mut Findings) {
     for kind in ["uidMappings", "gidMappings"] {
         let mapped = list(document, &format!("/linux/{kind}")).next().is_some();
         let user = has_namespace(document, "user");
-        let path = format!("linux.{kind}");
+        let path = format_args!("linux.{kind}");
         if mapped && !user {
-            findings.invalid(&path, "is set without a user namespace");
+            findings.invalid(path, "is set without a user namespace");
         } else if user && !mapped {
-            findings.invalid(&path, "is required with a user namespace");
+            findings.invalid(path, "is required with a user namespace");
         }
     }
     let offsets = document
@@ -137,7 +137,7 @@ fn namespaces(document: &Value, findings: &mut Findings) {
 
 fn mounts(document: &Value, findings: &mut Findings) {
     for (index, mount) in list(document, "/mounts") {
-        let path = format!("mounts[{index}]");
+        let path = format_args!("mounts[{index}]");
         let destination = text(mount, "destination");
         if !destination.starts_with('/') {
             findings.warnings.push(format!(
@@ -147,17 +147,20 @@ fn mounts(document: &Value, findings: &mut Findings) {
         let options = strings(mount, "options");
         match mount_kind(text(mount, "type"), options.clone()) {
             Err(reason) if reason.starts_with("refused") => {
-                findings.refused(&format!("{path}.type"), reason);
+                findings.refused(format_args!("{path}.type"), reason);
             }
-            Err(reason) => findings.invalid(&format!("{path}.type"), reason),
+            Err(reason) => findings.invalid(format_args!("{path}.type"), reason),
             Ok(kind) => {
                 for (option_index, option) in options.enumerate() {
                     if let Some(reason) = refusal(kind, option) {
-                        findings.refused(&format!("{path}.options[{option_index}]"), reason);
+                        findings.refused(format_args!("{path}.options[{option_index}]"), reason);
                     }
                 }
                 if matches!(kind, MountKind::Bind(_)) && text(mount, "source").is_empty() {
-                    findings.invalid(&format!("{path}.source"), "is required for a bind mount");
+                    findings.invalid(
+                        format_args!("{path}.source"),
+                        "is required for a bind mount",
+                    );
                 }
             }
         }
@@ -170,11 +173,11 @@ fn devices(document: &Value, findings: &mut Findings) {
             continue;
         }
         for (name, limit) in [("major", 0xfff), ("minor", 0xf_ffff)] {
-            let path = format!("linux.devices[{index}].{name}");
+            let path = format_args!("linux.devices[{index}].{name}");
             match device.get(name).and_then(Value::as_i64) {
-                None => findings.invalid(&path, "is required unless the type is p"),
+                None => findings.invalid(path, "is required unless the type is p"),
                 Some(number) if !(0..=limit).contains(&number) => {
-                    findings.invalid(&path, format!("{number} is not between 0 and {limit}"));
+                    findings.invalid(path, format!("{number} is not between 0 and {limit}"));
                 }
                 Some(_) => {}
             }
@@ -186,29 +189,31 @@ fn seccomp(document: &Value, findings: &mut Findings) {
     let Some(profile) = document.pointer("/linux/seccomp") else {
         return;
     };
-    let errno = |action: &str, has_errno: bool, path: &str, findings: &mut Findings| {
-        if has_errno && !matches!(action, "SCMP_ACT_ERRNO" | "SCMP_ACT_TRACE") {
-            // config-linux.md#seccomp: "the runtime MUST print and error and fail"
-            findings.invalid(path, format!("{action} does not take an errno"));
-        }
-    };
-    errno(
-        text(profile, "defaultAction"),
-        profile.get("defaultErrnoRet").is_some(),
-        "linux.seccomp.defaultErrnoRet",
-        findings,
-    );
-    for (index, syscall) in list(document, "/linux/seccomp/syscalls") {
-        let path = format!("linux.seccomp.syscalls[{index}]");
-        if strings(syscall, "names").next().is_none() {
-            findings.invalid(&format!("{path}.names"), "must not be empty");
-        }
-        errno(
-            text(syscall, "action"),
-            syscall.get("errnoRet").is_some(),
-            &format!("{path}.errnoRet"),
+    if profile.get("defaultErrnoRet").is_some() {
+        takes_errno(
+            profile,
+            "defaultAction",
+            "linux.seccomp.defaultErrnoRet",
             findings,
         );
+    }
+    for (index, syscall) in list(document, "/linux/seccomp/syscalls") {
+        let path = format_args!("linux.seccomp.syscalls[{index}]");
+        if strings(syscall, "names").next().is_none() {
+            findings.invalid(format_args!("{path}.names"), "must not be empty");
+        }
+        if syscall.get("errnoRet").is_some() {
+            takes_errno(syscall, "action", format_args!("{path}.errnoRet"), findings);
+        }
+    }
+}
+
+/// "When the action doesn't support an errno, the runtime MUST print and error and fail"
+/// (config-linux.md#seccomp).
+fn takes_errno(rule: &Value, name: &str, path: impl std::fmt::Display, findings: &mut Findings) {
+    let action = text(rule, name);
+    if !matches!(action, "SCMP_ACT_ERRNO" | "SCMP_ACT_TRACE") {
+        findings.invalid(path, format!("{action} does not take an errno"));
     }
 }
 
@@ -225,11 +230,11 @@ fn sysctl(document: &Value, findings: &mut Findings) {
             .split(['.', '/'])
             .any(|part| part.is_empty() || part == "..")
         {
-            findings.invalid(&path, "is not the name of a kernel parameter");
+            findings.invalid(path, "is not the name of a kernel parameter");
             continue;
         }
         match sysctl_namespace(&key) {
-            Err(reason) => findings.refused(&path, format!("refused: {reason}")),
+            Err(reason) => findings.refused(path, format!("refused: {reason}")),
             Ok(namespace) if !has_namespace(document, namespace) => {
                 findings.invalid(
                     &path,
@@ -289,7 +294,7 @@ fn resources(document: &Value, findings: &mut Findings) {
     for (file, _) in unified.into_iter().flatten() {
         if file.contains('/') || !file.contains('.') {
             findings.invalid(
-                &format!("linux.resources.unified[{file:?}]"),
+                format_args!("linux.resources.unified[{file:?}]"),
                 "is not the name of a cgroup v2 file",
             );
         }

@@ -441,7 +441,7 @@ fn every_property_of_the_specification_is_in_the_table() {
     let Value::Object(mut object) = full.clone() else {
         panic!()
     };
-    findings.object(&mut object, table::ROOT, "");
+    findings.object(&mut object, table::ROOT, &walk::Path::ROOT);
     assert_eq!(findings.warnings, [] as [String; 0]);
     // And the other way round: a property of the table that the document lacks.
     let mut missing = Vec::new();
@@ -491,7 +491,7 @@ fn the_table_agrees_with_oci_spec() {
     let Value::Object(mut object) = written else {
         panic!()
     };
-    findings.object(&mut object, table::ROOT, "");
+    findings.object(&mut object, table::ROOT, &walk::Path::ROOT);
     assert_eq!(findings.warnings, [] as [String; 0]);
 }
 

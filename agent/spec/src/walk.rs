@@ -1,9 +1,55 @@
 //! The walk over a document along the field table.
 
+use std::fmt;
+
 use serde_json::{Map, Value};
 
 use crate::error::Problem;
 use crate::shape::{Field, Names, Shape, Side, Verdict};
+
+/// Where the walk is. Put into words only if there is something to say about it.
+#[derive(Clone, Copy)]
+pub(crate) struct Path<'a> {
+    parent: Option<&'a Path<'a>>,
+    segment: Segment<'a>,
+}
+
+#[derive(Clone, Copy)]
+enum Segment<'a> {
+    Name(&'a str),
+    Key(&'a str),
+    Index(usize),
+}
+
+impl<'a> Path<'a> {
+    /// The document itself.
+    pub(crate) const ROOT: Path<'static> = Path {
+        parent: None,
+        segment: Segment::Name(""),
+    };
+
+    fn child(&'a self, segment: Segment<'a>) -> Path<'a> {
+        Path {
+            parent: Some(self),
+            segment,
+        }
+    }
+}
+
+impl fmt::Display for Path<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(parent) = self.parent else {
+            return Ok(());
+        };
+        parent.fmt(f)?;
+        match self.segment {
+            Segment::Name(name) if parent.parent.is_none() => f.write_str(name),
+            Segment::Name(name) => write!(f, ".{name}"),
+            Segment::Key(key) => write!(f, "[{key:?}]"),
+            Segment::Index(index) => write!(f, "[{index}]"),
+        }
+    }
+}
 
 /// What the walk has found.
 pub(crate) struct Findings {
@@ -26,30 +72,35 @@ impl Findings {
         }
     }
 
-    pub(crate) fn invalid(&mut self, path: &str, reason: impl Into<String>) {
+    pub(crate) fn invalid(&mut self, path: impl fmt::Display, reason: impl Into<String>) {
         self.invalid.push(Problem {
-            path: path.into(),
+            path: path.to_string(),
             reason: reason.into(),
         });
     }
 
-    pub(crate) fn refused(&mut self, path: &str, reason: impl Into<String>) {
+    pub(crate) fn refused(&mut self, path: impl fmt::Display, reason: impl Into<String>) {
         self.refused.push(Problem {
-            path: path.into(),
+            path: path.to_string(),
             reason: reason.into(),
         });
     }
 
     /// Checks `object` against its properties and takes out what has no effect on this side:
     /// unknown properties, nulls, empty refused ones.
-    pub(crate) fn object(&mut self, object: &mut Map<String, Value>, fields: &[Field], path: &str) {
+    pub(crate) fn object(
+        &mut self,
+        object: &mut Map<String, Value>,
+        fields: &[Field],
+        path: &Path<'_>,
+    ) {
         for field in fields.iter().filter(|field| field.required) {
             if object.get(field.name).is_none_or(Value::is_null) {
-                self.invalid(&join(path, field.name), "is required");
+                self.invalid(path.child(Segment::Name(field.name)), "is required");
             }
         }
         object.retain(|name, value| {
-            let path = join(path, name);
+            let path = path.child(Segment::Name(name));
             let Some(field) = fields.iter().find(|field| field.name == name) else {
                 self.warnings
                     .push(format!("{path}: unknown property, ignored"));
@@ -80,7 +131,7 @@ impl Findings {
         });
     }
 
-    fn value(&mut self, value: &mut Value, shape: &Shape, path: &str) {
+    fn value(&mut self, value: &mut Value, shape: &Shape, path: &Path<'_>) {
         let matches = match (shape, &mut *value) {
             (Shape::Bool, Value::Bool(_)) => true,
             (Shape::Str, Value::String(text)) => {
@@ -111,7 +162,7 @@ impl Findings {
             }
             (Shape::Map(item), Value::Object(map)) => {
                 for (key, value) in map.iter_mut() {
-                    let path = format!("{path}[{key:?}]");
+                    let path = path.child(Segment::Key(key));
                     self.text(key, &path);
                     self.value(value, item, &path);
                 }
@@ -131,10 +182,10 @@ impl Findings {
         }
     }
 
-    fn list(&mut self, list: &mut Vec<Value>, item: &Shape, path: &str) {
+    fn list(&mut self, list: &mut Vec<Value>, item: &Shape, path: &Path<'_>) {
         let mut index = 0;
         list.retain_mut(|value| {
-            let path = format!("{path}[{index}]");
+            let path = path.child(Segment::Index(index));
             index += 1;
             if let (Shape::Name(names), Some(text)) = (item, value.as_str())
                 && names.unknown_is_warning
@@ -149,7 +200,7 @@ impl Findings {
         });
     }
 
-    fn name(&mut self, text: &str, names: &Names, path: &str) {
+    fn name(&mut self, text: &str, names: &Names, path: &Path<'_>) {
         if names.supported.contains(&text) {
             return;
         }
@@ -160,18 +211,10 @@ impl Findings {
     }
 
     /// No system call takes a string with a NUL in it.
-    fn text(&mut self, text: &str, path: &str) {
+    fn text(&mut self, text: &str, path: &Path<'_>) {
         if text.contains('\0') {
             self.invalid(path, "contains a NUL character");
         }
-    }
-}
-
-fn join(path: &str, name: &str) -> String {
-    if path.is_empty() {
-        name.to_owned()
-    } else {
-        format!("{path}.{name}")
     }
 }
 
