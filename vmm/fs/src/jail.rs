@@ -13,10 +13,9 @@ use std::os::fd::AsFd;
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch, apply_filter,
-};
+use seccompiler::apply_filter;
+
+use crate::filter::{self, Rule, TooLong};
 
 /// What acting for any user of the guest takes: files of any owner ([`CapabilitySet::CHOWN`],
 /// [`CapabilitySet::DAC_OVERRIDE`], [`CapabilitySet::FOWNER`]), setuid and setgid bits
@@ -53,9 +52,9 @@ pub enum JailError {
         #[source]
         source: Errno,
     },
-    /// The filter is wrong.
+    /// The filter cannot be made.
     #[error("jail: cannot make the system call filter")]
-    Filter(#[source] seccompiler::BackendError),
+    Filter(#[source] TooLong),
     /// The filter was not taken.
     #[error("jail: cannot install the system call filter")]
     Install(#[source] seccompiler::Error),
@@ -103,65 +102,42 @@ pub fn enter() -> Result<(), JailError> {
     };
     set_capabilities(None, sets).map_err(step("drop capabilities"))?;
     set_no_new_privs(true).map_err(step("set no_new_privs"))?;
-    for filter in [without_clone3(), filter()] {
-        let filter = filter.map_err(JailError::Filter)?;
-        apply_filter(&filter).map_err(JailError::Install)?;
-    }
-    Ok(())
-}
-
-/// Makes the C library start threads by `clone`, whose flags are a plain argument that
-/// [`filter`] can judge.
-fn without_clone3() -> Result<BpfProgram, seccompiler::BackendError> {
-    SeccompFilter::new(
-        BTreeMap::from([(libc::SYS_clone3, Vec::new())]),
-        SeccompAction::Allow,
-        SeccompAction::Errno(libc::ENOSYS.unsigned_abs()),
-        TargetArch::x86_64,
-    )?
-    .try_into()
+    let filter = filter::compile(&rules()).map_err(JailError::Filter)?;
+    apply_filter(&filter).map_err(JailError::Install)
 }
 
 /// The system calls of a server that serves.
-fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        ALLOWED.iter().map(|&call| (call, Vec::new())).collect();
-    let rule = |argument, operator, value: i32| {
-        // Flags and options are 32 bits wide.
-        let value = u64::from(value.cast_unsigned());
-        let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)?;
-        SeccompRule::new(vec![condition])
+fn rules() -> BTreeMap<u32, Rule> {
+    let one = |argument, value: i32| Rule::OneOf {
+        argument,
+        values: vec![value.cast_unsigned()],
     };
-    let equals = |argument, value| rule(argument, SeccompCmpOp::Eq, value);
-    let lacks = |argument, bit: i32| {
-        let mask = u64::from(bit.cast_unsigned());
-        rule(argument, SeccompCmpOp::MaskedEq(mask), 0)
+    let never_executable = || Rule::Without {
+        argument: 2,
+        bits: libc::PROT_EXEC.cast_unsigned(),
     };
-    rules.insert(libc::SYS_clone, vec![equals(0, THREAD_FLAGS)?]);
-    // Each worker has a working directory and a umask of its own.
-    rules.insert(libc::SYS_unshare, vec![equals(0, libc::CLONE_FS)?]);
-    // Memory is never executable.
-    rules.insert(libc::SYS_mmap, vec![lacks(2, libc::PROT_EXEC)?]);
-    rules.insert(libc::SYS_mprotect, vec![lacks(2, libc::PROT_EXEC)?]);
-    // Thread names, and what libcap-ng wants to know.
-    let options = [
-        libc::PR_SET_NAME,
-        libc::PR_CAPBSET_READ,
-        libc::PR_CAP_AMBIENT,
+    let restricted = [
+        // Threads, and nothing else that clone can make. clone3 has its flags in memory, where a
+        // filter cannot see them; the C library goes by clone if it is not there.
+        (libc::SYS_clone, one(0, THREAD_FLAGS)),
+        (libc::SYS_clone3, Rule::Fail(ENOSYS)),
+        (libc::SYS_mmap, never_executable()),
+        (libc::SYS_mprotect, never_executable()),
+        (libc::SYS_prctl, one(0, libc::PR_SET_NAME)),
+        // Each worker has a working directory and a umask of its own.
+        (libc::SYS_unshare, one(0, libc::CLONE_FS)),
     ];
-    let options = options.map(|option| equals(0, option));
-    rules.insert(
-        libc::SYS_prctl,
-        options.into_iter().collect::<Result<_, _>>()?,
-    );
-    SeccompFilter::new(
-        rules,
-        SeccompAction::KillProcess,
-        SeccompAction::Allow,
-        TargetArch::x86_64,
-    )?
-    .try_into()
+    let allowed = ALLOWED.iter().map(|&call| (call, Rule::Allow));
+    // The numbers of system calls are small.
+    let number = |call| u32::try_from(call).unwrap_or(u32::MAX);
+    allowed
+        .chain(restricted)
+        .map(|(call, rule)| (number(call), rule))
+        .collect()
 }
+
+#[expect(clippy::cast_possible_truncation, reason = "an errno is small")]
+const ENOSYS: u16 = libc::ENOSYS as u16;
 
 /// What the C library starts a thread with.
 const THREAD_FLAGS: i32 = libc::CLONE_VM
@@ -232,6 +208,7 @@ const ALLOWED: &[i64] = &[
     // Queues and sockets.
     libc::SYS_epoll_ctl,
     libc::SYS_epoll_pwait,
+    libc::SYS_ppoll,
     libc::SYS_read,
     libc::SYS_recvmsg,
     libc::SYS_sendmsg,
@@ -240,8 +217,6 @@ const ALLOWED: &[i64] = &[
     // Memory, threads and the end, for the C library.
     libc::SYS_brk,
     libc::SYS_clock_gettime,
-    // Answered by `without_clone3`: the stricter of two filters wins, and this one's is to kill.
-    libc::SYS_clone3,
     libc::SYS_exit,
     libc::SYS_exit_group,
     libc::SYS_futex,

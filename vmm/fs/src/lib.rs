@@ -42,6 +42,7 @@
 //! bounded: a request is at most 1 MiB, requests in work are as many as workers, descriptors have a
 //! limit of their own that leaves enough for the server. A malformed request is dropped and counted.
 
+mod filter;
 pub mod jail;
 mod ring;
 pub mod run;

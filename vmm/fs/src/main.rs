@@ -6,7 +6,7 @@
 //! Exit codes: 0 when the owner or the VMM has closed its socket; 1 when the server could not
 //! start, after telling the owner why; 2 for a wrong command line; 3 when the VMM broke the
 //! vhost-user protocol.
-#![allow(unsafe_code)] // The control socket is inherited: a number that nothing else vouches for.
+#![allow(unsafe_code)] // An inherited descriptor is a number that nothing vouches for; mallopt(3).
 
 use std::io::Write;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
@@ -76,6 +76,10 @@ fn print(text: &str) -> ExitCode {
 }
 
 fn serve() -> ExitCode {
+    // One heap for all threads: each further one would cost memory that is never used, and there
+    // is little to allocate for a request.
+    // SAFETY: no other thread allocates yet.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
     if log::set_logger(&LOGGER).is_ok() {
         log::set_max_level(LevelFilter::Info);
     }

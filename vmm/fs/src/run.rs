@@ -8,6 +8,8 @@ use std::thread;
 
 use cloister_vmm_api::fs::{Reply, Request, ServeConfig, ServeError};
 use cloister_vmm_api::{Channel, ChannelError};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketType};
 use vhost::vhost_user::{BackendReqHandler, Error as ProtocolError};
 
@@ -25,7 +27,7 @@ pub enum RunError {
     Control(#[source] ChannelError),
     /// There is no control socket.
     #[error("descriptor 3 is not a control socket")]
-    NoControl(#[source] rustix::io::Errno),
+    NoControl(#[source] Errno),
     /// The owner closed the control socket before it asked for anything.
     #[error("the owner closed the control socket without a request")]
     NoRequest,
@@ -101,12 +103,15 @@ pub fn run(control: Channel, gone: fn()) -> Result<(), RunError> {
     }
 }
 
-/// Waits for the owner to go away, or to say something it has no business to.
+/// Waits for the owner to go away, or to say something, which it has no business to.
 fn watch(control: &Channel) {
-    match control.recv::<Request>() {
-        Ok(None) => log::debug!("the owner closed the control socket"),
-        Ok(Some(_)) => log::error!("control socket: a second request"),
-        Err(error) => log::error!("control socket: {}", chain(&error)),
+    loop {
+        let mut descriptors = [PollFd::new(control, PollFlags::IN)];
+        match poll(&mut descriptors, None) {
+            Err(Errno::INTR) => {}
+            Ok(_) => break,
+            Err(error) => return log::error!("cannot wait for the owner: {error}"),
+        }
     }
 }
 
