@@ -40,8 +40,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Iterations of the loop: 10 ms on a slow processor.
 const ITERATIONS: u32 = 4_000_000;
 /// Iterations a second below which ring 0 is taken to be emulated. Processors do a thousand million,
-/// KVM under an emulated processor a hundred million, an instruction emulator one million.
-const SLOWEST: f64 = 20e6;
+/// KVM under an emulated processor a hundred million, an instruction emulator half a million.
+const SLOWEST: f64 = 3e6;
 
 /// Tries everything, in order, up to the first thing without which the rest cannot be tried.
 #[must_use]

@@ -11,6 +11,7 @@
 //! privileges, no way to gain any, and no system call beyond those that a VM needs. Nothing here
 //! degrades to a warning: a step that fails ends the process before the guest starts.
 
+mod filter;
 mod identity;
 mod root;
 mod seccomp;

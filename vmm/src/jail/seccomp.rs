@@ -7,12 +7,10 @@
 
 use std::collections::BTreeMap;
 
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch,
-};
+use seccompiler::BpfProgram;
 
 use super::Error;
+use super::filter::{self, Rule};
 
 /// Allowed whatever their arguments are, beside those of the devices.
 const PLAIN: &[libc::c_long] = &[
@@ -89,19 +87,10 @@ impl Confinement {
     /// The filter of a VMM with these devices' system calls in addition.
     ///
     /// # Errors
-    /// If the rules cannot be made into a filter.
+    /// If there are more rules than a filter can hold.
     pub fn new(devices: &[&[libc::c_long]]) -> Result<Self, Error> {
-        let program = rules(devices)
-            .and_then(|rules| {
-                SeccompFilter::new(
-                    rules,
-                    SeccompAction::KillProcess,
-                    SeccompAction::Allow,
-                    TargetArch::x86_64,
-                )
-            })
-            .and_then(BpfProgram::try_from)
-            .map_err(|error| Error::Filter(Box::new(error)))?;
+        let rules: Vec<_> = rules(devices).into_iter().collect();
+        let program = filter::compile(&rules).map_err(|error| Error::Filter(Box::new(error)))?;
         Ok(Self { program })
     }
 
@@ -115,39 +104,87 @@ impl Confinement {
     }
 }
 
-type Rules = BTreeMap<i64, Vec<SeccompRule>>;
-
-fn rules(devices: &[&[libc::c_long]]) -> Result<Rules, seccompiler::BackendError> {
-    use SeccompCmpArgLen::Dword;
-    use SeccompCmpOp::{Eq, MaskedEq};
-
-    let one = |argument, operation, value| {
-        let condition = SeccompCondition::new(argument, Dword, operation, value)?;
-        SeccompRule::new(vec![condition])
+fn rules(devices: &[&[libc::c_long]]) -> BTreeMap<u32, Rule> {
+    let number = |call: libc::c_long| u32::try_from(call).unwrap_or(u32::MAX);
+    let argument = |argument, values: &[u32]| Rule::Argument {
+        argument,
+        mask: u32::MAX,
+        values: values.to_vec(),
     };
-    let any_of = |argument, values: &[u32]| {
-        (values.iter())
-            .map(|value| one(argument, Eq, u64::from(*value)))
-            .collect::<Result<Vec<_>, _>>()
+    let not_executable = || Rule::Argument {
+        argument: 2,
+        mask: libc::PROT_EXEC.unsigned_abs(),
+        values: vec![0],
     };
-    let constant = |value: libc::c_int| u64::from(value.unsigned_abs());
-
-    let mut rules: Rules = PLAIN.iter().map(|call| (*call, Vec::new())).collect();
-    for call in devices.iter().copied().flatten() {
-        rules.insert(*call, Vec::new());
-    }
-    rules.insert(libc::SYS_ioctl, any_of(1, ioctl::ALLOWED)?);
-    let not_executable = || one(2, MaskedEq(constant(libc::PROT_EXEC)), 0);
-    rules.insert(libc::SYS_mmap, vec![not_executable()?]);
-    rules.insert(libc::SYS_mprotect, vec![not_executable()?]);
+    let devices = devices.iter().copied().flatten();
+    let mut rules: BTreeMap<_, _> = (PLAIN.iter().chain(devices))
+        .map(|call| (number(*call), Rule::Always))
+        .collect();
     // Duplicates of kick descriptors when a device is activated; and what the standard library
     // asserts before it closes a descriptor, in builds with assertions.
-    let commands = [libc::F_DUPFD_CLOEXEC, libc::F_GETFD].map(libc::c_int::unsigned_abs);
-    rules.insert(libc::SYS_fcntl, any_of(1, &commands)?);
+    let duplicate = [libc::F_DUPFD_CLOEXEC, libc::F_GETFD].map(libc::c_int::unsigned_abs);
     // The kick of a vCPU thread of this process.
-    let own = u64::from(std::process::id());
-    rules.insert(libc::SYS_tgkill, vec![one(0, Eq, own)?]);
-    let unix = constant(libc::AF_UNIX);
-    rules.insert(libc::SYS_socketpair, vec![one(0, Eq, unix)?]);
-    Ok(rules)
+    let own = [std::process::id()];
+    let unix = [libc::AF_UNIX.unsigned_abs()];
+    rules.extend([
+        (number(libc::SYS_ioctl), argument(1, ioctl::ALLOWED)),
+        (number(libc::SYS_mmap), not_executable()),
+        (number(libc::SYS_mprotect), not_executable()),
+        (number(libc::SYS_fcntl), argument(1, &duplicate)),
+        (number(libc::SYS_tgkill), argument(0, &own)),
+        (number(libc::SYS_socketpair), argument(0, &unix)),
+    ]);
+    rules
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_would_lead_out_is_not_allowed() {
+        let rules = rules(crate::machine::DEVICE_SYSCALLS);
+        let forbidden = [
+            libc::SYS_open,
+            libc::SYS_openat,
+            libc::SYS_openat2,
+            libc::SYS_socket,
+            libc::SYS_connect,
+            libc::SYS_bind,
+            libc::SYS_execve,
+            libc::SYS_execveat,
+            libc::SYS_fork,
+            libc::SYS_vfork,
+            libc::SYS_clone,
+            libc::SYS_clone3,
+            libc::SYS_ptrace,
+            libc::SYS_kill,
+            libc::SYS_tkill,
+            libc::SYS_mount,
+            libc::SYS_unshare,
+            libc::SYS_setns,
+            libc::SYS_bpf,
+            libc::SYS_io_uring_setup,
+            libc::SYS_userfaultfd,
+            libc::SYS_process_vm_writev,
+            libc::SYS_memfd_create,
+            libc::SYS_prctl,
+        ];
+        for call in forbidden {
+            assert!(!rules.contains_key(&u32::try_from(call).unwrap()), "{call}");
+        }
+    }
+
+    #[test]
+    fn the_operations_of_kvm_have_their_numbers() {
+        // include/uapi/linux/kvm.h, as strace(1) prints them.
+        assert!(ioctl::ALLOWED.contains(&0xae80), "KVM_RUN");
+        assert!(ioctl::ALLOWED.contains(&0x8090_ae81), "KVM_GET_REGS");
+        assert!(ioctl::ALLOWED.contains(&0x8138_ae83), "KVM_GET_SREGS");
+    }
+
+    #[test]
+    fn a_filter_holds_all_rules() {
+        Confinement::new(crate::machine::DEVICE_SYSCALLS).unwrap();
+    }
 }

@@ -8,6 +8,7 @@ use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use cloister_vmm_api::{
@@ -42,7 +43,12 @@ pub(crate) fn program() -> PathBuf {
 }
 
 /// The guest's init, built once for each version of its source.
-pub(crate) fn guest_init() -> Vec<u8> {
+pub(crate) fn guest_init() -> &'static [u8] {
+    static INIT: OnceLock<Vec<u8>> = OnceLock::new();
+    INIT.get_or_init(build_guest_init)
+}
+
+fn build_guest_init() -> Vec<u8> {
     const SOURCE: &str = include_str!("guest/init.rs");
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let hash = SOURCE
@@ -52,6 +58,7 @@ pub(crate) fn guest_init() -> Vec<u8> {
         });
     let program = directory.join(format!("guest-init-{hash:016x}"));
     if !program.exists() {
+        // Another test process may be at it as well.
         let partial = directory.join(format!("guest-init-{}.partial", std::process::id()));
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vm/guest/init.rs");
         let status = Command::new("rustc")
@@ -112,7 +119,7 @@ pub(crate) fn initramfs() -> Vec<u8> {
         cpio.add(directory, 0o040_755, (0, 0), &[]);
     }
     cpio.add("dev/console", 0o020_600, (5, 1), &[]);
-    cpio.add("init", 0o100_755, (0, 0), &guest_init());
+    cpio.add("init", 0o100_755, (0, 0), guest_init());
     cpio.finish()
 }
 
