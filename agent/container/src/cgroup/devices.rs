@@ -1,9 +1,13 @@
 //! `linux.resources.devices`: which devices the container may use (config-linux.md#allowed-device-list).
 //!
 //! The kernel asks an eBPF program with the type, the numbers and the accesses wanted. Entries apply in
-//! their order, so for every single access the last entry that speaks of it decides: the program walks
-//! from the last to the first and keeps the accesses that nobody has decided yet. What no
-//! entry speaks of is denied, as by runc.
+//! their order, so for every single access the last entry that speaks of it decides. What no entry
+//! speaks of is denied, as by runc. All that is decided here, for every device that an entry names and
+//! for all the others; the program only looks up. One that walks the entries has the kernel's
+//! verifier follow each combination of their outcomes: 1.4 million instructions for the default list,
+//! a fifth of the cost of a container.
+
+use std::collections::BTreeSet;
 
 use super::Cgroup;
 use crate::config::DeviceRule;
@@ -88,72 +92,161 @@ const DEFAULTS: [Entry; 11] = [
 ];
 
 pub(super) fn apply(cgroup: &Cgroup, rules: &[DeviceRule]) -> Result<(), Failure> {
-    attach_device_filter(cgroup, &program(&entries(rules)))
-        .doing(|| "linux.resources.devices: attach the device filter")
+    const FIELD: &str = "linux.resources.devices";
+    let program = program(&entries(rules));
+    if i16::try_from(program.len()).is_err() {
+        return Err(Failure::invalid(format!("{FIELD}: the list is too long for a device filter")));
+    }
+    attach_device_filter(cgroup, &program).doing(|| format!("{FIELD}: attach the device filter"))
 }
 
 fn entries(rules: &[DeviceRule]) -> Vec<Entry> {
-    let mut entries: Vec<Entry> = rules.iter().map(Entry::parse).chain(DEFAULTS).collect();
-    // Nothing before an entry that speaks of everything is ever reached.
-    if let Some(last) = entries.iter().rposition(|entry| {
-        entry.kind.is_none()
-            && entry.major.is_none()
-            && entry.minor.is_none()
-            && entry.access == ALL
-    }) {
-        entries.drain(..last);
-    }
-    entries
+    rules.iter().map(Entry::parse).chain(DEFAULTS).collect()
 }
 
-/// Registers: context, type, undecided accesses, numbers, scratch.
+/// The accesses that are allowed to a device. A number that is `None` is one that no entry names.
+fn allowed(entries: &[Entry], kind: i32, major: Option<i32>, minor: Option<i32>) -> i32 {
+    let speaks = |entry: &&Entry| {
+        entry.kind.is_none_or(|named| named == kind)
+            && (entry.major.is_none() || entry.major == major)
+            && (entry.minor.is_none() || entry.minor == minor)
+    };
+    let (mut allowed, mut undecided) = (0, ALL);
+    for entry in entries.iter().rev().filter(speaks) {
+        if entry.allow {
+            allowed |= entry.access & undecided;
+        }
+        undecided &= !entry.access;
+    }
+    allowed
+}
+
+/// Registers: result, context, type, accesses, numbers.
 const R0: u8 = 0;
 const R1: u8 = 1;
 const R2: u8 = 2;
 const R3: u8 = 3;
 const R4: u8 = 4;
 const R5: u8 = 5;
-const R6: u8 = 6;
 
 /// struct bpf_cgroup_dev_ctx: type and access in halves of one word, major, minor.
 fn program(entries: &[Entry]) -> Vec<BpfInstruction> {
-    let mut code = vec![
+    let numbers = |of: fn(&Entry) -> Option<i32>| -> BTreeSet<i32> {
+        entries.iter().filter_map(of).collect()
+    };
+    let majors = numbers(|entry| entry.major);
+    let minors = numbers(|entry| entry.minor);
+    let mut code = Code::default();
+    code.extend([
         load(R2, 0),
         copy(R3, R2),
         alu(AND, R2, 0xffff),
         alu(RSH, R3, 16),
         load(R4, 4),
         load(R5, 8),
-    ];
-    for entry in entries.iter().rev() {
-        let mut body = if entry.allow {
-            vec![
-                alu(AND, R3, !entry.access),
-                jump_unless(R3, 0, 2),
-                set(R0, 1),
-                exit(),
-            ]
-        } else {
-            vec![
-                copy(R6, R3),
-                alu(AND, R6, entry.access),
-                jump_if(R6, 0, 2),
-                set(R0, 0),
-                exit(),
-            ]
-        };
-        for (register, number) in [(R5, entry.minor), (R4, entry.major), (R2, entry.kind)] {
-            if let Some(number) = number {
-                body.insert(
-                    0,
-                    jump_unless(register, number, i16::try_from(body.len()).unwrap_or(0)),
-                );
-            }
+    ]);
+    let block = kind_section(entries, BLOCK, &majors, &minors);
+    code.push(jump_unless(R2, BLOCK, distance(block.len())));
+    code.append(block);
+    code.append(kind_section(entries, CHARACTER, &majors, &minors));
+    code.link()
+}
+
+/// The decisions for the devices of a type.
+fn kind_section(
+    entries: &[Entry],
+    kind: i32,
+    majors: &BTreeSet<i32>,
+    minors: &BTreeSet<i32>,
+) -> Code {
+    let mut code = Code::default();
+    let elsewhere = major_section(entries, kind, None, minors);
+    for &major in majors {
+        let section = major_section(entries, kind, Some(major), minors);
+        if section != elsewhere {
+            code.push(jump_unless(R4, major, distance(section.len())));
+            code.append(section);
         }
-        code.extend(body);
     }
-    code.extend([set(R0, 0), exit()]);
+    code.append(elsewhere);
     code
+}
+
+fn major_section(entries: &[Entry], kind: i32, major: Option<i32>, minors: &BTreeSet<i32>) -> Code {
+    let mut code = Code::default();
+    let elsewhere = allowed(entries, kind, major, None);
+    for &minor in minors {
+        let decision = allowed(entries, kind, major, Some(minor));
+        if decision != elsewhere {
+            code.answer(jump_if(R5, minor, 0), decision);
+        }
+    }
+    code.answer(jump_always(), elsewhere);
+    code
+}
+
+/// Instructions, and the jumps among them that go to the answer for a set of accesses.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Code {
+    instructions: Vec<BpfInstruction>,
+    answers: Vec<(usize, i32)>,
+}
+
+impl Code {
+    fn len(&self) -> usize {
+        self.instructions.len()
+    }
+
+    fn push(&mut self, instruction: BpfInstruction) {
+        self.instructions.push(instruction);
+    }
+
+    fn extend(&mut self, instructions: impl IntoIterator<Item = BpfInstruction>) {
+        self.instructions.extend(instructions);
+    }
+
+    fn answer(&mut self, jump: BpfInstruction, allowed: i32) {
+        self.answers.push((self.len(), allowed));
+        self.push(jump);
+    }
+
+    fn append(&mut self, other: Code) {
+        let offset = self.len();
+        self.instructions.extend(other.instructions);
+        self.answers.extend(
+            other
+                .answers
+                .iter()
+                .map(|(at, allowed)| (at + offset, *allowed)),
+        );
+    }
+
+    /// Adds the answers and leads the jumps there.
+    fn link(mut self) -> Vec<BpfInstruction> {
+        let sets: BTreeSet<i32> = self.answers.iter().map(|(_, allowed)| *allowed).collect();
+        for set in sets {
+            let answer = self.instructions.len();
+            for (at, _) in self.answers.iter().filter(|(_, allowed)| *allowed == set) {
+                if let Some(jump) = self.instructions.get_mut(*at) {
+                    jump.offset = distance(answer - at - 1);
+                }
+            }
+            // Whether nothing is wanted but what is allowed.
+            self.instructions.extend([
+                mov(R0, 0),
+                alu(AND, R3, !set),
+                jump_unless(R3, 0, 1),
+                mov(R0, 1),
+                exit(),
+            ]);
+        }
+        self.instructions
+    }
+}
+
+/// No program that is attached is longer than the longest jump.
+fn distance(instructions: usize) -> i16 {
+    i16::try_from(instructions).unwrap_or(i16::MAX)
 }
 
 /// bpf(2) and linux/bpf.h: 32-bit operations with an immediate operand.
@@ -194,8 +287,13 @@ fn jump_if(register: u8, value: i32, distance: i16) -> BpfInstruction {
     instruction(0x15, register, distance, value)
 }
 
+/// BPF_JMP | BPF_JA
+fn jump_always() -> BpfInstruction {
+    instruction(0x05, 0, 0, 0)
+}
+
 /// BPF_ALU64 | BPF_MOV | BPF_K
-fn set(register: u8, value: i32) -> BpfInstruction {
+fn mov(register: u8, value: i32) -> BpfInstruction {
     instruction(0xb7, register, 0, value)
 }
 
@@ -212,7 +310,7 @@ mod tests {
     /// An eBPF machine with the instructions that filters use.
     fn run(code: &[BpfInstruction], kind: i32, access: i32, major: i32, minor: i32) -> i32 {
         let context = [access << 16 | kind, major, minor];
-        let (mut registers, mut at) = ([0_i32; 7], 0_i64);
+        let (mut registers, mut at) = ([0_i32; 6], 0_i64);
         loop {
             let i = code[usize::try_from(at).unwrap()];
             at += 1;
@@ -227,6 +325,7 @@ mod tests {
                 0x55 if registers[to] != i.immediate => at += i64::from(i.offset),
                 0x15 if registers[to] == i.immediate => at += i64::from(i.offset),
                 0x55 | 0x15 => {}
+                0x05 => at += i64::from(i.offset),
                 0x95 => return registers[0],
                 code => panic!("instruction {code:#x}"),
             }
@@ -267,6 +366,34 @@ mod tests {
         // Two entries together cover what neither covers alone.
         assert_eq!(run(&code, BLOCK, READ | WRITE, 8, 5), 1);
         assert_eq!(run(&code, BLOCK, READ, 9, 5), 0);
+    }
+
+    #[test]
+    fn a_number_can_be_named_without_the_other() {
+        let code = filter(json!([
+            {"allow": true, "major": 9, "access": "r"},
+            {"allow": true, "minor": 77, "access": "w"},
+            {"allow": false, "type": "c", "major": 9, "minor": 77, "access": "r"},
+        ]));
+        for (kind, major, minor, expected) in [
+            (BLOCK, 9, 1, READ),
+            (BLOCK, 9, 77, READ | WRITE),
+            (BLOCK, 8, 77, WRITE),
+            (BLOCK, 8, 1, 0),
+            (CHARACTER, 9, 77, WRITE),
+            (CHARACTER, 9, 76, READ),
+            (CHARACTER, 1, 77, WRITE),
+            (CHARACTER, 136, 77, READ | WRITE),
+        ] {
+            for access in [READ, WRITE, READ | WRITE] {
+                let allowed = i32::from(access & !expected == 0);
+                assert_eq!(
+                    run(&code, kind, access, major, minor),
+                    allowed,
+                    "{kind} {access} {major}:{minor}"
+                );
+            }
+        }
     }
 
     #[test]
