@@ -95,7 +95,9 @@ pub(super) fn apply(cgroup: &Cgroup, rules: &[DeviceRule]) -> Result<(), Failure
     const FIELD: &str = "linux.resources.devices";
     let program = program(&entries(rules));
     if i16::try_from(program.len()).is_err() {
-        return Err(Failure::invalid(format!("{FIELD}: the list is too long for a device filter")));
+        return Err(Failure::invalid(format!(
+            "{FIELD}: the list is too long for a device filter"
+        )));
     }
     attach_device_filter(cgroup, &program).doing(|| format!("{FIELD}: attach the device filter"))
 }

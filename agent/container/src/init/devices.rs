@@ -1,8 +1,9 @@
 //! Device nodes and the terminal (config-linux.md#devices, #default-devices).
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, makedev};
 use rustix::io::Errno;
@@ -14,62 +15,63 @@ use super::path::{Create, Root, open_outside, stat_at};
 use crate::config::Device;
 use crate::error::{Context, Failure};
 
-/// Devices that every container gets, with their numbers (Linux Documentation/admin-guide/devices.txt).
+/// Devices that every container gets in `/dev`, with their numbers (Linux
+/// Documentation/admin-guide/devices.txt).
 const DEFAULTS: [(&str, u32, u32); 6] = [
-    ("/dev/null", 1, 3),
-    ("/dev/zero", 1, 5),
-    ("/dev/full", 1, 7),
-    ("/dev/random", 1, 8),
-    ("/dev/urandom", 1, 9),
-    ("/dev/tty", 5, 0),
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
 ];
 
 const LINKS: [(&str, &str); 5] = [
-    ("/dev/fd", "/proc/self/fd"),
-    ("/dev/stdin", "/proc/self/fd/0"),
-    ("/dev/stdout", "/proc/self/fd/1"),
-    ("/dev/stderr", "/proc/self/fd/2"),
-    ("/dev/core", "/proc/kcore"),
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("core", "/proc/kcore"),
 ];
 
 /// Makes the default and the listed devices and links.
 pub(crate) fn create(root: &Root, listed: &[Device]) -> Result<(), Failure> {
-    for (path, major, minor) in DEFAULTS {
-        if listed.iter().any(|device| device.path == Path::new(path)) {
-            continue;
-        }
+    let dev = root
+        .create(Path::new("/dev"), Create::Directory)
+        .doing(|| "create /dev")?
+        .fd;
+    for (name, major, minor) in DEFAULTS {
         let device = Device {
             kind: "c".into(),
-            path: PathBuf::from(path),
+            path: Path::new("/dev").join(name),
             major,
             minor,
             file_mode: None,
             uid: 0,
             gid: 0,
         };
-        node(root, &device).doing(|| format!("device {path}"))?;
+        if !listed.iter().any(|other| other.path == device.path) {
+            node(root, &dev, OsStr::new(name), &device).doing(|| format!("device /dev/{name}"))?;
+        }
     }
     for (index, device) in listed.iter().enumerate() {
         exists_here(index, device)?;
-        node(root, device)
+        root.create_parent(&device.path)
+            .and_then(|(dir, name)| node(root, &dir, &name, device))
             .doing(|| format!("linux.devices[{index}]: {}", device.path.display()))?;
     }
-    for (path, target) in LINKS {
-        let (dir, name) = root.create_parent(Path::new(path)).doing(|| path)?;
-        match rustix::fs::symlinkat(target, &dir, &name) {
+    for (name, target) in LINKS {
+        match rustix::fs::symlinkat(target, &dev, name) {
             Ok(()) | Err(Errno::EXIST) => {}
-            Err(error) => return Err(Failure::system(format!("link {path}"), error)),
+            Err(error) => return Err(Failure::system(format!("link /dev/{name}"), error)),
         }
     }
     // The container's own devpts, whatever the image has there.
-    let (dir, name) = root
-        .create_parent(Path::new("/dev/ptmx"))
-        .doing(|| "/dev/ptmx")?;
-    match rustix::fs::unlinkat(&dir, &name, AtFlags::empty()) {
+    match rustix::fs::unlinkat(&dev, "ptmx", AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => {}
         Err(error) => return Err(Failure::system("remove /dev/ptmx", error)),
     }
-    rustix::fs::symlinkat("pts/ptmx", &dir, &name).doing(|| "link /dev/ptmx")
+    rustix::fs::symlinkat("pts/ptmx", &dev, "ptmx").doing(|| "link /dev/ptmx")
 }
 
 /// A listed character device has to exist on this machine: a node that leads nowhere
@@ -90,7 +92,8 @@ fn exists_here(index: usize, device: &Device) -> Result<(), Failure> {
     }
 }
 
-fn node(root: &Root, device: &Device) -> io::Result<()> {
+/// Makes the node `name` in `dir`, which is where the device's path leads.
+fn node(root: &Root, dir: &OwnedFd, name: &OsStr, device: &Device) -> io::Result<()> {
     let (kind, number) = match device.kind.as_str() {
         "p" => (FileType::Fifo, 0),
         _ => (
@@ -98,21 +101,20 @@ fn node(root: &Root, device: &Device) -> io::Result<()> {
             makedev(device.major, device.minor),
         ),
     };
-    let (dir, name) = root.create_parent(&device.path)?;
     let mode = Mode::from_raw_mode(device.file_mode.unwrap_or(0o666) & 0o7777);
-    match rustix::fs::mknodat(&dir, &name, kind, mode, number) {
+    match rustix::fs::mknodat(dir, name, kind, mode, number) {
         Ok(()) => {
             let owner = (Uid::from_raw(device.uid), Gid::from_raw(device.gid));
             Ok(rustix::fs::chownat(
-                &dir,
-                &name,
+                dir,
+                name,
                 Some(owner.0),
                 Some(owner.1),
                 AtFlags::SYMLINK_NOFOLLOW,
             )?)
         }
         Err(Errno::EXIST) => {
-            let stat = stat_at(&dir, &name)?;
+            let stat = stat_at(dir, name)?;
             let same = FileType::from_raw_mode(stat.st_mode) == kind
                 && (kind == FileType::Fifo || stat.st_rdev == number);
             // "If a file already exists at path that does not match the requested device, the

@@ -455,20 +455,31 @@ pub(crate) fn detached(kernel_name: &str, data: &[&str], attributes: u64) -> io:
 }
 
 /// `linux.maskedPaths`: files become `/dev/null`, directories an empty read-only tmpfs.
-pub(crate) fn mask(root: &Root, path: &str, null: &OwnedFd) -> io::Result<()> {
+///
+/// `empty` keeps that tmpfs for all of them.
+pub(crate) fn mask(
+    root: &Root,
+    path: &str,
+    null: &OwnedFd,
+    empty: &mut Option<OwnedFd>,
+) -> io::Result<()> {
     let Some(target) = open_if_there(root, path)? else {
         return Ok(());
     };
-    let mount = if is_directory(&target)? {
-        detached(
-            "tmpfs",
-            &["mode=755", "nr_blocks=1", "nr_inodes=1"],
-            READ_ONLY,
-        )?
-    } else {
-        clone_tree(null, "", false)?
-    };
-    attach(&mount, &target)
+    if !is_directory(&target)? {
+        return attach(&clone_tree(null, "", false)?, &target);
+    }
+    if let Some(empty) = empty {
+        return attach(&clone_tree(empty, "", false)?, &target);
+    }
+    let mount = detached(
+        "tmpfs",
+        &["mode=755", "nr_blocks=1", "nr_inodes=1"],
+        READ_ONLY,
+    )?;
+    attach(&mount, &target)?;
+    *empty = Some(mount);
+    Ok(())
 }
 
 /// `linux.readonlyPaths`.

@@ -82,8 +82,10 @@ pub(crate) fn build(
         mounts::make_read_only(&root, path)
             .doing(|| format!("linux.readonlyPaths[{index}]: {path}"))?;
     }
+    let mut empty = None;
     for (index, path) in config.linux.masked_paths.iter().enumerate() {
-        mounts::mask(&root, path, &null).doing(|| format!("linux.maskedPaths[{index}]: {path}"))?;
+        mounts::mask(&root, path, &null, &mut empty)
+            .doing(|| format!("linux.maskedPaths[{index}]: {path}"))?;
     }
     let read_only = MountAttr::new(READ_ONLY, 0);
     for mount in &late_read_only {

@@ -215,16 +215,18 @@ fn drop_bounding(keep: CapabilitySet) -> Result<CapabilitySet, Failure> {
     let mut known = CapabilitySet::empty();
     for number in 0..64 {
         let capability = CapabilitySet::from_bits_retain(1 << number);
-        match rustix::thread::capability_is_in_bounding_set(capability) {
+        let result = if keep.contains(capability) {
+            rustix::thread::capability_is_in_bounding_set(capability).map(drop)
+        } else {
+            rustix::thread::remove_capability_from_bounding_set(capability)
+        };
+        match result {
+            Ok(()) => known |= capability,
+            // One more than there are.
             Err(Errno::INVAL) => break,
-            Err(error) => return Err(Failure::system("read the bounding set", error)),
-            Ok(present) => {
-                known |= capability;
-                if present && !keep.contains(capability) {
-                    rustix::thread::remove_capability_from_bounding_set(capability).doing(
-                        || format!("process.capabilities.bounding: drop capability {number}"),
-                    )?;
-                }
+            Err(error) => {
+                let what = format!("process.capabilities.bounding: drop capability {number}");
+                return Err(Failure::system(what, error));
             }
         }
     }
