@@ -96,6 +96,9 @@ fn run(channel: &OwnedFd) -> Result<Infallible, Failure> {
     user::own_stdio(process.user.uid)?;
     user::set_limits(&process.rlimits)?;
     rustix::process::umask(Mode::from_raw_mode(process.user.umask.unwrap_or(0o022)));
+    // Before the filter, which may know the call and refuse it. What is opened from here on is closed
+    // by exec on its own.
+    sys::close_on_exec().doing(|| "close descriptors")?;
     let mut filter = filter.as_ref();
     if process.no_new_privileges {
         rustix::thread::set_no_new_privs(true).doing(|| "process.noNewPrivileges")?;
@@ -114,7 +117,6 @@ fn run(channel: &OwnedFd) -> Result<Infallible, Failure> {
     if started == 0 || byte != [START] {
         return Err(Failure::new("wait for the start: the caller has gone"));
     }
-    sys::close_on_exec().doing(|| "close descriptors")?;
     sys::reset_signals().doing(|| "reset signals")?;
     if let Some(filter) = filter {
         // Needs no privilege: as close to the program as possible.

@@ -112,7 +112,7 @@ impl Findings {
             match field.verdict {
                 Verdict::Refused(reason) => {
                     if !is_empty(value) {
-                        self.refused(&path, format!("refused: {reason}"));
+                        self.refused(path, format!("refused: {reason}"));
                     }
                     false
                 }

@@ -11,7 +11,7 @@ use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 
 use super::mounts::{attach, clone_tree};
-use super::path::{Create, Root, open_outside, stat_at};
+use super::path::{Create, Root, open_beneath, open_outside, stat_at};
 use crate::config::Device;
 use crate::error::{Context, Failure};
 
@@ -145,17 +145,18 @@ pub(crate) fn terminal(
     size: Option<(u16, u16)>,
 ) -> Result<(OwnedFd, OwnedFd), Failure> {
     const WHAT: &str = "process.terminal";
-    let flags = OFlags::RDWR | OFlags::NOCTTY;
-    let controller = root
-        .open(Path::new("/dev/pts/ptmx"), flags)
-        .doing(|| format!("{WHAT}: /dev/pts/ptmx"))?;
-    // The root is the image's: what is there may be anything.
-    let stat = rustix::fs::fstatfs(&controller).doing(|| WHAT)?;
+    // The root is the image's: what is there may be anything, and a device acts when it is opened.
+    let pts = root
+        .open(Path::new("/dev/pts"), OFlags::PATH)
+        .doing(|| format!("{WHAT}: /dev/pts"))?;
+    let stat = rustix::fs::fstatfs(&pts).doing(|| WHAT)?;
     if stat.f_type != DEVPTS_SUPER_MAGIC {
         return Err(Failure::invalid(format!(
             "{WHAT}: no devpts is mounted on /dev/pts"
         )));
     }
+    let controller = open_beneath(&pts, Path::new("ptmx"), OFlags::RDWR | OFlags::NOCTTY)
+        .doing(|| format!("{WHAT}: /dev/pts/ptmx"))?;
     rustix::pty::unlockpt(&controller).doing(|| WHAT)?;
     let open = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let terminal = rustix::pty::ioctl_tiocgptpeer(&controller, open).doing(|| WHAT)?;

@@ -64,8 +64,12 @@ fn check(path: &str) -> Result<(), (Problem, Errno)> {
     if FileType::from_raw_mode(stat.st_mode).is_dir() {
         return Err((Problem::File, Errno::ISDIR));
     }
-    rustix::fs::accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS)
-        .map_err(|errno| (Problem::File, errno))
+    match rustix::fs::accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS) {
+        // A system call filter that is older than faccessat2. The execution will tell.
+        Err(Errno::NOSYS | Errno::PERM) if stat.st_mode & 0o111 != 0 => Ok(()),
+        Err(Errno::NOSYS | Errno::PERM) => Err((Problem::File, Errno::ACCESS)),
+        result => result.map_err(|errno| (Problem::File, errno)),
+    }
 }
 
 fn text(errno: Errno) -> String {

@@ -17,7 +17,32 @@ pub(crate) const TESTS: Tests = &[
         "capabilities_go_after_the_filter",
         capabilities_go_after_the_filter,
     ),
+    (
+        "filters_older_than_the_runtime",
+        filters_older_than_the_runtime,
+    ),
 ];
+
+/// Profiles from before these calls refuse them, and with them what the init stage itself does.
+fn filters_older_than_the_runtime() {
+    let mut profile = deny("close_range", 1);
+    for name in ["faccessat2", "openat2", "mount_setattr", "clone3"] {
+        let names = profile["syscalls"][0]["names"].as_array_mut().unwrap();
+        names.push(json!(name));
+    }
+    for no_new_privileges in [true, false] {
+        let outcome = Bundle::script("echo works")
+            .set("/process/noNewPrivileges", json!(no_new_privileges))
+            .set("/linux/seccomp", profile.clone())
+            .run();
+        assert_eq!(outcome.lines(), ["works"]);
+    }
+    let error = Bundle::with_args(&["/etc/passwd"])
+        .set("/process/noNewPrivileges", json!(false))
+        .set("/linux/seccomp", profile)
+        .error();
+    assert_eq!(error, "exec: \"/etc/passwd\": permission denied");
+}
 
 fn deny(name: &str, errno: u16) -> Value {
     json!({
