@@ -104,7 +104,8 @@ impl Channel {
     /// [`ChannelError::TooLarge`] or [`ChannelError::Malformed`] if the peer broke the contract.
     /// Descriptors of a refused packet are closed.
     pub fn recv<T: DeserializeOwned>(&self) -> Result<Option<(T, Vec<OwnedFd>)>, ChannelError> {
-        let mut packet = vec![0; MAX_PACKET];
+        // Most packets are small: asking first is cheaper than clearing the largest buffer.
+        let mut packet = vec![0; self.next_length()?.min(MAX_PACKET)];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let received = loop {
@@ -139,6 +140,22 @@ impl Channel {
         let body = packet.get(..received.bytes).unwrap_or_default();
         let message = serde_json::from_slice(body).map_err(ChannelError::Malformed)?;
         Ok(Some((message, fds)))
+    }
+
+    /// Waits for a packet, leaves it where it is, and returns its length.
+    fn next_length(&self) -> Result<usize, ChannelError> {
+        loop {
+            // MSG_TRUNC makes the kernel tell the whole length of what did not fit.
+            let flags = RecvFlags::PEEK | RecvFlags::TRUNC;
+            let mut control = RecvAncillaryBuffer::default();
+            match recvmsg(&self.socket, &mut [], &mut control, flags) {
+                Ok(received) => return Ok(received.bytes),
+                // A peer that dies with unread packets in its queue resets the connection, which is
+                // told once, before what it has sent itself.
+                Err(Errno::INTR | Errno::CONNRESET) => {}
+                Err(errno) => return Err(ChannelError::Receive(errno)),
+            }
+        }
     }
 }
 
@@ -191,6 +208,17 @@ mod tests {
         let (a, b) = Channel::pair().unwrap();
         b.send(&Request::Pause, &[]).unwrap();
         drop(a);
+        assert!(b.recv::<Event>().unwrap().is_none());
+    }
+
+    #[test]
+    fn the_last_words_of_a_peer_that_dies_with_unread_packets_arrive() {
+        let (a, b) = Channel::pair().unwrap();
+        b.send(&Request::Pause, &[]).unwrap();
+        a.send(&Event::Paused, &[]).unwrap();
+        drop(a);
+        let (event, _) = b.recv::<Event>().unwrap().unwrap();
+        assert_eq!(event, Event::Paused);
         assert!(b.recv::<Event>().unwrap().is_none());
     }
 

@@ -1,17 +1,14 @@
 //! System call filters that are cheap to install.
 //!
-//! When a filter is installed the kernel runs it for every system call there is, to learn which
-//! are always allowed, and a list of rules that is walked from its start makes that the longest
-//! step of a server's start: two million instructions for eighty rules. Here a rule is found by
-//! halving, in eight comparisons.
+//! When a filter is installed the kernel compiles it, and runs it for every system call there is to
+//! learn which are always allowed. A list of rules that is walked from its start makes that the
+//! longest step of a server's start: two million instructions for eighty rules. Here neighbours
+//! with the same rule are one range, and a range is found by halving.
 //!
 //! ```text
 //!   right architecture? ──no──▶ kill
-//!     number ≥ middle? ──▶ … ──▶ number = n? ──▶ allow, answer, or compare an argument
-//!                                     no──▶ kill
+//!     number ≥ middle? ──▶ … ──▶ kill, allow, answer, or compare an argument
 //! ```
-
-use std::collections::BTreeMap;
 
 use libc::{BPF_ABS, BPF_JEQ, BPF_JGE, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_RET, BPF_W};
 use seccompiler::{BpfProgram, sock_filter};
@@ -52,64 +49,79 @@ pub(crate) enum Rule {
 #[error("the system call filter is too long")]
 pub struct TooLong;
 
-/// The program for `rules`, by system call number.
-pub(crate) fn compile(rules: &BTreeMap<u32, Rule>) -> Result<BpfProgram, TooLong> {
-    let rules: Vec<_> = rules.iter().map(|(number, rule)| (*number, rule)).collect();
-    let mut program = vec![
+/// Where a range of system calls begins, and its rule.
+type Range<'a> = (u32, Option<&'a Rule>);
+
+/// The program for `rules`, each with its system call's number.
+pub(crate) fn compile(mut rules: Vec<(u32, Rule)>) -> Result<BpfProgram, TooLong> {
+    rules.sort_unstable_by_key(|(number, _)| *number);
+    let mut ranges: Vec<Range<'_>> = vec![(0, None)];
+    for (number, rule) in &rules {
+        // The range that begins here says that there is no rule; the one before may continue.
+        if ranges.last().is_some_and(|(start, _)| start == number) {
+            ranges.pop();
+        }
+        if ranges.last().is_none_or(|(_, last)| *last != Some(rule)) {
+            ranges.push((*number, Some(rule)));
+        }
+        ranges.push((number + 1, None));
+    }
+    let mut program = Vec::with_capacity(512);
+    program.extend([
         load(ARCH),
         jump(BPF_JEQ, ARCHITECTURE, 1, 0),
         end(libc::SECCOMP_RET_KILL_PROCESS),
         load(NUMBER),
-    ];
-    program.extend(tree(&rules)?);
+    ]);
+    tree(&ranges, &mut program)?;
     Ok(program)
 }
 
-fn tree(rules: &[(u32, &Rule)]) -> Result<BpfProgram, TooLong> {
-    let (below, above) = rules.split_at(rules.len() / 2);
+fn tree(ranges: &[Range<'_>], program: &mut BpfProgram) -> Result<(), TooLong> {
+    let (below, above) = ranges.split_at(ranges.len() / 2);
     match (below, above) {
-        ([], [(number, rule)]) => {
-            let mut leaf = vec![
-                jump(BPF_JEQ, *number, 1, 0),
-                end(libc::SECCOMP_RET_KILL_PROCESS),
-            ];
-            leaf.extend(decide(rule)?);
-            Ok(leaf)
+        ([], [(_, Some(rule))]) => decide(rule, program),
+        ([], _) => {
+            program.push(end(libc::SECCOMP_RET_KILL_PROCESS));
+            Ok(())
         }
-        (_, [(middle, _), ..]) => {
-            let below = tree(below)?;
-            let mut node = vec![jump(BPF_JGE, *middle, distance(below.len())?, 0)];
-            node.extend(below);
-            node.extend(tree(above)?);
-            Ok(node)
+        (_, _) => {
+            let middle = above.first().map_or(0, |(start, _)| *start);
+            let node = program.len();
+            program.push(jump(BPF_JGE, middle, 0, 0));
+            tree(below, program)?;
+            let over = distance(program.len() - node - 1)?;
+            if let Some(node) = program.get_mut(node) {
+                node.jt = over;
+            }
+            tree(above, program)
         }
-        (_, []) => Ok(vec![end(libc::SECCOMP_RET_KILL_PROCESS)]),
     }
 }
 
-fn decide(rule: &Rule) -> Result<BpfProgram, TooLong> {
+fn decide(rule: &Rule, program: &mut BpfProgram) -> Result<(), TooLong> {
     let allow = end(libc::SECCOMP_RET_ALLOW);
     let kill = end(libc::SECCOMP_RET_KILL_PROCESS);
     match rule {
-        Rule::Allow => Ok(vec![allow]),
-        Rule::Fail(errno) => Ok(vec![end(libc::SECCOMP_RET_ERRNO | u32::from(*errno))]),
+        Rule::Allow => program.push(allow),
+        Rule::Fail(errno) => program.push(end(libc::SECCOMP_RET_ERRNO | u32::from(*errno))),
         Rule::OneOf { argument, values } => {
-            let mut program = vec![load(ARGUMENTS + 8 * u32::from(*argument))];
+            program.push(load(ARGUMENTS + 8 * u32::from(*argument)));
             for (index, value) in values.iter().enumerate() {
                 // Past the comparisons that are left and the kill.
                 let left = distance(values.len() - index)?;
                 program.push(jump(BPF_JEQ, *value, left, 0));
             }
             program.extend([kill, allow]);
-            Ok(program)
         }
-        Rule::Without { argument, bits } => Ok(vec![
+        Rule::Without { argument, bits } => program.extend([
             load(ARGUMENTS + 8 * u32::from(*argument)),
             jump(BPF_JSET, *bits, 0, 1),
             kill,
             allow,
         ]),
     }
+    Ok(())
 }
 
 fn distance(instructions: usize) -> Result<u8, TooLong> {
@@ -173,39 +185,49 @@ mod tests {
         unreachable!()
     }
 
-    fn rules() -> BTreeMap<u32, Rule> {
-        let mut rules: BTreeMap<_, _> = (0..80).map(|n| (n * 5, Rule::Allow)).collect();
-        rules.insert(15, Rule::Fail(38));
-        let values = vec![7, 9, 11];
-        rules.insert(
-            20,
-            Rule::OneOf {
-                argument: 1,
-                values,
-            },
-        );
-        rules.insert(
-            25,
+    const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
+    const KILL: u32 = libc::SECCOMP_RET_KILL_PROCESS;
+
+    /// Runs of one, two and three, in no order, with rules of every kind inside and at the edges.
+    fn rules() -> Vec<(u32, Rule)> {
+        let allowed = (1..90).filter(|number| number % 7 < 1 + number % 3);
+        let special = [15, 16, 28, 29, 100, 0];
+        let mut rules: Vec<_> = allowed
+            .filter(|number| !special.contains(number))
+            .map(|number| (number, Rule::Allow))
+            .collect();
+        let one_of = || Rule::OneOf {
+            argument: 1,
+            values: vec![7, 9, 11],
+        };
+        rules.insert(0, (100, Rule::Fail(38)));
+        rules.insert(3, (15, one_of()));
+        rules.insert(4, (16, one_of()));
+        rules.push((28, Rule::Fail(1)));
+        rules.push((
+            29,
             Rule::Without {
                 argument: 2,
                 bits: 4,
             },
-        );
+        ));
+        rules.push((0, Rule::Allow));
         rules
     }
 
-    const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
-    const KILL: u32 = libc::SECCOMP_RET_KILL_PROCESS;
-
     #[test]
     fn what_has_a_rule_follows_it_and_nothing_else_is_allowed() {
-        let program = compile(&rules()).unwrap();
+        let program = compile(rules()).unwrap();
+        let table = rules();
         for number in 0..600 {
-            let expected = match number {
-                15 => libc::SECCOMP_RET_ERRNO | 38,
-                20 => KILL,
-                _ if number % 5 == 0 && number < 400 => ALLOW,
-                _ => KILL,
+            let rule = table
+                .iter()
+                .find(|(n, _)| *n == number)
+                .map(|(_, rule)| rule);
+            let expected = match rule {
+                Some(Rule::Allow | Rule::Without { .. }) => ALLOW,
+                Some(Rule::Fail(errno)) => libc::SECCOMP_RET_ERRNO | u32::from(*errno),
+                Some(Rule::OneOf { .. }) | None => KILL,
             };
             let (action, steps) = run(&program, number, ARCHITECTURE, [0; 6]);
             assert_eq!(action, expected, "{number}");
@@ -221,22 +243,31 @@ mod tests {
 
     #[test]
     fn arguments_are_compared() {
-        let program = compile(&rules()).unwrap();
+        let program = compile(rules()).unwrap();
         for (value, expected) in [(7, ALLOW), (9, ALLOW), (11, ALLOW), (8, KILL), (0, KILL)] {
-            let (action, _) = run(&program, 20, ARCHITECTURE, [0, value, 0, 0, 0, 0]);
-            assert_eq!(action, expected, "{value}");
+            for number in [15, 16] {
+                let (action, _) = run(&program, number, ARCHITECTURE, [0, value, 0, 0, 0, 0]);
+                assert_eq!(action, expected, "{value}");
+            }
         }
         for (value, expected) in [(0, ALLOW), (3, ALLOW), (4, KILL), (7, KILL)] {
-            let (action, _) = run(&program, 25, ARCHITECTURE, [0, 0, value, 0, 0, 0]);
+            let (action, _) = run(&program, 29, ARCHITECTURE, [0, 0, value, 0, 0, 0]);
             assert_eq!(action, expected, "{value}");
         }
     }
 
     #[test]
+    fn neighbours_share_a_range() {
+        let program = compile((10..300).map(|number| (number, Rule::Allow)).collect()).unwrap();
+        // The head, two comparisons, and an end for below, in and above.
+        assert_eq!(program.len(), 4 + 2 + 3);
+    }
+
+    #[test]
     fn no_rules_and_too_many_are_no_trap() {
-        let none = compile(&BTreeMap::new()).unwrap();
+        let none = compile(Vec::new()).unwrap();
         assert_eq!(run(&none, 0, ARCHITECTURE, [0; 6]).0, KILL);
-        let many = (0..400).map(|number| (number, Rule::Allow)).collect();
-        assert_eq!(compile(&many), Err(TooLong));
+        let many = (0..400).map(|number| (2 * number, Rule::Allow)).collect();
+        assert_eq!(compile(many), Err(TooLong));
     }
 }

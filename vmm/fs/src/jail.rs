@@ -7,7 +7,6 @@
 //!
 //! The system calls are an allow list; anything else ends the process.
 
-use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
@@ -102,12 +101,12 @@ pub fn enter() -> Result<(), JailError> {
     };
     set_capabilities(None, sets).map_err(step("drop capabilities"))?;
     set_no_new_privs(true).map_err(step("set no_new_privs"))?;
-    let filter = filter::compile(&rules()).map_err(JailError::Filter)?;
+    let filter = filter::compile(rules()).map_err(JailError::Filter)?;
     apply_filter(&filter).map_err(JailError::Install)
 }
 
 /// The system calls of a server that serves.
-fn rules() -> BTreeMap<u32, Rule> {
+fn rules() -> Vec<(u32, Rule)> {
     let one = |argument, value: i32| Rule::OneOf {
         argument,
         values: vec![value.cast_unsigned()],
