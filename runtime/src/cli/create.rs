@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
 use cloister::bundle::Bundle;
+use cloister::config::Config;
 use cloister::id::ContainerId;
 use cloister::launch::{Launch, Report, Terminal};
 use cloister::logger;
 use cloister::monitor::{EXIT_LOST, vm_config};
+use cloister::paths::KVM;
 use cloister::state::StateDir;
 
 use super::args::{CreateOptions, RunOptions};
@@ -74,6 +76,7 @@ impl Request<'_> {
         self.check_terminal(bundle.container.terminal)?;
         vm_config(&globals.config).context("the configuration makes no virtual machine")?;
         let pid_file = options.pid_file.as_deref().map(pid_file).transpose()?;
+        parts_are_there(&globals.config)?;
 
         let dir = StateDir::create(&globals.root, &id)?;
         let claimed = Claimed(Some(dir));
@@ -157,6 +160,25 @@ impl Drop for Claimed {
     }
 }
 
+/// Before anything is started: what a virtual machine is made of can be used.
+fn parts_are_there(config: &Config) -> anyhow::Result<()> {
+    use rustix::fs::{Access, access};
+    for (what, path, wanted) in [
+        (
+            "open the hypervisor",
+            Path::new(KVM),
+            Access::READ_OK | Access::WRITE_OK,
+        ),
+        ("open the guest kernel", &config.kernel, Access::READ_OK),
+        ("open the initramfs", &config.initramfs, Access::READ_OK),
+        ("start the VMM", &config.vmm, Access::EXEC_OK),
+        ("start the file server", &config.fs, Access::EXEC_OK),
+    ] {
+        access(path, wanted).with_context(|| format!("cannot {what} {}", path.display()))?;
+    }
+    Ok(())
+}
+
 /// What cannot be held is refused by name.
 fn refuse_descriptors(options: &CreateOptions) -> anyhow::Result<()> {
     if options.pidfd_socket.is_some() {
@@ -217,9 +239,9 @@ fn stands(monitor: Monitor, wanted: &Report) -> Result<u8, Fatal> {
             }
             Ok(None) => {
                 let cause = anyhow!("the container is given up");
-                return Err(monitor.clean_up(cause).into());
+                return Err(monitor.clean_up(cause));
             }
-            Err(e) => return Err(monitor.clean_up(e).into()),
+            Err(e) => return Err(monitor.clean_up(e)),
         }
     }
 }

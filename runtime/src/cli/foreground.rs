@@ -12,15 +12,12 @@ use super::Fatal;
 use super::spawn::Monitor;
 use super::terminal::RawTerminal;
 
-/// The exit code when the monitor was killed: as a shell says it of a process.
-const EXIT_KILLED: u8 = 128 + 9;
-
 /// Follows a container to its end.
 pub(crate) fn follow(monitor: Monitor, terminal: Option<RawTerminal>) -> Result<u8, Fatal> {
     // The monitor was started with signals as they are; from here on they are for it.
     let signals = match SignalFd::block_all() {
         Ok(signals) => signals,
-        Err(e) => return Err(monitor.clean_up(e.into()).into()),
+        Err(e) => return Err(monitor.clean_up(e.into())),
     };
     let result = end(&monitor, &signals, terminal.as_ref());
     // Before anything is printed.
@@ -41,9 +38,9 @@ pub(crate) fn follow(monitor: Monitor, terminal: Option<RawTerminal>) -> Result<
         }
         Ok(Some(Report::Created | Report::Started) | None) => {
             let cause = anyhow!("the container is gone with it");
-            Err(Fatal::new(EXIT_KILLED, monitor.clean_up(cause)))
+            Err(monitor.clean_up(cause))
         }
-        Err(e) => Err(monitor.clean_up(e).into()),
+        Err(e) => Err(monitor.clean_up(e)),
     }
 }
 

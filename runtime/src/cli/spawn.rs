@@ -17,6 +17,8 @@ use cloister_vmm_api::Channel;
 use rustix::io::FdFlags;
 use rustix::process::{Pid, Signal as HostSignal, WaitOptions, waitpid};
 
+use super::Fatal;
+
 /// The programs that a monitor starts, as the kernel names their processes.
 const WORKERS: [&str; 2] = ["cloister-vmm", "cloister-fs"];
 /// How long a process that is about to end may take.
@@ -39,7 +41,7 @@ impl Monitor {
         spec: &[u8],
         console_socket: Option<&OwnedFd>,
         log: Option<&File>,
-    ) -> anyhow::Result<Self> {
+    ) -> Result<Self, Fatal> {
         let (channel, theirs) = Channel::pair()?;
         let fd = theirs.as_fd();
         // Inherited, for the one child that is started before it is closed again.
@@ -102,17 +104,17 @@ impl Monitor {
     }
 
     /// After the monitor went away without a word: ends what it has started, removes its traces,
-    /// and says what happened.
-    pub(crate) fn clean_up(self, cause: anyhow::Error) -> anyhow::Error {
+    /// and says what happened. If it was killed, the exit code is a shell's for that.
+    pub(crate) fn clean_up(self, cause: anyhow::Error) -> Fatal {
         let Self {
             mut child,
             channel,
             dir,
         } = self;
         drop(channel);
-        let how = match child.wait() {
+        let (how, code) = match child.wait() {
             Ok(status) => describe(status),
-            Err(e) => format!("is lost: {e}"),
+            Err(e) => (format!("is lost: {e}"), 1),
         };
         let mut error = cause.context(format!("the monitor {how}"));
         if let Ok(state) = dir.load() {
@@ -126,15 +128,18 @@ impl Monitor {
         if let Err(e) = dir.remove() {
             error = error.context(format!("{e:#}"));
         }
-        error
+        Fatal::new(code, error)
     }
 }
 
-fn describe(status: ExitStatus) -> String {
+fn describe(status: ExitStatus) -> (String, u8) {
     match (status.signal(), status.code()) {
-        (Some(signal), _) => format!("was killed by signal {signal}"),
-        (None, Some(code)) => format!("ended with code {code}"),
-        (None, None) => "ended".into(),
+        (Some(signal), _) => (
+            format!("was killed by signal {signal}"),
+            u8::try_from(128 + signal).unwrap_or(u8::MAX),
+        ),
+        (None, Some(code)) => (format!("ended with code {code}"), 1),
+        (None, None) => ("ended".into(), 1),
     }
 }
 
