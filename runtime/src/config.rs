@@ -83,6 +83,9 @@ pub enum ConfigError {
     /// The file cannot be read.
     #[error("cannot read the configuration file {}", .0.display())]
     Read(PathBuf, #[source] io::Error),
+    /// A path that was set leads nowhere.
+    #[error("no path: {:?}", .0)]
+    Path(PathBuf, #[source] io::Error),
     /// The file is not TOML, or has a wrong key or value.
     #[error("configuration file {}: line {line}: {message}", path.display())]
     File {
@@ -220,10 +223,10 @@ impl File {
             });
         }
         Ok(Config {
-            vmm: self.vmm.unwrap_or_else(|| install.vmm()),
-            fs: self.fs.unwrap_or_else(|| install.fs()),
-            kernel: self.kernel.unwrap_or_else(|| install.kernel()),
-            initramfs: self.initramfs.unwrap_or_else(|| install.initramfs()),
+            vmm: absolute(self.vmm, install.vmm())?,
+            fs: absolute(self.fs, install.fs())?,
+            kernel: absolute(self.kernel, install.kernel())?,
+            initramfs: absolute(self.initramfs, install.initramfs())?,
             kernel_cmdline: self.kernel_cmdline.unwrap_or_default(),
             memory_mib: self.memory_mib.unwrap_or(DEFAULT_MEMORY_MIB),
             vcpus: self.vcpus.unwrap_or(1),
@@ -241,6 +244,14 @@ impl File {
             jail_gid: self.jail_gid.unwrap_or(DEFAULT_JAIL_ID),
             log_level,
         })
+    }
+}
+
+/// The monitor works in another directory than the command.
+fn absolute(given: Option<PathBuf>, default: PathBuf) -> Result<PathBuf, ConfigError> {
+    match given {
+        Some(path) => std::path::absolute(&path).map_err(|e| ConfigError::Path(path, e)),
+        None => Ok(default),
     }
 }
 

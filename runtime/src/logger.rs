@@ -8,7 +8,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use serde::{Deserialize, Serialize};
@@ -29,12 +29,19 @@ pub enum LogFormat {
 /// Where the lines go.
 enum Sink {
     Stderr,
-    File(Mutex<File>),
+    File(File),
+    Nowhere,
 }
 
 struct Logger {
     format: LogFormat,
-    sink: Sink,
+}
+
+static SINK: Mutex<Sink> = Mutex::new(Sink::Nowhere);
+
+fn sink() -> MutexGuard<'static, Sink> {
+    // A thread that panicked while it wrote a line has left a sink that can be written to.
+    SINK.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Opens a log file for appending.
@@ -54,10 +61,15 @@ pub fn open(path: &Path) -> io::Result<File> {
 ///
 /// Only the first call of a process has an effect.
 pub fn start(file: Option<File>, format: LogFormat, level: LevelFilter) {
-    let sink = file.map_or(Sink::Stderr, |file| Sink::File(Mutex::new(file)));
-    if log::set_boxed_logger(Box::new(Logger { format, sink })).is_ok() {
+    if log::set_boxed_logger(Box::new(Logger { format })).is_ok() {
+        *sink() = file.map_or(Sink::Stderr, Sink::File);
         log::set_max_level(level);
     }
+}
+
+/// Closes the log: whoever waits for the end of what is written to it waits no longer.
+pub fn stop() {
+    *sink() = Sink::Nowhere;
 }
 
 impl Log for Logger {
@@ -77,12 +89,10 @@ impl Log for Logger {
             &record.args().to_string(),
         );
         // A log that cannot be written has nowhere to say so.
-        let _ = match &self.sink {
+        let _ = match &mut *sink() {
             Sink::Stderr => io::stderr().write_all(line.as_bytes()),
-            Sink::File(file) => match file.lock() {
-                Ok(mut file) => file.write_all(line.as_bytes()),
-                Err(_) => Ok(()),
-            },
+            Sink::File(file) => file.write_all(line.as_bytes()),
+            Sink::Nowhere => Ok(()),
         };
     }
 

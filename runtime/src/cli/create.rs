@@ -13,6 +13,7 @@ use cloister::logger;
 use cloister::monitor::{EXIT_LOST, vm_config};
 use cloister::paths::KVM;
 use cloister::state::StateDir;
+use cloister::sys::SignalFd;
 
 use super::args::{CreateOptions, RunOptions};
 use super::spawn::Monitor;
@@ -82,6 +83,12 @@ impl Request<'_> {
         let claimed = Claimed(Some(dir));
         let console_socket = options.console_socket.as_deref();
         let console_socket = console_socket.map(connect_console).transpose()?;
+        // From here on signals are for the container, and none may end this process while the
+        // terminal is raw. The monitor is started with signals as they were.
+        let signals = match self.mode {
+            Mode::Foreground => Some(SignalFd::block_all()?),
+            Mode::Create | Mode::Detached => None,
+        };
         let raw = match (self.mode, bundle.container.terminal) {
             (Mode::Foreground, true) => Some(RawTerminal::enter()?),
             _ => None,
@@ -120,10 +127,10 @@ impl Request<'_> {
             console_socket.as_ref(),
             log.as_ref(),
         )?;
-        match self.mode {
-            Mode::Foreground => foreground::follow(monitor, raw),
-            Mode::Create => stands(monitor, &Report::Created),
-            Mode::Detached => stands(monitor, &Report::Started),
+        match (signals, self.mode) {
+            (Some(signals), _) => foreground::follow(monitor, &signals, raw),
+            (None, Mode::Create) => stands(monitor, &Report::Created),
+            (None, _) => stands(monitor, &Report::Started),
         }
     }
 

@@ -13,13 +13,12 @@ use super::spawn::Monitor;
 use super::terminal::RawTerminal;
 
 /// Follows a container to its end.
-pub(crate) fn follow(monitor: Monitor, terminal: Option<RawTerminal>) -> Result<u8, Fatal> {
-    // The monitor was started with signals as they are; from here on they are for it.
-    let signals = match SignalFd::block_all() {
-        Ok(signals) => signals,
-        Err(e) => return Err(monitor.clean_up(e.into())),
-    };
-    let result = end(&monitor, &signals, terminal.as_ref());
+pub(crate) fn follow(
+    monitor: Monitor,
+    signals: &SignalFd,
+    terminal: Option<RawTerminal>,
+) -> Result<u8, Fatal> {
+    let result = end(&monitor, signals, terminal.as_ref());
     // Before anything is printed.
     drop(terminal);
     match result {

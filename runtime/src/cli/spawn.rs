@@ -34,7 +34,8 @@ pub(crate) struct Monitor {
 }
 
 impl Monitor {
-    /// Claims nothing and starts the monitor of the container whose directory is `dir`.
+    /// Starts the monitor of the container whose directory is `dir`, which is removed again if
+    /// that fails.
     pub(crate) fn start(
         dir: StateDir,
         launch: &Launch,
@@ -42,28 +43,23 @@ impl Monitor {
         console_socket: Option<&OwnedFd>,
         log: Option<&File>,
     ) -> Result<Self, Fatal> {
-        let (channel, theirs) = Channel::pair()?;
-        let fd = theirs.as_fd();
-        // Inherited, for the one child that is started before it is closed again.
-        rustix::io::fcntl_setfd(fd, FdFlags::empty())?;
-        let child = Command::new(SELF_EXE)
-            .arg0("cloister")
-            .arg("monitor")
-            .arg(fd.as_raw_fd().to_string())
-            .arg(&launch.id)
-            .spawn()
-            .context("cannot start the monitor")?;
-        drop(theirs);
+        let (child, channel) = match spawn(&launch.id) {
+            Ok(started) => started,
+            Err(e) => {
+                dir.remove()?;
+                return Err(e.into());
+            }
+        };
         let this = Self {
             child,
             channel,
             dir,
         };
-        if let Err(e) = launch::send(&this.channel, launch, spec, console_socket, log) {
+        match launch::send(&this.channel, launch, spec, console_socket, log) {
+            Ok(()) => Ok(this),
             // The monitor ends when it reads the end of the socket.
-            return Err(this.clean_up(anyhow::Error::new(e)));
+            Err(e) => Err(this.clean_up(anyhow::Error::new(e))),
         }
-        Ok(this)
     }
 
     /// Passes a signal on; a monitor that has ended is noticed by its socket.
@@ -130,6 +126,22 @@ impl Monitor {
         }
         Fatal::new(code, error)
     }
+}
+
+/// Starts a monitor, which then waits for its orders.
+fn spawn(id: &str) -> anyhow::Result<(Child, Channel)> {
+    let (channel, theirs) = Channel::pair()?;
+    let fd = theirs.as_fd();
+    // Inherited, for the one child that is started before it is closed again.
+    rustix::io::fcntl_setfd(fd, FdFlags::empty())?;
+    let child = Command::new(SELF_EXE)
+        .arg0("cloister")
+        .arg("monitor")
+        .arg(fd.as_raw_fd().to_string())
+        .arg(id)
+        .spawn()
+        .context("cannot start the monitor")?;
+    Ok((child, channel))
 }
 
 fn describe(status: ExitStatus) -> (String, u8) {

@@ -1,10 +1,15 @@
 //! `cloister start`.
 
-use cloister::agent::Agent;
+use std::time::Duration;
+
+use cloister::agent::{Agent, AgentError};
 use cloister::id::ContainerId;
-use cloister::state::{StateDir, Status};
+use cloister::state::{Phase, State, StateDir, Status};
 
 use super::{Fatal, Globals};
+
+/// How long a monitor whose machine is gone may take to write its last word.
+const END_LIMIT: Duration = Duration::from_secs(5);
 
 pub(crate) fn start(globals: &Globals, id: &str) -> Result<u8, Fatal> {
     let id = ContainerId::new(id)?;
@@ -26,12 +31,25 @@ pub(crate) fn start(globals: &Globals, id: &str) -> Result<u8, Fatal> {
             return Err(anyhow::anyhow!(text).into());
         }
     }
-    runtime()?.block_on(async {
+    let answer = runtime()?.block_on(async {
         let agent = Agent::connect(dir.file(), limit).await?;
         agent.start(id.as_str()).await
-    })?;
+    });
+    match answer {
+        Ok(()) => {}
+        // A program may be over before the answer got out of its virtual machine.
+        Err(AgentError::Lost { .. }) if is_over(&dir, &state)? => {}
+        Err(e) => return Err(e.into()),
+    }
     dir.mark_started()?;
     Ok(0)
+}
+
+/// Whether the program of a container has ended, and by its own doing.
+fn is_over(dir: &StateDir, state: &State) -> anyhow::Result<bool> {
+    state.monitor.wait_ended(END_LIMIT)?;
+    let phase = dir.load()?.phase;
+    Ok(matches!(phase, Phase::Exited { error: None, .. }))
 }
 
 /// What calls to an agent run on.

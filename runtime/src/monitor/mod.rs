@@ -95,6 +95,8 @@ pub unsafe fn run(control: RawFd) -> Result<u8, StartError> {
     let signals = SignalFd::block_all()?;
     // A session of its own: the caller's terminal sends its signals to the caller alone.
     rustix::process::setsid().map_err(io::Error::from)?;
+    // It outlives its caller, and must not keep the caller's directory from being unmounted.
+    std::env::set_current_dir("/")?;
     let received = launch::receive(&control)?;
     // Last of what can fail: until here an error is printed where the caller sees it.
     let inherited = Inherited::take()?;
@@ -295,6 +297,13 @@ impl Monitor {
             log::error!("cannot write the timeline {}: {e}", path.display());
         }
         let heard = control.send(&report, &[]).is_ok();
+        match &report {
+            Report::Lost { message } | Report::Failed { message } if !heard => {
+                log::error!("container {}: {message}", self.launch.id);
+            }
+            _ => {}
+        }
+        logger::stop();
         // Reaped last: nobody has to wait for the kernel to take a virtual machine apart.
         drop(machine);
         match report {
@@ -306,19 +315,8 @@ impl Monitor {
                 }
                 u8::try_from(code).unwrap_or(u8::MAX)
             }
-            Report::Lost { message } => {
-                if !heard {
-                    log::error!("container {}: {message}", self.launch.id);
-                }
-                EXIT_LOST
-            }
-            Report::Failed { message } => {
-                if !heard {
-                    log::error!("container {}: {message}", self.launch.id);
-                }
-                EXIT_FAILED
-            }
-            Report::Created | Report::Started => EXIT_FAILED,
+            Report::Lost { .. } => EXIT_LOST,
+            Report::Failed { .. } | Report::Created | Report::Started => EXIT_FAILED,
         }
     }
 
