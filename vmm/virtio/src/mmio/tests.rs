@@ -213,10 +213,16 @@ fn steps_out_of_order_are_ignored() {
     // A bit cannot be taken back.
     assert_eq!(driver.set_status(ACKNOWLEDGE), DRIVER);
     // Nor can the device's own bit be set.
-    assert_eq!(driver.set_status(DRIVER | status::DEVICE_NEEDS_RESET), DRIVER);
+    assert_eq!(
+        driver.set_status(DRIVER | status::DEVICE_NEEDS_RESET),
+        DRIVER
+    );
     // A bit that does not exist.
     assert_eq!(driver.set_status(DRIVER | 16), DRIVER);
-    assert_eq!(driver.set_status(DRIVER | status::FAILED), DRIVER | status::FAILED);
+    assert_eq!(
+        driver.set_status(DRIVER | status::FAILED),
+        DRIVER | status::FAILED
+    );
     assert!(driver.device.lock().unwrap().active.is_none());
 }
 

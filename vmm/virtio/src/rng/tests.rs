@@ -84,7 +84,9 @@ fn buffers_are_filled_up_to_the_limit() {
     let used = [0, 1].map(|i| driver.used().ring().ref_at(i).unwrap().load().len());
     assert_eq!(used, [64, u32::try_from(REQUEST_LIMIT).unwrap()]);
     let mut bytes = [0; 64];
-    memory.read_slice(&mut bytes, GuestAddress(BUFFERS)).unwrap();
+    memory
+        .read_slice(&mut bytes, GuestAddress(BUFFERS))
+        .unwrap();
     assert!(bytes.iter().any(|b| *b != 0));
     let mut past = [0; 16];
     let end = BUFFERS + 0x1000 + REQUEST_LIMIT as u64;
@@ -99,7 +101,9 @@ fn a_buffer_that_cannot_be_written_is_returned_empty() {
     let mut rig = Rig::new();
     let memory = rig.memory.clone();
     let driver = MockSplitQueue::new(&memory, 16);
-    driver.add_desc_chains(&[buffer(BUFFERS, 64, 0)], 0).unwrap();
+    driver
+        .add_desc_chains(&[buffer(BUFFERS, 64, 0)], 0)
+        .unwrap();
     rig.activate(driver.create_queue().unwrap());
     rig.run();
     assert_eq!(driver.used().idx().load(), 1);
