@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 /// Everything on the machine that a container could have left.
@@ -73,9 +74,15 @@ fn processes(items: &mut BTreeSet<String>) {
 }
 
 fn entries(dir: &str, what: &str, depth: u32, items: &mut BTreeSet<String>) {
+    let device = fs::metadata(dir).map(|meta| meta.dev()).ok();
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();
         let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        // What is mounted below is listed as a mount; its contents are not this machine's (the
+        // bed shows its host there).
+        if is_dir && fs::metadata(&path).map(|meta| meta.dev()).ok() != device {
+            continue;
+        }
         if what != "cgroup" || is_dir {
             items.insert(format!("{what} {}", path.display()));
         }
