@@ -6,6 +6,7 @@ mod port;
 mod process;
 mod server;
 mod session;
+mod smp;
 mod sys;
 
 use std::process::ExitCode;

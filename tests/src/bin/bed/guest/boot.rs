@@ -3,7 +3,7 @@
 //! PID 1 must do the `chroot` itself: the kernel's own helpers (`/sbin/modprobe` for a module that a mount or a socket
 //! asks for) share its root.
 
-use super::{MACHINE_ROOT, SERVER_NAME, sys};
+use super::{MACHINE_ROOT, SERVER_NAME, smp, sys};
 use anyhow::{Context as _, Result, anyhow, bail};
 use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
 use rustix::process::{Pid, WaitOptions};
@@ -113,6 +113,7 @@ pub(super) fn boot() -> Result<()> {
 
 /// Starts the server and reaps orphans until it ends.
 pub(super) fn supervise() -> Result<()> {
+    let _switches = smp::bring_up().context("bring up the other CPUs")?;
     // The running executable lies in the initramfs, which the new root hides.
     let server = Command::new("/proc/self/exe")
         .arg0(SERVER_NAME)

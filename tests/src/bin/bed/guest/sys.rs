@@ -4,8 +4,9 @@
     reason = "raw ioctl, signal and pre-exec calls, each a line long"
 )]
 
+use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
@@ -34,6 +35,32 @@ pub(super) fn loopback_up() -> io::Result<()> {
     } else {
         Ok(())
     }
+}
+
+/// Creates a VM with an interrupt controller and one virtual CPU, which never runs.
+pub(super) fn idle_virtual_machine(kvm: &File) -> io::Result<Vec<OwnedFd>> {
+    // Linux, include/uapi/linux/kvm.h
+    const KVM_CREATE_VM: libc::c_ulong = 0xae01;
+    const KVM_CREATE_IRQCHIP: libc::c_ulong = 0xae60;
+    const KVM_CREATE_VCPU: libc::c_ulong = 0xae41;
+
+    let request = |fd: BorrowedFd<'_>, request| {
+        // SAFETY: the three requests take a number by value, here 0.
+        let result = unsafe { libc::ioctl(fd.as_raw_fd(), request, 0) };
+        if result < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(result)
+        }
+    };
+    let machine = request(kvm.as_fd(), KVM_CREATE_VM)?;
+    // SAFETY: KVM_CREATE_VM returned a descriptor that is nobody else's.
+    let machine = unsafe { OwnedFd::from_raw_fd(machine) };
+    request(machine.as_fd(), KVM_CREATE_IRQCHIP)?;
+    let cpu = request(machine.as_fd(), KVM_CREATE_VCPU)?;
+    // SAFETY: KVM_CREATE_VCPU returned a descriptor that is nobody else's.
+    let cpu = unsafe { OwnedFd::from_raw_fd(cpu) };
+    Ok(vec![cpu, machine])
 }
 
 /// Makes the command the leader of a new session; with `terminal`, its standard input becomes the controlling terminal.
@@ -89,7 +116,7 @@ impl AwaitedSignal {
 }
 
 /// Asks for SIGIO to this process when `port` changes state, or stops asking.
-pub(super) fn notify_by_sigio(port: &std::fs::File, on: bool) -> io::Result<()> {
+pub(super) fn notify_by_sigio(port: &File, on: bool) -> io::Result<()> {
     #[expect(
         clippy::cast_possible_wrap,
         reason = "a pid is positive and below 2^22"
