@@ -4,12 +4,18 @@
 //!   0x0000_0000  GDT, zero page, page tables, command line   (boot structures, one use)
 //!   0x0009_fc00  MP table, up to 1 KiB
 //!   0x000a_0000  hole of the PC
-//!   0x0010_0000  RAM; the kernel where its program headers say, the initramfs at the end
+//!   0x0010_0000  RAM; the kernel where its program headers say, the initramfs behind it
 //!   0xc000_0000  hole for devices: virtio-mmio pages, IOAPIC, local APICs
 //!   1 << 32      the rest of RAM
 //! ```
 
+use std::ops::Range;
+
+use cloister_virtio::device::GuestRam;
 use cloister_virtio::mmio::PAGE_SIZE as MMIO_PAGE_SIZE;
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+
+use crate::memory::PAGE;
 
 /// RAM below this address is in one piece; what does not fit continues at [`HIGH_RAM_START`].
 pub const LOW_RAM_END: u64 = 0xc000_0000;
@@ -54,6 +60,26 @@ pub const KVM_TSS: usize = 0xfffb_d000;
 pub const SERIAL_LINE: u32 = 4;
 /// The interrupt line of the first device slot.
 pub const FIRST_SLOT_LINE: u32 = 5;
+
+/// What a kernel has for each of its pages: `struct page`.
+const PAGE_DESCRIPTOR: u64 = 64;
+/// What a kernel allocates at the end of RAM while it starts, beside page descriptors.
+const EARLY_ALLOCATIONS: u64 = 1 << 20;
+/// The range from which a kernel that has started serves its first allocations.
+const FIRST_ALLOCATIONS: Range<u64> = 8 << 20..14 << 20;
+
+/// The parts of RAM that a guest uses densely from its start, beside the kernel's image: found by
+/// looking at where guests fault.
+#[must_use]
+pub fn dense(memory: &GuestRam) -> Vec<Range<u64>> {
+    let mut ranges = vec![0..MP_TABLE_END, FIRST_ALLOCATIONS];
+    let end = |region: &_| GuestMemoryRegion::start_addr(region).0 + GuestMemoryRegion::len(region);
+    if let Some(end) = memory.iter().map(end).max() {
+        let descriptors = end / PAGE * PAGE_DESCRIPTOR;
+        ranges.push(end.saturating_sub(descriptors + EARLY_ALLOCATIONS)..end);
+    }
+    ranges
+}
 
 /// I/O ports.
 pub mod port {

@@ -1,9 +1,14 @@
 //! Guest RAM: one memfd, mapped once.
+//!
+//! A page that a guest touches for the first time costs two faults, one of the guest's and one of the
+//! host's, and they are most of what booting a kernel costs. So what is known to be used
+//! densely is made of huge pages beforehand ([`make_huge`]): one fault for 512 pages.
 
-#![allow(unsafe_code)] // A memory slot hands the mapping's address to KVM.
+#![allow(unsafe_code)] // Maps memory, and hands the mapping's address to KVM.
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
@@ -11,10 +16,20 @@ use cloister_virtio::device::GuestRam;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::io::Errno;
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
+use vm_memory::{
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap,
+};
 
 use crate::layout::{HIGH_RAM_START, LOW_RAM_END};
+
+/// The size of a huge page: what one entry of a third-level page table can map.
+pub const HUGE_PAGE: u64 = 2 << 20;
+/// The size of a page, of the host's and the guest's alike.
+pub const PAGE: u64 = 4096;
+/// include/uapi/asm-generic/mman-common.h; not in every version of the C library's headers.
+const MADV_COLLAPSE: libc::c_int = 25;
 
 /// Why there is no guest memory.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +50,7 @@ pub enum Error {
         size: u64,
         /// Why it failed.
         #[source]
-        source: vm_memory::mmap::MmapRegionError,
+        source: io::Error,
     },
     /// The regions do not fit the address space.
     #[error("guest memory: {size} bytes do not fit the address space")]
@@ -96,20 +111,94 @@ pub fn create(size: u64) -> Result<GuestRam, Error> {
 
     let mut regions = Vec::new();
     for (address, length, offset) in pieces(size) {
+        let fail = |source| Error::Map {
+            size: length,
+            source,
+        };
         let bytes = usize::try_from(length).map_err(|_| Error::Layout { size })?;
-        let mapping = MmapRegionBuilder::new(bytes)
+        let file = FileOffset::from_arc(memfd.clone(), offset);
+        let host = map_aligned(&file, bytes).map_err(|errno| fail(errno.into()))?;
+        // SAFETY: the mapping is `bytes` long and belongs to nobody else; it is never unmapped.
+        let builder = unsafe { MmapRegionBuilder::new(bytes).with_raw_mmap_pointer(host.cast()) };
+        let mapping = builder
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
             .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
-            .with_file_offset(FileOffset::from_arc(memfd.clone(), offset))
+            .with_file_offset(file)
             .build()
-            .map_err(|source| Error::Map {
-                size: length,
-                source,
-            })?;
+            .map_err(|error| fail(io::Error::other(error)))?;
         let region = GuestRegionMmap::new(mapping, GuestAddress(address));
         regions.push(region.ok_or(Error::Layout { size })?);
     }
     GuestRam::from_regions(regions).map_err(|_| Error::Layout { size })
+}
+
+/// Maps `bytes` of `file` at an address that is a multiple of [`HUGE_PAGE`]: guest pages can only
+/// be huge where guest and host address agree below that. The mapping stays until the process ends.
+fn map_aligned(file: &FileOffset, bytes: usize) -> Result<*mut libc::c_void, Errno> {
+    use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+
+    let huge = usize::try_from(HUGE_PAGE).map_err(|_| Errno::INVAL)?;
+    let reserved = bytes.checked_add(huge).ok_or(Errno::INVAL)?;
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let start =
+        unsafe { mmap_anonymous(std::ptr::null_mut(), reserved, ProtFlags::empty(), flags) }?;
+    let before = start.align_offset(huge);
+    let aligned = start.wrapping_byte_add(before);
+    let flags = MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::FIXED;
+    let (protection, fd) = (ProtFlags::READ | ProtFlags::WRITE, file.file());
+    // SAFETY: replaces a part of the mapping made above, which nobody uses.
+    let mapped = unsafe { mmap(aligned, bytes, protection, flags, fd, file.start()) }?;
+    let after = mapped.wrapping_byte_add(bytes);
+    for (edge, length) in [(start, before), (after, huge - before)] {
+        if length > 0 {
+            // SAFETY: a part of the mapping made above that was not replaced.
+            unsafe { munmap(edge, length) }?;
+        }
+    }
+    Ok(mapped)
+}
+
+/// Makes the blocks that lie in `ranges` of huge pages, as far as the host can: for speed only, so
+/// a host that cannot is no error. Nothing may be mapped into the ranges by [`map_file`].
+pub fn make_huge(memory: &GuestRam, ranges: &[Range<u64>]) {
+    for range in ranges {
+        let start = range.start / HUGE_PAGE * HUGE_PAGE;
+        let end = range.end.div_ceil(HUGE_PAGE) * HUGE_PAGE;
+        let Some(region) = memory.find_region(GuestAddress(start)) else {
+            continue;
+        };
+        let region_end = (region.start_addr().0 + region.len()) / HUGE_PAGE * HUGE_PAGE;
+        let end = end.min(region_end);
+        if start >= end {
+            continue;
+        }
+        if let Err(error) = collapse(memory, start, end) {
+            log::debug!("no huge pages from {start:#x} to {end:#x}: {error}");
+        }
+    }
+}
+
+fn collapse(memory: &GuestRam, start: u64, end: u64) -> io::Result<()> {
+    // A block with nothing in it is left as it is; so something is put in.
+    for block in (start..end).step_by(usize::try_from(HUGE_PAGE).unwrap_or(usize::MAX)) {
+        let byte: u8 = memory
+            .read_obj(GuestAddress(block))
+            .map_err(io::Error::other)?;
+        memory
+            .write_obj(byte, GuestAddress(block))
+            .map_err(io::Error::other)?;
+    }
+    let bytes = usize::try_from(end - start).map_err(io::Error::other)?;
+    let slice = memory
+        .get_slice(GuestAddress(start), bytes)
+        .map_err(io::Error::other)?;
+    let host = slice.ptr_guard_mut().as_ptr();
+    // SAFETY: the range is guest RAM; its contents stay what they are.
+    match unsafe { libc::madvise(host.cast(), bytes, MADV_COLLAPSE) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Gives the guest its memory: one slot for each piece, set once.
@@ -181,8 +270,6 @@ pub fn map_file(
 
 #[cfg(test)]
 mod tests {
-    use vm_memory::Bytes;
-
     use super::*;
 
     const MIB: u64 = 1 << 20;
@@ -195,6 +282,26 @@ mod tests {
             pieces(4608 * MIB),
             [(0, 3072 * MIB, 0), (1 << 32, 1536 * MIB, 3072 * MIB)]
         );
+    }
+
+    #[test]
+    fn huge_pages_keep_what_was_there() {
+        let memory = create(8 * MIB).unwrap();
+        memory.write_obj(0x77_u8, GuestAddress(3 * MIB)).unwrap();
+        memory.write_obj(0x78_u8, GuestAddress(2 * MIB)).unwrap();
+        // Rounded outwards, and cut at the end of memory.
+        make_huge(
+            &memory,
+            &[3 * MIB..5 * MIB, 7 * MIB..20 * MIB, 40 * MIB..41 * MIB],
+        );
+        for (address, expected) in [(3 * MIB, 0x77_u8), (2 * MIB, 0x78), (5 * MIB, 0)] {
+            assert_eq!(
+                memory.read_obj::<u8>(GuestAddress(address)).unwrap(),
+                expected
+            );
+        }
+        let host = memory.get_host_address(GuestAddress(0)).unwrap();
+        assert_eq!(host.align_offset(2 << 20), 0);
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! The kernel and the initramfs, put into guest memory.
 //!
-//! Copying a kernel of ten megabytes costs more than booting it should, so what the guest never
-//! frees is mapped from its file (see [`crate::memory::map_file`]): the kernel's text and read-only
-//! data, and the initramfs. The rest (data, and what the kernel frees after its start) is read.
+//! The kernel is read into huge pages. It could be mapped from its file as the initramfs is, and
+//! would be shared by every guest, but a kernel writes to most pages of its text when it fits itself
+//! to the processor: three faults for each of them cost five times what reading it does.
+//!
+//! The initramfs is only read, and the guest is told to keep it (`retain_initrd`): it is mapped, see
+//! [`crate::memory::map_file`].
 
 use std::fs::File;
 use std::io;
@@ -12,10 +15,7 @@ use cloister_virtio::device::GuestRam;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion};
 
 use crate::layout::{EXTENDED_RAM_START, HIGH_RAM_START};
-use crate::memory;
-
-/// Host and guest pages are of one size.
-const PAGE: u64 = 4096;
+use crate::memory::{self, HUGE_PAGE, PAGE};
 
 /// ELF-64 object file format: sizes and values of what a kernel must have.
 mod elf {
@@ -25,7 +25,6 @@ mod elf {
     pub(super) const IDENT: [u8; 7] = [0x7f, b'E', b'L', b'F', 2, 1, 1];
     pub(super) const EM_X86_64: u16 = 62;
     pub(super) const PT_LOAD: u32 = 1;
-    pub(super) const PF_W: u32 = 2;
     /// More than any kernel has.
     pub(super) const MAX_PROGRAM_HEADERS: u16 = 64;
 }
@@ -76,9 +75,6 @@ pub enum Error {
         #[source]
         source: GuestMemoryError,
     },
-    /// A segment cannot be mapped.
-    #[error(transparent)]
-    Memory(#[from] memory::Error),
 }
 
 /// Why a file is not an initramfs that can be used.
@@ -118,7 +114,6 @@ pub(super) struct Initramfs {
 }
 
 struct Segment {
-    writable: bool,
     offset: u64,
     address: u64,
     file_size: u64,
@@ -178,7 +173,6 @@ fn read_headers(file: &File, file_len: u64) -> Result<(u64, Vec<Segment>), Error
             continue;
         }
         let segment = Segment {
-            writable: u32_at(header, 4) & elf::PF_W != 0,
             offset: u64_at(header, 8),
             address: u64_at(header, 24),
             file_size: u64_at(header, 32),
@@ -207,81 +201,63 @@ pub(super) fn load(memory: &GuestRam, file: &File) -> Result<Kernel, Error> {
         source,
     })?;
     let (entry, segments) = read_headers(file, file_len.len())?;
-    let mut end = 0;
+    let mut image = u64::MAX..0;
     let mut entered = false;
     for segment in &segments {
-        let Segment {
+        let &Segment {
             address,
             memory_size,
             ..
-        } = *segment;
+        } = segment;
         let does_not_fit = Error::DoesNotFit {
             address,
             size: memory_size,
         };
-        let Some(segment_end) = address.checked_add(memory_size) else {
+        let Some(end) = address.checked_add(memory_size) else {
             return Err(does_not_fit);
         };
         let bytes = usize::try_from(memory_size).unwrap_or(usize::MAX);
-        if segment_end > HIGH_RAM_START || memory.get_slice(GuestAddress(address), bytes).is_err() {
+        if end > HIGH_RAM_START || memory.get_slice(GuestAddress(address), bytes).is_err() {
             return Err(does_not_fit);
         }
-        entered |= (address..segment_end).contains(&entry);
-        end = end.max(segment_end);
-        segment.load(memory, file)?;
+        entered |= (address..end).contains(&entry);
+        image = image.start.min(address)..image.end.max(end);
     }
     if !entered {
         return Err(Error::Entry(entry));
     }
-    Ok(Kernel { entry, end })
-}
-
-impl Segment {
-    fn load(&self, memory: &GuestRam, file: &File) -> Result<(), Error> {
-        let mut done = 0;
-        let aligned = self.offset % PAGE == 0 && self.address % PAGE == 0;
-        if !self.writable && aligned {
-            // Whole pages only: what follows the segment in its last page is not its own.
-            done = self.file_size / PAGE * PAGE;
-            if done > 0 {
-                memory::map_file(memory, file, self.offset, self.address, done)?;
-            }
-        }
-        read_at(
-            memory,
-            file,
-            self.offset + done,
-            self.address + done,
-            self.file_size - done,
-        )
-        .map_err(|source| Error::Copy {
-            address: self.address,
-            source,
-        })
+    memory::make_huge(memory, std::slice::from_ref(&image));
+    for segment in &segments {
+        read_segment(memory, file, segment)?;
     }
+    Ok(Kernel {
+        entry,
+        end: image.end,
+    })
 }
 
-/// Reads `size` bytes of `file` from `offset` into guest memory at `address`.
-fn read_at(
-    memory: &GuestRam,
-    file: &File,
-    offset: u64,
-    address: u64,
-    size: u64,
-) -> Result<(), GuestMemoryError> {
+/// Reads a segment where it belongs. What it has in memory beyond the file is zero already.
+fn read_segment(memory: &GuestRam, file: &File, segment: &Segment) -> Result<(), Error> {
     use std::io::{Seek, SeekFrom};
 
-    if size == 0 {
-        return Ok(());
-    }
+    let &Segment {
+        address,
+        offset,
+        file_size,
+        ..
+    } = segment;
+    let copy = |source| Error::Copy { address, source };
     let mut file = file;
     file.seek(SeekFrom::Start(offset))
-        .map_err(GuestMemoryError::IOError)?;
-    let size = usize::try_from(size).map_err(|_| GuestMemoryError::InvalidBackendAddress)?;
-    memory.read_exact_volatile_from(GuestAddress(address), &mut file, size)
+        .map_err(|error| copy(GuestMemoryError::IOError(error)))?;
+    // Not larger than what was found to be in memory.
+    let size = usize::try_from(file_size).unwrap_or_default();
+    memory
+        .read_exact_volatile_from(GuestAddress(address), &mut file, size)
+        .map_err(copy)
 }
 
-/// Maps the initramfs at the end of the low RAM.
+/// Maps the initramfs behind the kernel, away from where the kernel allocates.
 pub(super) fn load_initramfs(
     memory: &GuestRam,
     file: &File,
@@ -296,20 +272,19 @@ pub(super) fn load_initramfs(
     if magic != *NEWC {
         return Err(InitramfsError::NotCpio);
     }
-    let does_not_fit = || InitramfsError::DoesNotFit { size };
-    let low = memory
-        .find_region(GuestAddress(0))
-        .ok_or_else(does_not_fit)?;
+    // Huge pages and mapped pages do not go together.
+    let address = kernel_end.div_ceil(HUGE_PAGE) * HUGE_PAGE;
     let pages = size.div_ceil(PAGE) * PAGE;
-    let address = (low.len().checked_sub(pages))
-        .map(|address| address / PAGE * PAGE)
-        .filter(|address| *address >= kernel_end)
-        .ok_or_else(does_not_fit)?;
+    let low = memory.find_region(GuestAddress(0)).map_or(0, |r| r.len());
+    let fits = address.checked_add(pages).is_some_and(|end| end <= low);
+    let narrow = |value| u32::try_from(value).ok().filter(|_| fits);
+    let (Some(start), Some(length)) = (narrow(address), narrow(size)) else {
+        return Err(InitramfsError::DoesNotFit { size });
+    };
     memory::map_file(memory, file, 0, address, pages)?;
-    let narrow = |value: u64| u32::try_from(value).map_err(|_| does_not_fit());
     Ok(Initramfs {
-        address: narrow(address)?,
-        size: narrow(size)?,
+        address: start,
+        size: length,
     })
 }
 

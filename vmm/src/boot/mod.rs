@@ -18,7 +18,7 @@ use vm_memory::GuestMemoryError;
 
 pub use self::cmdline::Cmdline;
 pub use self::tables::{EntryState, entry_state, write as write_tables};
-use crate::memory;
+use crate::{layout, memory};
 
 /// Why a guest cannot be started.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +63,7 @@ pub fn load(
     vcpus: u8,
 ) -> Result<u64, Error> {
     let kernel = kernel::load(memory, kernel).map_err(Error::Kernel)?;
+    memory::make_huge(memory, &layout::dense(memory));
     let initramfs =
         kernel::load_initramfs(memory, initramfs, kernel.end).map_err(Error::Initramfs)?;
     let cmdline_size = cmdline.write(memory)?;

@@ -58,8 +58,10 @@ fn a_kernel_costs_what_it_does() {
     if !kvm_expected("a_kernel_costs_what_it_does") {
         return;
     }
+    let more = std::env::var("CLOISTER_TEST_ACTIONS").unwrap_or_default();
+    let words = std::env::var("CLOISTER_TEST_CMDLINE").unwrap_or_default();
     for _ in 0..3 {
-        let plan = Plan::new("init shutdown");
+        let plan = Plan::new(&format!("init {more} shutdown")).cmdline(&words);
         let start = Instant::now();
         let nanoseconds = cloister_vmm::clock::now();
         let mut vm = plan.start();
@@ -71,8 +73,9 @@ fn a_kernel_costs_what_it_does() {
         assert_eq!(reason, ExitReason::Shutdown, "{}", vm.console());
         assert!(gone < LIMIT, "{gone:?}");
         eprintln!(
-            "kernel: {}told {told:.2?} gone {gone:.2?}",
-            phases(nanoseconds, &timeline)
+            "kernel: {}told {told:.2?} gone {gone:.2?}\n{}",
+            phases(nanoseconds, &timeline),
+            vm.console()
         );
     }
 }

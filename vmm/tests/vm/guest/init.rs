@@ -129,6 +129,20 @@ fn act(what: &[u8]) {
                 print(&buffer[..count as usize]);
             }
         }
+        b"log" => {
+            mount(b"devtmpfs\0", b"/dev\0");
+            let path = b"/dev/kmsg\0";
+            let nonblocking = 0x800;
+            let fd = call(OPEN, [path.as_ptr() as usize, nonblocking, 0, 0, 0, 0]);
+            let mut record = [0; 1024];
+            loop {
+                let count = call(READ, [fd as usize, record.as_mut_ptr() as usize, 1024, 0, 0, 0]);
+                if count <= 0 {
+                    break;
+                }
+                print(&record[..count as usize]);
+            }
+        }
         b"rng" => {
             mount(b"devtmpfs\0", b"/dev\0");
             let count = read(b"/dev/hwrng\0", &mut buffer);
