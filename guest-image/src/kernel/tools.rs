@@ -15,6 +15,7 @@ const PROGRAMS: &[(&str, &str, &str)] = &[
     ("awk", "BEGIN{}", "mawk"),
     ("tar", "--version", "tar"),
     ("xz", "--version", "xz-utils"),
+    ("patch", "--version", "patch"),
     ("gzip", "--version", "gzip"),
 ];
 
