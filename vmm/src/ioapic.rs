@@ -128,11 +128,7 @@ impl Ioapic {
         let mut state = self.lock();
         match offset {
             REGISTER_SELECT => state.select = word[0],
-            WINDOW => {
-                if state.write_selected(u32::from_le_bytes(word)) {
-                    self.route(&state)?;
-                }
-            }
+            WINDOW if state.write_selected(u32::from_le_bytes(word)) => self.route(&state)?,
             _ => {}
         }
         Ok(())

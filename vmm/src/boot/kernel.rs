@@ -9,6 +9,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use cloister_virtio::device::GuestRam;
@@ -201,7 +202,10 @@ pub(super) fn load(memory: &GuestRam, file: &File) -> Result<Kernel, Error> {
         source,
     })?;
     let (entry, segments) = read_headers(file, file_len.len())?;
-    let mut image = u64::MAX..0;
+    let mut image = Range {
+        start: u64::MAX,
+        end: 0,
+    };
     let mut entered = false;
     for segment in &segments {
         let &Segment {
