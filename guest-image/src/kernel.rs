@@ -20,20 +20,6 @@ use crate::elf::{self, ElfError};
 pub use compile::CompileError;
 pub use tools::ToolError;
 
-/// A patch's name and its text.
-macro_rules! patch {
-    ($name:literal) => {
-        ($name, include_str!(concat!("../kernel/patches/", $name)))
-    };
-}
-
-/// What is changed in the source, by name, in the order of application. Each file says why.
-pub const PATCHES: &[(&str, &str)] = &[
-    patch!("0001-x86-pad-the-image-only-for-what-is-configured.patch"),
-    patch!("0002-slub-keep-sys-kernel-slab-for-debugging.patch"),
-    patch!("0003-x86-mm-do-not-poison-freed-init-memory.patch"),
-];
-
 /// The configuration that every kernel starts from.
 pub const BASE_FRAGMENT: &str = include_str!("../kernel/config");
 /// The Debian package that holds the source.
@@ -116,8 +102,6 @@ pub struct Inputs {
     pub source_sha256: String,
     /// SHA-256 of the options asked for (of the options alone: a reworded comment builds nothing).
     pub fragment_sha256: String,
-    /// SHA-256 of the patches.
-    pub patches_sha256: String,
     /// The compiler, as it names itself.
     pub compiler: String,
     /// The linker, as it names itself.
@@ -133,12 +117,11 @@ impl Inputs {
             fragment_sha256,
             compiler,
             linker,
-            patches_sha256,
         } = self;
-        let text = format!(
-            "{recipe}\n{source_sha256}\n{fragment_sha256}\n{patches_sha256}\n{compiler}\n{linker}\n"
-        );
-        digest::of_bytes(text.as_bytes())
+        digest::of_bytes(
+            format!("{recipe}\n{source_sha256}\n{fragment_sha256}\n{compiler}\n{linker}\n")
+                .as_bytes(),
+        )
     }
 }
 
@@ -191,7 +174,6 @@ pub fn obtain(
         recipe: RECIPE,
         source_sha256: cache.digest_of(&recipe.source)?,
         fragment_sha256: digest::of_bytes(fragment.to_string().as_bytes()),
-        patches_sha256: patches_sha256(),
         compiler: tools::version("gcc")?,
         linker: tools::version("ld")?,
     };
@@ -220,14 +202,6 @@ fn fragment(variants: &[PathBuf]) -> Result<Fragment, KernelError> {
     Ok(fragment)
 }
 
-fn patches_sha256() -> String {
-    let all: String = PATCHES
-        .iter()
-        .map(|(name, text)| format!("{name}\n{text}"))
-        .collect();
-    digest::of_bytes(all.as_bytes())
-}
-
 /// The kernel in `entry`, if it is there, was built from `inputs`, and is undamaged.
 fn find(entry: &Path, inputs: &Inputs) -> Option<Kernel> {
     let info: Info = serde_json::from_slice(&fs::read(entry.join(INFO)).ok()?).ok()?;
@@ -251,9 +225,6 @@ fn make(
     }
     let mut build = compile::Build::new(&tree, making.log(), progress)?;
     build.unpack(&recipe.source)?;
-    for (name, text) in PATCHES {
-        build.patch(name, text)?;
-    }
     build.configure(&fragment.to_string())?;
     let dot_config_path = tree.join(".config");
     let dot_config = fs::read_to_string(&dot_config_path).map_err(io_error(&dot_config_path))?;

@@ -137,7 +137,6 @@ mod tests {
                     recipe: 1,
                     source_sha256: "s".into(),
                     fragment_sha256: "f".into(),
-                    patches_sha256: "p".into(),
                     compiler: "gcc".into(),
                     linker: "ld".into(),
                 },

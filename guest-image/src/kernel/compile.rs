@@ -1,4 +1,4 @@
-//! The steps of a kernel build: unpack, patch, configure, compile, strip.
+//! The steps of a kernel build: unpack, configure, compile, strip.
 //!
 //! Every step runs with an environment made here, so that nothing in the caller's (`MAKEFLAGS`, `KCFLAGS`,
 //! `ARCH`, a time zone) can change the result; what the steps print goes to a log that is kept on failure.
@@ -94,22 +94,6 @@ impl<'a> Build<'a> {
         tar.args(["--extract", "--strip-components=1", "--file"])
             .arg(tarball);
         self.run("unpacking the kernel source", tar)
-    }
-
-    /// Applies a patch, which must fit exactly: one that does not is for another source.
-    pub(super) fn patch(&mut self, name: &str, text: &str) -> Result<(), CompileError> {
-        let path = self.tree.join(name);
-        fs::write(&path, text).map_err(io_error(&path))?;
-        let mut patch = Command::new("patch");
-        patch.args([
-            "--strip=1",
-            "--fuzz=0",
-            "--forward",
-            "--batch",
-            "--input",
-            name,
-        ]);
-        self.run("patching the kernel source", patch)
     }
 
     /// Makes `.config`: what `fragment` says, over `tinyconfig`, over nothing.
@@ -294,30 +278,6 @@ mod tests {
             log.contains("PATH=") && log.contains("KBUILD_BUILD_HOST=cloister"),
             "{log}"
         );
-    }
-
-    #[test]
-    fn a_patch_that_does_not_fit_exactly_fails() {
-        if Command::new("patch").arg("--version").output().is_err() {
-            return;
-        }
-        let dir = tempfile::tempdir().unwrap();
-        let log = dir.path().join("log");
-        let mut progress = |_: &str| {};
-        let mut build = Build::new(dir.path(), &log, &mut progress).unwrap();
-        let text = "why\n\n--- a/f\n+++ b/f\n@@ -1,3 +1,3 @@\n one\n-two\n+2\n three\n";
-        fs::write(dir.path().join("f"), "one\ntwo\nthree\n").unwrap();
-        build.patch("p", text).unwrap();
-        assert_eq!(
-            fs::read_to_string(dir.path().join("f")).unwrap(),
-            "one\n2\nthree\n"
-        );
-        // Applied already, and a context that differs.
-        for other in ["one\n2\nthree\n", "ONE\ntwo\nthree\n"] {
-            fs::write(dir.path().join("f"), other).unwrap();
-            let error = build.patch("p", text).unwrap_err();
-            assert!(matches!(error, CompileError::Failed { .. }), "{error}");
-        }
     }
 
     #[test]

@@ -15,7 +15,6 @@ const PROGRAMS: &[(&str, &str, &str)] = &[
     ("awk", "BEGIN{}", "mawk"),
     ("tar", "--version", "tar"),
     ("xz", "--version", "xz-utils"),
-    ("patch", "--version", "patch"),
     ("gzip", "--version", "gzip"),
 ];
 
