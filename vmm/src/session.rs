@@ -200,7 +200,7 @@ impl Session {
         Ok(())
     }
 
-    fn event_loop(&self, machine: &Machine, gate: Arc<Gate>) -> Result<(EventLoop, Ending), Error> {
+    fn event_loop(&self, machine: &Machine, gate: Arc<Gate>) -> Result<(EventLoop, Finale), Error> {
         let end = Rc::default();
         let mut manager = EventLoop::new_with_capacity(EVENTS_AT_ONCE)?;
         for device in &machine.devices {
@@ -219,7 +219,7 @@ impl Session {
 type EventLoop = EventManager<Box<dyn MutEventSubscriber>>;
 
 /// How the session ended, once it has.
-type Ending = Rc<RefCell<Option<Result<End, Error>>>>;
+type Finale = Rc<RefCell<Option<Result<End, Error>>>>;
 const EVENTS_AT_ONCE: usize = 32;
 
 /// The name of a request on the wire.
@@ -298,7 +298,7 @@ struct Control {
     channel: Arc<Channel>,
     notice: Arc<Notice>,
     gate: Arc<Gate>,
-    end: Ending,
+    end: Finale,
 }
 
 impl Control {
