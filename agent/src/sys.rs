@@ -79,15 +79,23 @@ pub(crate) fn child_events() -> io::Result<OwnedFd> {
 }
 
 extern "C" fn note_child(_signal: libc::c_int) {
-    // SAFETY: errno's location is this thread's own.
-    let errno = unsafe { *libc::__errno_location() };
+    // SAFETY: a plain call, which cannot fail.
+    let location = unsafe { libc::__errno_location() };
+    // SAFETY: errno's location is this thread's own and valid as long as the thread.
+    let errno = unsafe { *location };
     let one = 1_u64;
     let event = CHILD_EVENT.load(Ordering::Relaxed);
     // The counter is non-blocking; it cannot be full, and if it were, it would be readable.
     // SAFETY: the eight bytes of `one` are readable; write(2) is async-signal-safe.
     unsafe { libc::write(event, (&raw const one).cast(), size_of::<u64>()) };
     // SAFETY: as above. What the handler interrupted must not see another error.
-    unsafe { *libc::__errno_location() = errno };
+    unsafe { *location = errno };
+}
+
+/// Gives SIGPIPE its default action, which Rust's runtime replaces before `main`.
+pub(crate) fn restore_sigpipe() {
+    // SAFETY: no handler is installed, only the default action.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
 /// Brings the loopback interface of this network namespace up.
