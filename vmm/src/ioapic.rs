@@ -222,8 +222,10 @@ mod tests {
 
     #[test]
     fn a_fresh_table_is_masked() {
-        let mut state = State::default();
-        state.select = INDEX_VERSION;
+        let mut state = State {
+            select: INDEX_VERSION,
+            ..State::default()
+        };
         assert_eq!(state.read_selected(), 0x0017_0011);
         for index in 0x10..0x40 {
             state.select = index;

@@ -140,7 +140,7 @@ fn serve(
 ) -> Result<Arc<Service<Shared>>, RunError> {
     let descriptors = tree::build(&config.exports, exports).map_err(RunError::Tree)?;
     let limit = jail::raise_descriptor_limit(socket).map_err(RunError::Jail)?;
-    let files = Shared::new(descriptors, limit).map_err(RunError::Open)?;
+    let files = Shared::new("/", descriptors, limit).map_err(RunError::Open)?;
     let service = Service::new(files, config.threads.into()).map_err(RunError::Service)?;
     jail::enter().map_err(RunError::Jail)?;
     Ok(service)

@@ -18,7 +18,7 @@ use std::thread;
 use rustix::buffer::spare_capacity;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::io::Errno;
-use virtio_queue::Error as QueueError;
+use virtio_queue::{DescriptorChain, Error as QueueError};
 use virtiofsd::descriptor_utils::{Reader, Writer};
 use virtiofsd::filesystem::FileSystem;
 use virtiofsd::fuse::{InHeader, OutHeader};
@@ -252,7 +252,7 @@ impl<F: FileSystem + Send + Sync + 'static> Service<F> {
 
     /// Answers one request and returns the length of the answer.
     fn answer(&self, job: &Job) -> u32 {
-        let answered = answer(&self.server, job);
+        let answered = answer(&self.server, &job.memory, &job.chain);
         let counter = match answered {
             Ok(_) => &self.metrics.requests,
             Err(_) => &self.metrics.malformed,
@@ -296,10 +296,18 @@ pub enum RequestError {
 /// Requests that have no answer: FORGET, BATCH_FORGET, INTERRUPT.
 const SILENT: [u32; 3] = [2, 42, 36];
 
-fn answer<F: FileSystem + Sync>(server: &Server<F>, job: &Job) -> Result<u32, RequestError> {
-    let memory = &*job.memory;
-    let reader = Reader::new(memory, job.chain.clone()).map_err(RequestError::Buffers)?;
-    let writer = Writer::new(memory, job.chain.clone()).map_err(RequestError::Buffers)?;
+/// Has `server` answer one request, the descriptor chain `chain` in `memory`. Returns the length of
+/// the answer.
+///
+/// # Errors
+/// If the request cannot be answered at all. One that is understood and fails has an answer.
+pub fn answer<F: FileSystem + Sync>(
+    server: &Server<F>,
+    memory: &Memory,
+    chain: &DescriptorChain<Arc<Memory>>,
+) -> Result<u32, RequestError> {
+    let reader = Reader::new(memory, chain.clone()).map_err(RequestError::Buffers)?;
+    let writer = Writer::new(memory, chain.clone()).map_err(RequestError::Buffers)?;
     let header: InHeader = reader.clone().read_obj().map_err(RequestError::Header)?;
     // The library takes the room for an answer's header for granted.
     let writable = writer.available_bytes();

@@ -51,17 +51,17 @@ impl std::fmt::Debug for Shared {
 }
 
 impl Shared {
-    /// Shares the root directory of the process. `descriptors` is `/proc/self/fd`; the guest may
-    /// hold at most `limit` descriptors.
+    /// Shares the directory `root`. `descriptors` is `/proc/self/fd`; the guest may hold at most
+    /// `limit` descriptors.
     ///
     /// # Errors
-    /// If the root cannot be opened.
-    pub fn new(descriptors: File, limit: u64) -> io::Result<Self> {
+    /// If the working directory cannot be opened.
+    pub fn new(root: &str, descriptors: File, limit: u64) -> io::Result<Self> {
         let config = Config {
             entry_timeout: TIMEOUT,
             attr_timeout: TIMEOUT,
             cache_policy: CachePolicy::Auto,
-            root_dir: "/".into(),
+            root_dir: root.into(),
             xattr: true,
             xattrmap: Some(trusted_attributes()?),
             proc_sfd_rawfd: Some(descriptors),

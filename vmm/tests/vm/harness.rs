@@ -211,18 +211,19 @@ impl Plan {
         let mut command = Command::new(program());
         let control = OwnedFd::from(control);
         let number = control.as_raw_fd();
-        // SAFETY: only calls what may be called between fork and exec.
-        unsafe {
-            command.pre_exec(move || {
-                if libc::dup2(number, CONTROL_FD) < 0 {
-                    return Err(std::io::Error::last_os_error());
-                }
-                if number == CONTROL_FD {
-                    libc::fcntl(CONTROL_FD, libc::F_SETFD, 0);
-                }
-                Ok(())
-            });
-        }
+        let place = move || {
+            // SAFETY: plain numbers; may be called between fork and exec.
+            if unsafe { libc::dup2(number, CONTROL_FD) } < 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+            if number == CONTROL_FD {
+                // SAFETY: as above.
+                unsafe { libc::fcntl(CONTROL_FD, libc::F_SETFD, 0) };
+            }
+            Ok(())
+        };
+        // SAFETY: it only calls what may be called between fork and exec.
+        unsafe { command.pre_exec(place) };
         let child = command.spawn().unwrap();
         drop(control);
         let (fds, descriptors): (Vec<_>, Vec<_>) = self.fds.into_iter().unzip();

@@ -46,6 +46,19 @@ pub const MAX_TAG: usize = 36;
 /// The most request queues a device can have.
 pub const MAX_REQUEST_QUEUES: u16 = 8;
 
+/// The system calls that the device needs once it has been made, beyond memory allocation and the
+/// clock.
+pub const SYSCALLS: &[libc::c_long] = &[
+    libc::SYS_close,
+    libc::SYS_epoll_ctl,
+    libc::SYS_eventfd2,
+    libc::SYS_ppoll,
+    libc::SYS_read,
+    libc::SYS_recvmsg,
+    libc::SYS_sendmsg,
+    libc::SYS_write,
+];
+
 /// virtio-v1.3 §5.11.2: queue 0 is hiprio, the request queues follow.
 const HIPRIO: usize = 0;
 const HIPRIO_SIZE: u16 = 128;
