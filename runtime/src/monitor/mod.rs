@@ -8,7 +8,7 @@
 //! What it must be able to rely on, it has: the machine's processes end when it does, since their
 //! control sockets close; nothing outside the state directory is made but the pid file.
 //!
-//! One thread runs everything but the relays of the streams ([`stdio`]), which are threads of
+//! One thread runs everything but the relays of the streams (`stdio`), which are threads of
 //! their own because they may block.
 
 mod agent_log;
