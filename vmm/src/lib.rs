@@ -8,6 +8,7 @@
 //!   jail      what is left of the process when the guest starts
 //!   bus       ports and addresses: ioapic, console, virtio
 //!   check     whether this machine's KVM can run guests
+//!   state     a VM in a form that can be stored
 //!   layout    where everything is
 //! ```
 //!
@@ -30,6 +31,7 @@ pub mod machine;
 pub mod memory;
 pub mod parts;
 pub mod session;
+pub mod state;
 pub mod vcpu;
 
 /// An error with its causes on one line.

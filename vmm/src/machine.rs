@@ -8,17 +8,18 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cloister_virtio::device::GuestRam;
 use cloister_virtio::fs::{self, Fs};
-use cloister_virtio::mmio::{QUEUE_NOTIFY, SharedDevice, Transport};
+use cloister_virtio::mmio::{self, QUEUE_NOTIFY, SharedDevice, Transport, TransportState};
 use cloister_virtio::rng::{self, Rng};
 use cloister_virtio::vsock::{self, Connector, Vsock};
 use cloister_vmm_api::VmConfig;
-use kvm_bindings::{CpuId, KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
+use kvm_bindings::{CpuId, KVM_CAP_SPLIT_IRQCHIP, kvm_clock_data, kvm_enable_cap};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_superio::Serial;
+use vm_superio::serial::NoEvents;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::boot::{self, Cmdline};
@@ -28,6 +29,7 @@ use crate::ioapic::{self, Ioapic};
 use crate::kvm::{KvmError, Operation as _};
 use crate::layout::{KVM_TSS, SERIAL_LINE, SLOTS, Slot};
 use crate::memory;
+use crate::state::VmState;
 use crate::vcpu::{self, Topology};
 
 /// The version of the KVM interface; the only one there has been since 2007.
@@ -77,6 +79,12 @@ pub enum Error {
     /// The file system device cannot be made.
     #[error(transparent)]
     Fs(#[from] fs::Error),
+    /// A device's transport cannot be what it was.
+    #[error(transparent)]
+    Transport(#[from] mmio::RestoreError),
+    /// The state is that of another machine.
+    #[error("saved state: {0} does not match the configuration")]
+    State(&'static str),
 }
 
 /// The host's sides of a machine's devices.
@@ -101,8 +109,12 @@ pub struct Machine {
     pub bus: Arc<Bus>,
     /// Its vCPUs.
     pub vcpus: Vec<Arc<Mutex<VcpuFd>>>,
-    /// Its devices, for the event loop.
-    pub devices: Vec<SharedDevice>,
+    /// The socket device.
+    pub vsock: Arc<Mutex<Vsock>>,
+    /// The entropy device.
+    pub rng: Arc<Mutex<Rng>>,
+    /// The file system device, if there is one.
+    pub fs: Option<Arc<Mutex<Fs>>>,
     /// What the kernel is told.
     cmdline: Cmdline,
 }
@@ -113,61 +125,123 @@ impl Machine {
     /// # Errors
     /// If anything cannot be made.
     pub fn assemble(config: &VmConfig, kvm: &Kvm, backends: Backends) -> Result<Self, Error> {
+        let memory = memory::create(u64::from(config.memory_mib) << 20)?;
+        Self::build(config, kvm, backends, memory, None)
+    }
+
+    /// Makes a VM that goes on where `state` was taken. `memory` holds what it held then, and
+    /// `config` is the one that the VM was made with.
+    ///
+    /// # Errors
+    /// If anything cannot be made, or the state does not belong to such a VM.
+    pub fn restore(
+        config: &VmConfig,
+        kvm: &Kvm,
+        backends: Backends,
+        memory: GuestRam,
+        state: VmState,
+    ) -> Result<Self, Error> {
+        if state.vcpus.len() != usize::from(config.vcpus) {
+            return Err(Error::State("the number of vCPUs"));
+        }
+        if state.slots.len() != SLOTS {
+            return Err(Error::State("the number of device slots"));
+        }
+        Self::build(config, kvm, backends, memory, Some(state))
+    }
+
+    fn build(
+        config: &VmConfig,
+        kvm: &Kvm,
+        backends: Backends,
+        memory: GuestRam,
+        mut state: Option<VmState>,
+    ) -> Result<Self, Error> {
         let version = kvm.get_api_version();
         if version != KVM_API_VERSION {
             return Err(Error::Version(version));
         }
         let console = Console::new(backends.console).map_err(Error::Console)?;
         let vm = Arc::new(create_vm(kvm)?);
-        let memory = memory::create(u64::from(config.memory_mib) << 20)?;
         memory::attach(&vm, &memory)?;
         prepare_vm(&vm)?;
         let vcpus = create_vcpus(kvm, &vm, config.vcpus)?;
 
-        let serial_line = event("the serial port")?;
-        let trigger =
-            (serial_line.try_clone()).map_err(|source| Error::Event("the serial port", source))?;
-        let mut machine = Assembly {
+        let mut assembly = Assembly {
             vm: &vm,
             memory: &memory,
             slots: [const { None }; SLOTS],
-            devices: Vec::new(),
+            saved: (state.as_mut()).map_or_else(Vec::new, |s| std::mem::take(&mut s.slots)),
             cmdline: Cmdline::default(),
         };
-        machine.connect_line(&serial_line, SERIAL_LINE)?;
-        let vsock = vsock::Config {
-            guest_cid: config.vsock.guest_cid,
-            host_ports: config.vsock.host_ports.clone(),
-        };
-        let vsock = Vsock::new(vsock, backends.vsock_listener, backends.vsock_connector)?;
-        machine.plug(Slot::Vsock, Arc::new(Mutex::new(vsock)))?;
-        let rng = Rng::new(rng::Config::default())?;
-        machine.plug(Slot::Rng, Arc::new(Mutex::new(rng)))?;
-        if let (Some(fs), Some(backend)) = (&config.fs, backends.fs) {
-            let fs = Fs::new(fs::Config::new(&fs.tag), backend)?;
-            machine.plug(Slot::Fs, Arc::new(Mutex::new(fs)))?;
+        let serial_line = event("the serial port")?;
+        assembly.connect_line(&serial_line, SERIAL_LINE)?;
+        let vsock = Arc::new(Mutex::new(match &state {
+            None => Vsock::new(
+                vsock::Config {
+                    guest_cid: config.vsock.guest_cid,
+                    host_ports: config.vsock.host_ports.clone(),
+                },
+                backends.vsock_listener,
+                backends.vsock_connector,
+            )?,
+            Some(state) => Vsock::restore(
+                state.vsock.clone(),
+                backends.vsock_listener,
+                backends.vsock_connector,
+            )?,
+        }));
+        assembly.plug(Slot::Vsock, vsock.clone())?;
+        let rng = Arc::new(Mutex::new(Rng::new(rng::Config::default())?));
+        assembly.plug(Slot::Rng, rng.clone())?;
+        let mut fs = None;
+        if let (Some(config), Some(backend)) = (&config.fs, backends.fs) {
+            let device = Arc::new(Mutex::new(Fs::new(fs::Config::new(&config.tag), backend)?));
+            assembly.plug(Slot::Fs, device.clone())?;
+            fs = Some(device);
         }
-        machine.cmdline.append(&config.cmdline);
+        assembly.cmdline.append(&config.cmdline);
+        let Assembly { slots, cmdline, .. } = assembly;
 
-        let Assembly {
-            slots,
-            devices,
-            cmdline,
-            ..
-        } = machine;
-        let bus = Bus::new(
-            slots,
-            Ioapic::new(vm.clone()),
-            Serial::new(Line(trigger), console),
-        );
+        let line = Line(serial_line);
+        let (ioapic, serial) = match state {
+            None => (Ioapic::new(vm.clone()), Serial::new(line, console)),
+            Some(state) => {
+                for (vcpu, state) in vcpus.iter().zip(&state.vcpus) {
+                    vcpu::state::restore(&lock(vcpu), state)?;
+                }
+                let clock = kvm_clock_data {
+                    clock: state.clock.clock,
+                    ..Default::default()
+                };
+                vm.set_clock(&clock).during("KVM_SET_CLOCK")?;
+                let ioapic = Ioapic::restore(vm.clone(), state.ioapic)?;
+                let serial = state.serial.into();
+                let serial = Serial::from_state(&serial, line, NoEvents, console)
+                    .map_err(|_| Error::State("the serial port"))?;
+                (ioapic, serial)
+            }
+        };
         Ok(Self {
             vm,
             memory,
-            bus: Arc::new(bus),
+            bus: Arc::new(Bus::new(slots, ioapic, serial)),
             vcpus,
-            devices,
+            vsock,
+            rng,
+            fs,
             cmdline,
         })
+    }
+
+    /// The devices, for the event loop.
+    #[must_use]
+    pub fn devices(&self) -> Vec<SharedDevice> {
+        let mut devices: Vec<SharedDevice> = vec![self.vsock.clone(), self.rng.clone()];
+        if let Some(fs) = &self.fs {
+            devices.push(fs.clone());
+        }
+        devices
     }
 
     /// Loads a guest and puts the first vCPU at its entry.
@@ -179,10 +253,7 @@ impl Machine {
         let count = u8::try_from(self.vcpus.len()).unwrap_or(u8::MAX);
         let entry = boot::load(&self.memory, kernel, initramfs, &self.cmdline, count)?;
         if let Some(first) = self.vcpus.first() {
-            let first = first
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
-            vcpu::enter(&first, boot::entry_state(entry))?;
+            vcpu::enter(&lock(first), boot::entry_state(entry))?;
         }
         Ok(())
     }
@@ -193,15 +264,23 @@ struct Assembly<'a> {
     vm: &'a VmFd,
     memory: &'a GuestRam,
     slots: [Option<Arc<Transport>>; SLOTS],
-    devices: Vec<SharedDevice>,
+    /// What the transports were, by slot; empty for a new machine.
+    saved: Vec<Option<TransportState>>,
     cmdline: Cmdline,
 }
 
 impl Assembly<'_> {
     /// Puts `device` into `slot`, wires it and announces it.
     fn plug(&mut self, slot: Slot, device: SharedDevice) -> Result<(), Error> {
-        let transport = Transport::new(device.clone(), self.memory.clone())
-            .map_err(|source| Error::Event("a virtio device", source))?;
+        let memory = self.memory.clone();
+        let transport = if self.saved.is_empty() {
+            Transport::new(device, memory)
+                .map_err(|source| Error::Event("a virtio device", source))?
+        } else {
+            let saved = self.saved.get(slot.index()).and_then(Option::as_ref);
+            let saved = saved.ok_or(Error::State("the devices"))?;
+            Transport::restore(device, memory, saved)?
+        };
         let notify = IoEventAddress::Mmio(slot.address() + QUEUE_NOTIFY);
         for (index, kick) in (0_u32..).zip(transport.kicks()) {
             self.vm
@@ -212,7 +291,6 @@ impl Assembly<'_> {
         if let Some(place) = self.slots.get_mut(slot.index()) {
             *place = Some(Arc::new(transport));
         }
-        self.devices.push(device);
         self.cmdline.announce(slot);
         Ok(())
     }
@@ -220,6 +298,10 @@ impl Assembly<'_> {
     fn connect_line(&self, line: &EventFd, pin: u32) -> Result<(), Error> {
         Ok(self.vm.register_irqfd(line, pin).during("KVM_IRQFD")?)
     }
+}
+
+fn lock(vcpu: &Mutex<VcpuFd>) -> MutexGuard<'_, VcpuFd> {
+    vcpu.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn event(what: &'static str) -> Result<EventFd, Error> {

@@ -203,8 +203,8 @@ impl Session {
     fn event_loop(&self, machine: &Machine, gate: Arc<Gate>) -> Result<(EventLoop, Finale), Error> {
         let end = Rc::default();
         let mut manager = EventLoop::new_with_capacity(EVENTS_AT_ONCE)?;
-        for device in &machine.devices {
-            manager.add_subscriber(Box::new(device.clone()));
+        for device in machine.devices() {
+            manager.add_subscriber(Box::new(device));
         }
         manager.add_subscriber(Box::new(Control {
             channel: self.channel.clone(),

@@ -3,6 +3,7 @@
 pub mod cpuid;
 pub mod gate;
 mod run;
+pub mod state;
 
 pub use self::cpuid::Topology;
 pub use self::run::{Ending, Failure, Outside, Runner};

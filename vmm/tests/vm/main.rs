@@ -16,3 +16,4 @@ mod control;
 mod cost;
 mod harness;
 mod jail;
+mod state;

@@ -1,0 +1,119 @@
+//! A VM's state, taken and given to another one.
+
+use std::fs::File;
+use std::os::fd::{FromRawFd, IntoRawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use cloister_virtio::vsock::{Connector, ConnectorError};
+use cloister_vmm::machine::{Backends, Machine};
+use cloister_vmm::memory;
+use cloister_vmm::state::VmState;
+use cloister_vmm_api::VmConfig;
+use kvm_ioctls::Kvm;
+
+use crate::boot::tiny_kernel;
+use crate::harness::{self, Plan, kvm_expected};
+
+struct Nobody;
+
+impl Connector for Nobody {
+    fn connect(&mut self, port: u32) -> Result<UnixStream, ConnectorError> {
+        Err(ConnectorError::Refused { port })
+    }
+}
+
+fn backends(directory: &tempfile::TempDir, name: &str) -> Backends {
+    Backends {
+        console: tempfile::tempfile().unwrap(),
+        vsock_listener: UnixListener::bind(directory.path().join(name)).unwrap(),
+        vsock_connector: Box::new(Nobody),
+        fs: None,
+    }
+}
+
+fn kvm() -> Kvm {
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .unwrap();
+    // SAFETY: the descriptor is owned and given up here.
+    unsafe { Kvm::from_raw_fd(file.into_raw_fd()) }
+}
+
+fn config() -> VmConfig {
+    let mut config = Plan::with_kernel(harness::file(b""), "").config;
+    config.vcpus = 2;
+    config
+}
+
+/// What two states have in common if they are of the same VM: everything but the clocks, which go
+/// on, and what KVM derives from them.
+fn comparable(mut state: VmState) -> VmState {
+    state.clock = Default::default();
+    for vcpu in &mut state.vcpus {
+        // IA32_TIME_STAMP_COUNTER and IA32_TSC_ADJUST.
+        vcpu.msrs.retain(|(index, _)| ![0x10, 0x3b].contains(index));
+    }
+    state
+}
+
+#[test]
+fn a_restored_vm_has_the_state_it_was_given() {
+    if !kvm_expected("a_restored_vm_has_the_state_it_was_given") {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let (config, kvm) = (config(), kvm());
+    let machine = Machine::assemble(&config, &kvm, backends(&directory, "first")).unwrap();
+    let kernel = harness::file(&tiny_kernel(&[0xf4]));
+    let initramfs = harness::file(&harness::initramfs());
+    machine.load(&kernel, &initramfs).unwrap();
+    // What a driver and a kernel have left behind: an unmasked pin, a device that was found.
+    let ioapic = machine.bus.ioapic();
+    for (offset, value) in [(0, 0x1a), (0x10, 0x31), (0, 0x1b), (0x10, 1 << 24)] {
+        ioapic.write(offset, &u32::to_le_bytes(value)).unwrap();
+    }
+    machine.bus.port_write(0x3ff, &[0x5a]);
+    let status = cloister_vmm::layout::Slot::Rng.address() + 0x70;
+    machine.bus.memory_write(status, &[1, 0, 0, 0]).unwrap();
+
+    let saved = machine.save().unwrap();
+    let json = serde_json::to_vec(&saved).unwrap();
+    let read: VmState = serde_json::from_slice(&json).unwrap();
+    assert_eq!(read, saved);
+    assert_eq!(saved.serial.scratch, 0x5a);
+    assert_eq!(saved.slots[1].as_ref().unwrap().status, 1);
+    assert_eq!(saved.vcpus[0].regs.rip, 0x10_0000);
+
+    let memory = memory::create(u64::from(config.memory_mib) << 20).unwrap();
+    let backends = backends(&directory, "second");
+    let second = Machine::restore(&config, &kvm, backends, memory, read).unwrap();
+    let (restored, saved) = (comparable(second.save().unwrap()), comparable(saved));
+    for (restored, saved) in restored.vcpus.iter().zip(&saved.vcpus) {
+        assert_eq!(restored.msrs, saved.msrs);
+        assert_eq!(restored.lapic, saved.lapic);
+        assert_eq!(restored.events, saved.events);
+        assert_eq!(restored, saved);
+    }
+    assert_eq!(restored, saved);
+}
+
+#[test]
+fn the_state_of_another_vm_is_refused() {
+    if !kvm_expected("the_state_of_another_vm_is_refused") {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let (mut config, kvm) = (config(), kvm());
+    let machine = Machine::assemble(&config, &kvm, backends(&directory, "first")).unwrap();
+    let saved = machine.save().unwrap();
+    config.vcpus = 1;
+    let memory = memory::create(1 << 20).unwrap();
+    let backends = backends(&directory, "second");
+    let error = Machine::restore(&config, &kvm, backends, memory, saved);
+    assert_eq!(
+        error.err().unwrap().to_string(),
+        "saved state: the number of vCPUs does not match the configuration"
+    );
+}
