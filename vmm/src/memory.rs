@@ -28,6 +28,8 @@ use crate::layout::{HIGH_RAM_START, LOW_RAM_END};
 pub const HUGE_PAGE: u64 = 2 << 20;
 /// The size of a page, of the host's and the guest's alike.
 pub const PAGE: u64 = 4096;
+/// A huge page costs what the faults of so many bytes in small pages cost.
+const WORTHWHILE: u64 = 256 << 10;
 /// include/uapi/asm-generic/mman-common.h; not in every version of the C library's headers.
 const MADV_COLLAPSE: libc::c_int = 25;
 
@@ -160,16 +162,16 @@ fn map_aligned(file: &FileOffset, bytes: usize) -> Result<*mut libc::c_void, Err
 }
 
 /// Makes the blocks that lie in `ranges` of huge pages, as far as the host can: for speed only, so
-/// a host that cannot is no error. Nothing may be mapped into the ranges by [`map_file`].
+/// a host that cannot is no error. A block of which little is in a range is left as it is. Nothing
+/// may be mapped into the ranges by [`map_file`].
 pub fn make_huge(memory: &GuestRam, ranges: &[Range<u64>]) {
     for range in ranges {
-        let start = range.start / HUGE_PAGE * HUGE_PAGE;
-        let end = range.end.div_ceil(HUGE_PAGE) * HUGE_PAGE;
-        let Some(region) = memory.find_region(GuestAddress(start)) else {
+        let blocks = whole_blocks(range);
+        let Some(region) = memory.find_region(GuestAddress(blocks.start)) else {
             continue;
         };
         let region_end = (region.start_addr().0 + region.len()) / HUGE_PAGE * HUGE_PAGE;
-        let end = end.min(region_end);
+        let (start, end) = (blocks.start, blocks.end.min(region_end));
         if start >= end {
             continue;
         }
@@ -177,6 +179,16 @@ pub fn make_huge(memory: &GuestRam, ranges: &[Range<u64>]) {
             log::debug!("no huge pages from {start:#x} to {end:#x}: {error}");
         }
     }
+}
+
+/// The blocks of which at least [`WORTHWHILE`] bytes are in `range`.
+fn whole_blocks(range: &Range<u64>) -> Range<u64> {
+    let start = (range.start + WORTHWHILE)
+        .div_ceil(HUGE_PAGE)
+        .saturating_sub(1)
+        * HUGE_PAGE;
+    let end = (range.end + HUGE_PAGE - WORTHWHILE) / HUGE_PAGE * HUGE_PAGE;
+    start..end
 }
 
 fn collapse(memory: &GuestRam, start: u64, end: u64) -> io::Result<()> {
@@ -285,11 +297,28 @@ mod tests {
     }
 
     #[test]
+    fn a_block_is_huge_if_enough_of_it_is_used() {
+        const KIB: u64 = 1 << 10;
+        assert_eq!(whole_blocks(&(0..640 * KIB)), 0..2 * MIB);
+        assert_eq!(whole_blocks(&(0..255 * KIB)), 0..0);
+        assert_eq!(
+            whole_blocks(&(16 * MIB..28 * MIB + 92 * KIB)),
+            16 * MIB..28 * MIB
+        );
+        assert_eq!(
+            whole_blocks(&(16 * MIB..28 * MIB + 256 * KIB)),
+            16 * MIB..30 * MIB
+        );
+        assert_eq!(whole_blocks(&(125 * MIB..128 * MIB)), 124 * MIB..128 * MIB);
+        assert_eq!(whole_blocks(&(6 * MIB - 10..8 * MIB)), 6 * MIB..8 * MIB);
+    }
+
+    #[test]
     fn huge_pages_keep_what_was_there() {
         let memory = create(8 * MIB).unwrap();
         memory.write_obj(0x77_u8, GuestAddress(3 * MIB)).unwrap();
         memory.write_obj(0x78_u8, GuestAddress(2 * MIB)).unwrap();
-        // Rounded outwards, and cut at the end of memory.
+        // Whole blocks, and cut at the end of memory.
         make_huge(
             &memory,
             &[3 * MIB..5 * MIB, 7 * MIB..20 * MIB, 40 * MIB..41 * MIB],
