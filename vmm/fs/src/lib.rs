@@ -15,9 +15,10 @@
 //! # The library underneath
 //!
 //! FUSE parsing and the passthrough file system are `virtiofsd` 1.14, used as a library. The other
-//! candidate on crates.io is `fuse-backend-rs` 0.14. Both can be linked statically (virtiofsd needs
-//! `libcap-ng.a`, in Debian's `libcap-ng-dev`), both keep an `O_PATH` descriptor an inode and both
-//! switch credentials per thread. What decided:
+//! candidate on crates.io is `fuse-backend-rs` 0.14. Both keep an `O_PATH` descriptor an inode,
+//! both switch credentials per thread, and both can be linked statically, virtiofsd once the C
+//! library that it changes capabilities with is out of the way (`capng`, beside this crate). What
+//! decided:
 //!
 //! - **Mounts below the shared tree.** virtiofsd tells inodes apart by device, inode number *and*
 //!   mount, and announces mounts to the guest, where each becomes a file system of its own with its
@@ -33,7 +34,10 @@
 //! Not used of virtiofsd are its sandbox (made for a directory, not for a tree put together from
 //! descriptors), its vhost-user device (one worker pool with a queue of boxed futures, a socket that
 //! must be listened on, and an exit of the process at the first malformed request) and its seccomp
-//! filter (needs the C library).
+//! filter (which needs libseccomp).
+//!
+//! Linux 5.14 is the oldest host that this works on: it is the first that can keep the kernel from
+//! following symbolic links in a mount.
 //!
 //! # Trust
 //!
