@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -244,18 +245,18 @@ impl Machine {
         devices
     }
 
-    /// Loads a guest and puts the first vCPU at its entry.
+    /// Loads a guest and puts the first vCPU at its entry. Returns where the initramfs is.
     ///
     /// # Errors
     /// If the guest cannot be loaded.
-    pub fn load(&self, kernel: &File, initramfs: &File) -> Result<(), Error> {
+    pub fn load(&self, kernel: &File, initramfs: &File) -> Result<Range<u64>, Error> {
         // At most what the configuration allows.
         let count = u8::try_from(self.vcpus.len()).unwrap_or(u8::MAX);
-        let entry = boot::load(&self.memory, kernel, initramfs, &self.cmdline, count)?;
+        let loaded = boot::load(&self.memory, kernel, initramfs, &self.cmdline, count)?;
         if let Some(first) = self.vcpus.first() {
-            vcpu::enter(&lock(first), boot::entry_state(entry))?;
+            vcpu::enter(&lock(first), boot::entry_state(loaded.entry))?;
         }
-        Ok(())
+        Ok(loaded.initramfs)
     }
 }
 

@@ -280,6 +280,26 @@ pub fn map_file(
     Ok(())
 }
 
+/// Lets go of pages that [`map_file`] has put into `range` and that nobody will read again: their
+/// memory is the host's page cache again. Should somebody read them, they come back from the file.
+///
+/// # Errors
+/// If the range is not in guest memory.
+pub fn release_file(memory: &GuestRam, range: &Range<u64>) -> io::Result<()> {
+    let length = range.end.saturating_sub(range.start);
+    let bytes = usize::try_from(length).map_err(io::Error::other)?;
+    let slice = memory
+        .get_slice(GuestAddress(range.start), bytes)
+        .map_err(io::Error::other)?;
+    let host = slice.ptr_guard_mut().as_ptr();
+    // SAFETY: the range is a private mapping of a file within guest RAM, which nobody has written
+    // to but a guest that has no business there, and which stays readable.
+    match unsafe { libc::madvise(host.cast(), bytes, libc::MADV_DONTNEED) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -331,6 +351,21 @@ mod tests {
         }
         let host = memory.get_host_address(GuestAddress(0)).unwrap();
         assert_eq!(host.align_offset(2 << 20), 0);
+    }
+
+    #[test]
+    fn a_released_file_is_still_there() {
+        use std::io::Write;
+
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[0x44; 8192]).unwrap();
+        let memory = create(4 * MIB).unwrap();
+        map_file(&memory, &file, 0, MIB, 8192).unwrap();
+        let read = || memory.read_obj::<u8>(GuestAddress(MIB + 4096)).unwrap();
+        assert_eq!(read(), 0x44);
+        release_file(&memory, &(MIB..MIB + 8192)).unwrap();
+        assert_eq!(read(), 0x44);
+        assert!(release_file(&memory, &(3 * MIB..5 * MIB)).is_err());
     }
 
     #[test]

@@ -10,11 +10,13 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use cloister_virtio::device::GuestRam;
 use cloister_vmm_api::{Channel, ChannelError, Event, ExitReason, Request, Timeline};
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -25,6 +27,7 @@ use crate::clock;
 use crate::connector::OwnerConnector;
 use crate::jail::{self, Confinement};
 use crate::machine::{self, Backends, DEVICE_SYSCALLS, Machine};
+use crate::memory;
 use crate::parts::{self, Parts};
 use crate::vcpu::gate::{self, Gate};
 use crate::vcpu::{Ending, Outside, Runner};
@@ -150,7 +153,7 @@ impl Session {
         let machine = Machine::assemble(&config, &kvm, backends)?;
         drop(kvm);
         self.timeline.created = clock::now();
-        machine.load(&kernel, &initramfs)?;
+        let initramfs_pages = machine.load(&kernel, &initramfs)?;
         drop((kernel, initramfs));
         self.timeline.loaded = clock::now();
 
@@ -159,7 +162,7 @@ impl Session {
         jail::enter(&config.jail)?;
         let gate = Arc::new(Gate::default());
         self.start_vcpus(&machine, &gate)?;
-        let (mut manager, end) = self.event_loop(&machine, gate.clone())?;
+        let (mut manager, end) = self.event_loop(&machine, gate.clone(), initramfs_pages)?;
         Confinement::new(DEVICE_SYSCALLS)?.confine()?;
         self.timeline.entered = clock::now();
         tell(
@@ -200,7 +203,12 @@ impl Session {
         Ok(())
     }
 
-    fn event_loop(&self, machine: &Machine, gate: Arc<Gate>) -> Result<(EventLoop, Finale), Error> {
+    fn event_loop(
+        &self,
+        machine: &Machine,
+        gate: Arc<Gate>,
+        initramfs: Range<u64>,
+    ) -> Result<(EventLoop, Finale), Error> {
         let end = Rc::default();
         let mut manager = EventLoop::new_with_capacity(EVENTS_AT_ONCE)?;
         for device in machine.devices() {
@@ -210,6 +218,8 @@ impl Session {
             channel: self.channel.clone(),
             notice: self.notice.clone(),
             gate,
+            memory: machine.memory.clone(),
+            initramfs: Some(initramfs),
             end: Rc::clone(&end),
         }));
         Ok((manager, end))
@@ -266,6 +276,12 @@ impl Notice {
         })
     }
 
+    fn signal(&self) {
+        if let Err(error) = self.event.write(1) {
+            log::error!("cannot signal the event thread: {error}");
+        }
+    }
+
     /// What the first vCPU that came to its end has said.
     fn take(&self) -> Option<Ending> {
         // Nothing to read means that it was read before.
@@ -279,7 +295,10 @@ impl Outside for Arc<Notice> {
     fn init(&self) {
         // Only the first time counts, whatever the guest says later.
         let now = clock::now();
-        let _ = (self.init).compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+        let first = (self.init).compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+        if first.is_ok() {
+            self.signal();
+        }
     }
 
     fn ended(&self, ending: Ending) {
@@ -287,9 +306,7 @@ impl Outside for Arc<Notice> {
             let mut first = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
             first.get_or_insert(ending);
         }
-        if let Err(error) = self.event.write(1) {
-            log::error!("cannot signal the event thread: {error}");
-        }
+        self.signal();
     }
 }
 
@@ -298,6 +315,9 @@ struct Control {
     channel: Arc<Channel>,
     notice: Arc<Notice>,
     gate: Arc<Gate>,
+    memory: GuestRam,
+    /// The pages of the initramfs, until the guest's init runs.
+    initramfs: Option<Range<u64>>,
     end: Finale,
 }
 
@@ -360,6 +380,16 @@ impl Control {
         }
     }
 
+    /// Gives the pages of the initramfs back once the guest has unpacked it.
+    fn release_initramfs(&mut self) {
+        if self.notice.init.load(Ordering::Relaxed) != 0
+            && let Some(pages) = self.initramfs.take()
+            && let Err(error) = memory::release_file(&self.memory, &pages)
+        {
+            log::warn!("cannot release the initramfs: {error}");
+        }
+    }
+
     /// What the vCPUs' endings mean.
     fn ending(&self) -> Result<Option<End>, Error> {
         let reason = match self.notice.take() {
@@ -393,6 +423,7 @@ impl MutEventSubscriber for Control {
 
     fn process(&mut self, events: Events, _ops: &mut EventOps) {
         let outcome = if events.fd() == self.notice.event.as_raw_fd() {
+            self.release_initramfs();
             self.ending()
         } else {
             self.requests()

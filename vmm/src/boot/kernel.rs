@@ -114,6 +114,14 @@ pub(super) struct Initramfs {
     pub(super) size: u32,
 }
 
+impl Initramfs {
+    /// The pages that it lies in.
+    pub(super) fn pages(&self) -> Range<u64> {
+        let start = u64::from(self.address);
+        start..start + u64::from(self.size).div_ceil(PAGE) * PAGE
+    }
+}
+
 struct Segment {
     offset: u64,
     address: u64,

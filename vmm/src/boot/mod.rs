@@ -12,6 +12,7 @@ mod params;
 mod tables;
 
 use std::fs::File;
+use std::ops::Range;
 
 use cloister_virtio::device::GuestRam;
 use vm_memory::GuestMemoryError;
@@ -51,7 +52,16 @@ pub enum Error {
     Memory(#[from] memory::Error),
 }
 
-/// Fills guest memory and returns the address at which the first vCPU starts.
+/// A guest that can start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loaded {
+    /// The address at which the first vCPU starts.
+    pub entry: u64,
+    /// The pages of the initramfs, which nobody reads once the guest's init runs.
+    pub initramfs: Range<u64>,
+}
+
+/// Fills guest memory.
 ///
 /// # Errors
 /// If the kernel or the initramfs is not what it should be or does not fit.
@@ -61,7 +71,7 @@ pub fn load(
     initramfs: &File,
     cmdline: &Cmdline,
     vcpus: u8,
-) -> Result<u64, Error> {
+) -> Result<Loaded, Error> {
     let kernel = kernel::load(memory, kernel).map_err(Error::Kernel)?;
     memory::make_huge(memory, &layout::dense(memory));
     let initramfs =
@@ -70,5 +80,8 @@ pub fn load(
     params::write(memory, initramfs, cmdline_size)?;
     mptable::write(memory, vcpus)?;
     tables::write(memory)?;
-    Ok(kernel.entry)
+    Ok(Loaded {
+        entry: kernel.entry,
+        initramfs: initramfs.pages(),
+    })
 }
