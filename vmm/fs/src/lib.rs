@@ -24,7 +24,7 @@
 //!   mount, and announces mounts to the guest, where each becomes a file system of its own with its
 //!   own `st_dev`. fuse-backend-rs packs all of them into one `st_dev` by rewriting inode numbers.
 //! - **Creating files as somebody with supplementary groups**: virtiofsd takes them from the
-//!   request; the other grants DAC_OVERRIDE instead.
+//!   request; the other does not know them.
 //! - **Record.** virtiofsd is the reference implementation, what distributions ship for QEMU and
 //!   Kata, with fixes for hostile requests going in steadily. Its C ancestor had CVEs (symbolic
 //!   links, setgid directories, group membership) whose lessons are in it.
