@@ -27,6 +27,9 @@ const BED_FAILED: u8 = 125;
 /// The exit code when nobody reads the output any more: that of a command which SIGPIPE ended.
 const OUTPUT_CLOSED: u8 = 141;
 
+/// How often a bed is booted before it is given up.
+const BOOT_ATTEMPTS: u32 = 3;
+
 pub(crate) fn main() -> ExitCode {
     match run(Bed::parse()) {
         Ok(code) => ExitCode::from(code),
@@ -58,15 +61,33 @@ fn execute(options: &MachineOptions, request: &Request) -> Result<u8> {
         Some(instance) => {
             let connection = instance.connect()?;
             let outcome = front.relay(connection.stream()?, request, session::Bed::Kept);
-            (outcome, instance.console())
+            (outcome?, instance.console())
         }
-        None => {
-            let machine = Machine::boot(options.shape()?)?;
-            let outcome = front.relay(machine.port()?, request, session::Bed::Own);
-            (outcome, machine.stop())
-        }
+        None => execute_alone(options, request, &front)?,
     };
-    Ok(report(&outcome?, &console))
+    Ok(report(&outcome, &console))
+}
+
+/// Runs a request in a bed of its own, and tells its console's end.
+///
+/// A kernel that is busy patching itself may die of the emulator (`guest/smp.rs`); a bed that has not answered yet has
+/// had no effect, and can be booted again.
+fn execute_alone(
+    options: &MachineOptions,
+    request: &Request,
+    front: &Front,
+) -> Result<(Outcome, String)> {
+    let mut attempt = 1;
+    loop {
+        let machine = Machine::boot(options.shape()?)?;
+        let outcome = front.relay(machine.port()?, request, session::Bed::Own);
+        let console = machine.stop();
+        let outcome = outcome?;
+        if outcome != Outcome::DiedBooting || attempt == BOOT_ATTEMPTS {
+            return Ok((outcome, console));
+        }
+        attempt += 1;
+    }
 }
 
 /// Tells the user what is not plain from the command's own output.
@@ -88,6 +109,10 @@ fn report(outcome: &Outcome, console: &str) -> u8 {
         Outcome::NotUp(limit) => (
             BED_FAILED,
             format!("the bed was not up within {} s", limit.as_secs()),
+        ),
+        Outcome::DiedBooting => (
+            BED_FAILED,
+            "the machine stopped before it was up".to_owned(),
         ),
         Outcome::Died => (
             BED_FAILED,

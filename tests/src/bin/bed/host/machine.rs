@@ -99,11 +99,13 @@ pub(super) fn spawn(command: &mut Command) -> Result<Child> {
 fn arguments(shape: Shape, ports: usize, kernel: &Path, initramfs: &Path) -> Vec<OsString> {
     // no_timer_check: on a busy machine the IO-APIC's timer check misses its ticks and the kernel panics.
     // tsc=reliable: the emulated counter is the same on every CPU, and reading it is the cheapest clock.
+    // lpj: a second CPU measures its delay loop for seconds on a busy machine; this fits a counter of 5 GHz, and a slower
+    // one makes short delays longer, which hurts nothing.
     // maxcpus=1: the bed brings up the others itself (guest/smp.rs); noreplace-smp: without rewriting the kernel for it.
     // panic=-1 with -no-reboot: a panic ends QEMU.
     let append = format!(
-        "console=ttyS0 quiet no_timer_check mitigations=off tsc=reliable maxcpus=1 noreplace-smp panic=-1 \
-         bed.ports={ports} bed.cgroup={}",
+        "console=ttyS0 quiet no_timer_check mitigations=off tsc=reliable lpj=20000000 \
+         cryptomgr.notests maxcpus=1 noreplace-smp panic=-1 bed.ports={ports} bed.cgroup={}",
         shape.cgroup
     );
     let (accelerator, clock) = if shape.icount {

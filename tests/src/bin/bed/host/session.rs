@@ -61,7 +61,9 @@ pub(super) enum Outcome {
     TimedOut(Duration),
     /// The bed did not answer within this time.
     NotUp(Duration),
-    /// The bed ended first.
+    /// The bed ended before it was up.
+    DiedBooting,
+    /// The bed ended before the command did.
     Died,
     /// Nobody reads this process's output any more.
     OutputClosed,
@@ -248,9 +250,11 @@ fn converse(
     let mut decoder = Decoder::new([PREAMBLE.as_slice(), &request.start.nonce].concat());
     let mut limit = (Instant::now() + patience, Outcome::NotUp(patience));
     let mut unlimited = false;
+    let mut died = Outcome::DiedBooting;
     loop {
         while let Some(frame) = decoder.next_frame().context("the bed's answer")? {
             if frame.kind == Kind::Ready {
+                died = Outcome::Died;
                 match request.timeout {
                     Some(timeout) => limit = (Instant::now() + timeout, Outcome::TimedOut(timeout)),
                     None => unlimited = true,
@@ -269,13 +273,13 @@ fn converse(
             .context("bound the wait for the bed")?;
         let mut buffer = [0; CHUNK];
         match connection.read(&mut buffer) {
-            Ok(0) => return Ok(Outcome::Died),
+            Ok(0) => return Ok(died),
             Ok(count) => decoder.push(buffer.get(..count).unwrap_or_default()),
             Err(error) => match error.kind() {
                 io::ErrorKind::WouldBlock
                 | io::ErrorKind::TimedOut
                 | io::ErrorKind::Interrupted => {}
-                io::ErrorKind::ConnectionReset => return Ok(Outcome::Died),
+                io::ErrorKind::ConnectionReset => return Ok(died),
                 _ => return Err(error).context("read from the bed"),
             },
         }
