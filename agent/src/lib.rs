@@ -39,18 +39,8 @@ pub use socket::{Listener, Socket};
 
 use std::convert::Infallible;
 use std::error::Error;
-use std::process::ExitCode;
 
 use cloister_protocol::{AGENT_PORT, READY_PORT, STDIO_PORT};
-
-/// Does the work of a container's init stage, which ends in the execution of the container's
-/// program. Returns only if that fails.
-#[must_use]
-pub fn init_stage() -> ExitCode {
-    // A program starts with the default action of every signal; Rust's runtime has set this one.
-    sys::restore_sigpipe();
-    cloister_container::init::main()
-}
 
 /// Does the work of PID 1. Returns only if it cannot go on.
 ///

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     // A container's init stage is this executable, executed again.
     if cloister_container::init::is_init_stage() {
-        return cloister_agent::init_stage();
+        return cloister_container::init::main();
     }
     let Err(error) = cloister_agent::run();
     // The console. The kernel panics when its first process ends, and the host finds this line.

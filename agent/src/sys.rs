@@ -92,12 +92,6 @@ extern "C" fn note_child(_signal: libc::c_int) {
     unsafe { *location = errno };
 }
 
-/// Gives SIGPIPE its default action, which Rust's runtime replaces before `main`.
-pub(crate) fn restore_sigpipe() {
-    // SAFETY: no handler is installed, only the default action.
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
-}
-
 /// Brings the loopback interface of this network namespace up.
 pub(crate) fn loopback_up() -> io::Result<()> {
     let socket = rustix::net::socket_with(
