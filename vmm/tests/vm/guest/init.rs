@@ -172,29 +172,28 @@ fn act(what: &[u8]) {
     }
 }
 
-/// Writes to pages all over memory: what cannot be addressed would show.
+/// Writes to 4096 fresh pages. The kernel itself is at the start of memory and takes new pages from
+/// its end, so in a guest with memory on both sides of a hole this uses both.
 fn touch() {
-    const SIZE: usize = 1 << 30;
+    const SIZE: usize = 16 << 20;
     const MMAP: usize = 9;
-    // MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE.
-    let mut failed = false;
-    for _ in 0..4 {
-        let address = call(MMAP, [0, SIZE, 3, 0x4022, usize::MAX, 0]);
-        if address < 0 {
-            failed = true;
-            break;
+    // MAP_PRIVATE, MAP_ANONYMOUS.
+    let address = call(MMAP, [0, SIZE, 3, 0x22, usize::MAX, 0]);
+    let mut failed = address < 0;
+    let mut at = 0;
+    while !failed && at < SIZE {
+        let word = (address as usize + at) as *mut usize;
+        unsafe {
+            word.write_volatile(at);
+            failed = word.read_volatile() != at;
         }
-        let mut at = 0;
-        while at < SIZE {
-            let word = (address as usize + at) as *mut usize;
-            unsafe {
-                word.write_volatile(at);
-                failed |= word.read_volatile() != at;
-            }
-            at += 1 << 16;
-        }
+        at += 4096;
     }
-    print(if failed { b"touch failed\n" } else { b"touch passed\n" });
+    print(if failed {
+        b"touch failed\n"
+    } else {
+        b"touch passed\n"
+    });
 }
 
 /// The core library was compiled to unwind and names this.
