@@ -83,6 +83,8 @@ pub(crate) fn announce() -> Result<(), BootError> {
 pub(crate) fn prepare() -> Result<(), BootError> {
     cloister_container::make_root_pivotable().map_err(BootError::Root)?;
     let plain = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    // A container in a user namespace cannot make nodes: it gets these.
+    mount_at(c"devtmpfs", c"/dev", plain - MountFlags::NODEV)?;
     for (kind, target) in [
         (c"proc", c"/proc"),
         (c"sysfs", c"/sys"),

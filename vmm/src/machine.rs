@@ -54,7 +54,7 @@ const FS_SYSCALLS: &[libc::c_long] = &[
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The descriptor given as KVM is not one.
-    #[error("/dev/kvm: API version {0}, {KVM_API_VERSION} expected")]
+    #[error("/dev/kvm is no KVM device: it gives {0} as its API version, not {KVM_API_VERSION}")]
     Version(i32),
     /// A KVM operation failed.
     #[error(transparent)]

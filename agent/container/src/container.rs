@@ -227,8 +227,10 @@ impl Container {
     /// # Errors
     /// The cgroup does not empty or cannot be removed.
     pub fn delete(&mut self) -> Result<()> {
+        // Killed before its channel closes: a process that saw the end of the channel would exit by itself first.
+        let removed = self.cgroup.remove();
         self.channel = None;
-        Ok(self.cgroup.remove()?)
+        Ok(removed?)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
@@ -55,11 +55,11 @@ fn missing_args_are_named() {
 fn a_command_that_is_not_there() {
     refused(
         &Bundle::alone(&["no-such-command"]),
-        &["exec: \"no-such-command\": executable file not found in $PATH"],
+        &[r#"exec: \"no-such-command\": executable file not found in $PATH"#],
     );
     refused(
         &Bundle::alone(&["/no/such/file"]),
-        &["exec: \"/no/such/file\"", "no such file or directory"],
+        &[r#"exec: \"/no/such/file\""#, "no such file or directory"],
     );
 }
 
@@ -68,7 +68,7 @@ fn a_command_that_is_not_executable() {
     let bundle = Bundle::alone(&["/etc/passwd"]);
     let passwd = bundle.rootfs().join("etc/passwd");
     fs::set_permissions(passwd, fs::Permissions::from_mode(0o644)).expect("chmod");
-    refused(&bundle, &["exec: \"/etc/passwd\"", "permission denied"]);
+    refused(&bundle, &[r#"exec: \"/etc/passwd\""#, "permission denied"]);
 }
 
 #[test]
@@ -160,7 +160,7 @@ fn a_kvm_device_that_is_none() {
     let bundle = Bundle::alone(&["true"]);
     let before = Residue::now();
     let script = format!(
-        "mount --bind /dev/null /dev/kvm && cloister --root {} run --bundle {} test",
+        "busybox mount --bind /dev/null /dev/kvm && cloister --root {} run --bundle {} test",
         bundle.state_root().display(),
         bundle.path().display()
     );
@@ -174,46 +174,65 @@ fn a_kvm_device_that_is_none() {
 #[test]
 fn missing_and_corrupt_guest_images() {
     let bundle = Bundle::alone(&["true"]);
-    let before = Residue::now();
     let corrupt = bundle.scratch("corrupt");
     fs::write(&corrupt, vec![0x5a; 1 << 20]).expect("a file");
+    let before = Residue::now();
     let missing = bundle.scratch("missing");
     run_with(&bundle, "CLOISTER_KERNEL", &missing).fails(1, &["kernel", "missing"]);
     run_with(&bundle, "CLOISTER_INITRAMFS", &missing).fails(1, &["initramfs", "missing"]);
     run_with(&bundle, "CLOISTER_KERNEL", &corrupt).fails(1, &["kernel"]);
-    // The kernel boots and finds no first process: its last words say so.
-    run_with(&bundle, "CLOISTER_INITRAMFS", &corrupt).fails(1, &["panic"]);
+    run_with(&bundle, "CLOISTER_INITRAMFS", &corrupt).fails(1, &["initramfs"]);
     before.assert_nothing_new();
 }
 
-#[test]
-fn an_agent_that_never_connects_is_not_waited_for_for_ever() {
-    let bundle = Bundle::alone(&["true"]);
-    let before = Residue::now();
-    // A guest whose first process sleeps: its kernel runs the shell of the bundle instead.
-    let initramfs = bundle.scratch("sleeper.cpio");
+/// An initramfs whose first process is a shell script.
+fn initramfs(bundle: &Bundle, script: &str) -> PathBuf {
+    let initramfs = bundle.scratch("initramfs.cpio");
     let tree = bundle.scratch("tree");
     fs::create_dir_all(tree.join("bin")).expect("tree");
-    fs::copy("/bin/busybox", tree.join("bin/busybox")).expect("busybox");
-    fs::write(
-        tree.join("init"),
-        "#!/bin/busybox sh\necho last words of the guest >/dev/ttyS0\n/bin/busybox sleep 1000\n",
-    )
-    .expect("init");
-    fs::set_permissions(tree.join("init"), fs::Permissions::from_mode(0o755)).expect("chmod");
     fs::create_dir(tree.join("dev")).expect("dev");
+    fs::copy("/bin/busybox", tree.join("bin/busybox")).expect("busybox");
+    fs::write(tree.join("init"), format!("#!/bin/busybox sh\n{script}\n")).expect("init");
+    fs::set_permissions(tree.join("init"), fs::Permissions::from_mode(0o755)).expect("chmod");
     let pack = format!(
         "cd {} && mknod dev/console c 5 1 && mknod dev/ttyS0 c 4 64 && find . | busybox cpio -o -H newc >{}",
         tree.display(),
         initramfs.display()
     );
     Cmd::new("sh").args(["-c", &pack]).run().ok();
+    initramfs
+}
+
+#[test]
+fn an_agent_that_never_connects_is_not_waited_for_for_ever() {
+    let bundle = Bundle::alone(&["true"]);
+    let initramfs = initramfs(
+        &bundle,
+        "echo last words of the guest >/dev/ttyS0\n/bin/busybox sleep 1000",
+    );
+    let before = Residue::now();
     let finished = bundle
         .command("run", &[], "test")
         .env("CLOISTER_INITRAMFS", &initramfs)
         .env("CLOISTER_BOOT_TIMEOUT_S", "15")
         .run();
     finished.fails(1, &["agent", "15", "last words of the guest"]);
+    before.assert_nothing_new();
+}
+
+#[test]
+fn a_guest_that_panics_says_so_with_its_last_words() {
+    let bundle = Bundle::alone(&["true"]);
+    let initramfs = initramfs(&bundle, "echo last words of the guest >/dev/ttyS0\nexit 5");
+    let before = Residue::now();
+    run_with(&bundle, "CLOISTER_INITRAMFS", &initramfs).fails(
+        1,
+        &[
+            "panic",
+            "last words of the guest",
+            "Attempted to kill init! exitcode=0x00000500",
+        ],
+    );
     before.assert_nothing_new();
 }
 

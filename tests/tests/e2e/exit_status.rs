@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::process::ExitStatusExt;
 
 use rustix::process::{self as prctl, Pid, WaitOptions, waitpid};
+use serde_json::Value;
 
 use super::harness::{Bundle, eventually};
 
@@ -26,10 +27,19 @@ fn death_by_a_signal_is_128_and_its_number() {
     }
 }
 
+/// The first process of a PID namespace ignores what it has no handler for, but for SIGKILL: to die of another signal it
+/// has to be no such process.
+fn in_the_pid_namespace_of_the_guest(spec: &mut Value) {
+    let namespaces = spec["linux"]["namespaces"].as_array_mut();
+    namespaces
+        .expect("namespaces")
+        .retain(|namespace| namespace["type"] != "pid");
+}
+
 #[test]
 fn an_init_killed_from_outside_is_128_and_the_signal() {
     for signal in ["KILL", "SEGV"] {
-        let bundle = Bundle::new(&["sleep", "600"]);
+        let bundle = Bundle::new(&["sleep", "600"]).with(in_the_pid_namespace_of_the_guest);
         let running = bundle.command("run", &[], "killed").spawn();
         eventually("running", || {
             bundle.state_root().join("killed").exists()
@@ -49,7 +59,7 @@ fn an_init_killed_from_outside_is_128_and_the_signal() {
 #[test]
 fn the_monitor_dies_by_the_same_signal_as_the_workload() {
     // Alone, since every orphan of the machine becomes this process's child meanwhile.
-    let bundle = Bundle::alone(&["sleep", "600"]);
+    let bundle = Bundle::alone(&["sleep", "600"]).with(in_the_pid_namespace_of_the_guest);
     let adopt = |on| prctl::set_child_subreaper(on).expect("subreaper");
     adopt(Some(rustix::process::getpid()));
     let pid_file = bundle.scratch("pid");

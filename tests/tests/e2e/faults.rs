@@ -104,7 +104,7 @@ fn a_detached_container_whose_monitor_was_killed_is_stopped_and_can_be_deleted()
 fn a_container_outlives_its_run_command_and_can_be_deleted() {
     let bundle = Bundle::alone(&["sleep", "600"]);
     let before = Residue::now();
-    let running = bundle.command("run", &[], "r").spawn();
+    let running = bundle.command("run", &[], "r").outlived().spawn();
     eventually("running", || {
         bundle
             .cloister(["state", "r"])

@@ -44,7 +44,7 @@ fn created_running_stopped() {
         .cloister(["state", "life"])
         .run()
         .fails(1, &["does not exist"]);
-    drop(pid_file);
+    fs::remove_file(pid_file).expect("pid file");
     before.assert_nothing_new();
 }
 

@@ -11,7 +11,13 @@ use super::harness::Bundle;
 fn writes_land_on_the_host() {
     let bundle = Bundle::sh(
         "echo data >/var/file; mkdir /var/dir; ln -s file /var/link; chmod 751 /var/file; chown 1000:1000 /var/file; mv /etc/group /etc/moved; rm /etc/passwd",
-    );
+    )
+    .with(|spec| {
+        for set in ["bounding", "effective", "permitted"] {
+            let set = spec["process"]["capabilities"][set].as_array_mut();
+            set.expect("a set").push("CAP_CHOWN".into());
+        }
+    });
     bundle.run().ok();
     let file = bundle.rootfs().join("var/file");
     assert_eq!(fs::read_to_string(&file).expect("the file"), "data\n");

@@ -32,14 +32,14 @@ fn the_walkthrough_of_runc() {
         spec["process"]["terminal"] = false.into();
         spec["process"]["args"] = serde_json::json!(["sleep", "5"]);
     });
-    let cloister = |args: &[&str]| {
+    let command = |args: &[&str]| {
         Cmd::new("cloister")
             .args([std::path::Path::new("--root"), &bundle.state_root()])
             .args(args)
             .dir(bundle.path())
-            .run()
     };
-    cloister(&["create", "mycontainerid"]).ok();
+    let cloister = |args: &[&str]| command(args).run();
+    command(&["create", "mycontainerid"]).outlived().run().ok();
     assert!(cloister(&["list"]).ok().contains("created"));
     cloister(&["start", "mycontainerid"]).ok();
     assert!(cloister(&["list"]).ok().contains("running"));

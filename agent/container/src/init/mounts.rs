@@ -175,7 +175,7 @@ pub(crate) fn mount(
     outside: &Outside<'_>,
 ) -> Result<Option<OwnedFd>, Failure> {
     let context = || format!("mounts[{index}]: {} on {:?}", mount.kind, mount.destination);
-    let options = Options::parse(&mount.options);
+    let mut options = Options::parse(&mount.options);
     let kind = mount_kind(&mount.kind, mount.options.iter().map(String::as_str))
         .map_err(|reason| Failure::invalid(format!("mounts[{index}].type: {reason}")))?;
     let destination = clean(Path::new(&mount.destination));
@@ -220,6 +220,9 @@ pub(crate) fn mount(
             }
             if fs.name != "proc" {
                 guard_proc(root, index, &target, None)?;
+            }
+            if !mount.source.is_empty() {
+                options.data.push(format!("source={}", mount.source));
             }
             new_file_system(fs, &destination, &target, options, outside, &context)
         }

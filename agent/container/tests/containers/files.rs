@@ -74,20 +74,20 @@ fn read_only_root() {
     assert_eq!(outcome.lines(), ["touch: /x: Read-only file system", "shm"]);
 }
 
-/// Mount point, options, type and super block options of each mount.
-fn mountinfo(lines: &[&str]) -> Vec<[String; 4]> {
+/// Mount point, options, type, super block options and source of each mount.
+fn mountinfo(lines: &[&str]) -> Vec<[String; 5]> {
     lines
         .iter()
         .map(|line| {
             let (front, back) = line.split_once(" - ").unwrap();
             let front: Vec<&str> = front.split(' ').collect();
             let back: Vec<&str> = back.split(' ').collect();
-            [front[4], front[5], back[0], back[2]].map(str::to_owned)
+            [front[4], front[5], back[0], back[2], back[1]].map(str::to_owned)
         })
         .collect()
 }
 
-fn find<'a>(mounts: &'a [[String; 4]], point: &str) -> &'a [String; 4] {
+fn find<'a>(mounts: &'a [[String; 5]], point: &str) -> &'a [String; 5] {
     mounts
         .iter()
         .rfind(|mount| mount[0] == point)
@@ -101,23 +101,34 @@ fn the_default_mounts() {
         .set("/root/readonly", json!(true))
         .run();
     let mounts = mountinfo(&outcome.lines());
-    for (point, kind, options) in [
-        ("/proc", "proc", "rw,relatime"),
-        ("/dev", "tmpfs", "rw,nosuid"),
-        ("/dev/pts", "devpts", "rw,nosuid,noexec,relatime"),
-        ("/dev/shm", "tmpfs", "rw,nosuid,nodev,noexec,relatime"),
-        ("/dev/mqueue", "mqueue", "rw,nosuid,nodev,noexec,relatime"),
-        ("/sys", "sysfs", "ro,nosuid,nodev,noexec,relatime"),
+    for (point, kind, source, options) in [
+        ("/proc", "proc", "proc", "rw,relatime"),
+        ("/dev", "tmpfs", "tmpfs", "rw,nosuid"),
+        ("/dev/pts", "devpts", "devpts", "rw,nosuid,noexec,relatime"),
+        (
+            "/dev/shm",
+            "tmpfs",
+            "shm",
+            "rw,nosuid,nodev,noexec,relatime",
+        ),
+        (
+            "/dev/mqueue",
+            "mqueue",
+            "mqueue",
+            "rw,nosuid,nodev,noexec,relatime",
+        ),
+        ("/sys", "sysfs", "sysfs", "ro,nosuid,nodev,noexec,relatime"),
         (
             "/sys/fs/cgroup",
             "cgroup2",
+            "cgroup",
             "ro,nosuid,nodev,noexec,relatime",
         ),
     ] {
         let mount = find(&mounts, point);
         assert_eq!(
-            (mount[2].as_str(), mount[1].as_str()),
-            (kind, options),
+            (mount[2].as_str(), mount[4].as_str(), mount[1].as_str()),
+            (kind, source, options),
             "{point}"
         );
     }

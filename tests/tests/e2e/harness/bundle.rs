@@ -117,11 +117,16 @@ impl Bundle {
 
     /// `cloister COMMAND OPTIONS --bundle … ID`.
     pub(crate) fn command(&self, command: &str, options: &[&str], id: &str) -> Cmd {
-        self.cloister([command]).args(options).args([
+        let command_line = self.cloister([command]).args(options).args([
             Path::new("--bundle"),
             &self.path(),
             Path::new(id),
-        ])
+        ]);
+        if command == "create" || options.contains(&"--detach") {
+            command_line.outlived()
+        } else {
+            command_line
+        }
     }
 
     /// Runs the bundle in the foreground, without input.

@@ -1,7 +1,8 @@
 //! A child process whose streams are collected and whose end is awaited with a limit.
 
 use std::ffi::OsStr;
-use std::io::{Read, Write};
+use std::fs::File;
+use std::io::{Read, Seek, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
@@ -15,6 +16,7 @@ pub(crate) struct Cmd {
     command: Command,
     input: Vec<u8>,
     limit: Duration,
+    outlived: bool,
 }
 
 /// What became of a command.
@@ -31,8 +33,8 @@ pub(crate) struct Finished {
 /// A command that runs, with its output being collected.
 pub(crate) struct Running {
     child: Child,
-    stdout: JoinHandle<Vec<u8>>,
-    stderr: JoinHandle<Vec<u8>>,
+    stdout: Output,
+    stderr: Output,
     stdin: JoinHandle<()>,
     limit: Duration,
 }
@@ -43,7 +45,15 @@ impl Cmd {
             command: Command::new(program),
             input: Vec::new(),
             limit: LIMIT,
+            outlived: false,
         }
+    }
+
+    /// What it starts lives on and keeps its streams, as a detached container does: its output is read when it ends,
+    /// without waiting for the others that hold it.
+    pub(crate) fn outlived(mut self) -> Self {
+        self.outlived = true;
+        self
     }
 
     pub(crate) fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
@@ -69,19 +79,21 @@ impl Cmd {
 
     /// Starts it, without waiting.
     pub(crate) fn spawn(mut self) -> Running {
+        let (out, stdout) = Output::new(self.outlived);
+        let (err, stderr) = Output::new(self.outlived);
         let mut child = self
             .command
             .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
+            .stdout(out)
+            .stderr(err)
             .spawn()
             .unwrap_or_else(|error| panic!("{:?}: {error}", self.command));
         let mut stdin = child.stdin.take().expect("stdin is a pipe");
         let input = self.input;
         // A program that ends without reading all of its input closes the pipe: no error here.
         let stdin = std::thread::spawn(move || drop(stdin.write_all(&input)));
-        let stdout = collect(child.stdout.take().expect("stdout is a pipe"));
-        let stderr = collect(child.stderr.take().expect("stderr is a pipe"));
+        let stdout = stdout.unwrap_or_else(|| collect(child.stdout.take().expect("a pipe")));
+        let stderr = stderr.unwrap_or_else(|| collect(child.stderr.take().expect("a pipe")));
         Running {
             child,
             stdout,
@@ -97,12 +109,44 @@ impl Cmd {
     }
 }
 
-fn collect(mut stream: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
-    std::thread::spawn(move || {
+/// Where one stream of a command goes.
+enum Output {
+    /// A thread reads it to its end.
+    Pipe(JoinHandle<Vec<u8>>),
+    File(File),
+}
+
+impl Output {
+    /// What to give to the command and, when that is no pipe, what to read later.
+    fn new(file: bool) -> (Stdio, Option<Self>) {
+        if !file {
+            return (Stdio::piped(), None);
+        }
+        let file = tempfile::tempfile().expect("a temporary file");
+        let theirs = file.try_clone().expect("a descriptor");
+        (theirs.into(), Some(Self::File(file)))
+    }
+
+    /// What was written, by the end of the command.
+    fn read(self, what: &str) -> Result<Vec<u8>, String> {
+        match self {
+            Self::Pipe(thread) => within(thread, what),
+            Self::File(mut file) => {
+                let mut bytes = Vec::new();
+                file.rewind().expect("a file");
+                file.read_to_end(&mut bytes).expect("a file");
+                Ok(bytes)
+            }
+        }
+    }
+}
+
+fn collect(mut stream: impl Read + Send + 'static) -> Output {
+    Output::Pipe(std::thread::spawn(move || {
         let mut bytes = Vec::new();
         stream.read_to_end(&mut bytes).expect("a readable pipe");
         bytes
-    })
+    }))
 }
 
 impl Running {
@@ -122,15 +166,15 @@ impl Running {
                     panic!(
                         "killed after {:?} ({status}); stdout: {}; stderr: {}",
                         self.limit,
-                        within(self.stdout, "stdout").map_or_else(|e| e, |b| lossy(&b)),
-                        within(self.stderr, "stderr").map_or_else(|e| e, |b| lossy(&b)),
+                        self.stdout.read("stdout").map_or_else(|e| e, |b| lossy(&b)),
+                        self.stderr.read("stderr").map_or_else(|e| e, |b| lossy(&b)),
                     );
                 }
                 None => std::thread::sleep(Duration::from_millis(5)),
             }
         };
-        let stdout = within(self.stdout, "stdout").unwrap_or_else(|e| panic!("{e}"));
-        let stderr = within(self.stderr, "stderr").unwrap_or_else(|e| panic!("{e}"));
+        let stdout = self.stdout.read("stdout").unwrap_or_else(|e| panic!("{e}"));
+        let stderr = self.stderr.read("stderr").unwrap_or_else(|e| panic!("{e}"));
         drop(self.stdin);
         Finished {
             status,
