@@ -7,6 +7,14 @@ use object::elf::{
 };
 use object::read::elf::{Dyn, FileHeader, ProgramHeader};
 
+/// The bit of `e_flags`, which x86-64 leaves unused, that [`mark_shareable`] sets. The VMM looks for it under
+/// the same name (`vmm/src/boot/kernel.rs`).
+pub const SHAREABLE: u32 = 1 << 31;
+
+/// The offset of `e_flags` in the header of a 64-bit file.
+const E_FLAGS: usize = 48;
+const PAGE: u64 = 4096;
+
 /// Xen's `public/elfnote.h`: the note that carries the 32-bit entry point of the PVH boot protocol.
 const XEN_ELFNOTE_PHYS32_ENTRY: u32 = 18;
 
@@ -39,6 +47,19 @@ pub enum ElfError {
     /// Nothing in it can be run.
     #[error("no executable segment")]
     NoCode,
+    /// Between code and read-only data there are pages that the kernel gives to its allocator.
+    #[error(
+        "a gap between _etext ({text_end:#x}) and __start_rodata ({rodata:#x}), which the kernel frees"
+    )]
+    Gap {
+        /// Where the code ends.
+        text_end: u64,
+        /// Where the read-only data begins.
+        rodata: u64,
+    },
+    /// A symbol is not in the kernel's table.
+    #[error("no symbol {0}")]
+    NoSymbol(&'static str),
     /// A kernel without the note that PVH boot needs.
     #[error("no PVH entry point (CONFIG_PVH)")]
     NoPvhEntry,
@@ -100,6 +121,39 @@ pub fn pvh_entry(bytes: &[u8]) -> Result<u64, ElfError> {
         }
     }
     Err(ElfError::NoPvhEntry)
+}
+
+/// Marks a kernel whose read-only segment the VMM may map from the file instead of copying it, so that every guest
+/// shares it: each page of it is code or data for as long as the guest lives.
+///
+/// The kernel frees the pages between its code and its read-only data and uses them for anything, also for buffers that
+/// another process reads; `symbols`, its System.map, has to show that there are none.
+///
+/// # Errors
+///
+/// The bytes are no x86-64 kernel, or there are such pages.
+pub fn mark_shareable(bytes: &mut [u8], symbols: &str) -> Result<(), ElfError> {
+    let address = |wanted: &'static str| {
+        symbols
+            .lines()
+            .find_map(|line| {
+                let mut words = line.split(' ');
+                let address = u64::from_str_radix(words.next()?, 16).ok()?;
+                (words.nth(1)? == wanted).then_some(address)
+            })
+            .ok_or(ElfError::NoSymbol(wanted))
+    };
+    let (text_end, rodata) = (address("_etext")?, address("__start_rodata")?);
+    if text_end.div_ceil(PAGE) < rodata / PAGE {
+        return Err(ElfError::Gap { text_end, rodata });
+    }
+    let (file, endian) = header(bytes)?;
+    let flags = file.e_flags(endian) | SHAREABLE;
+    // The header was parsed, so it is there.
+    if let Some(field) = bytes.get_mut(E_FLAGS..E_FLAGS + 4) {
+        field.copy_from_slice(&flags.to_le_bytes());
+    }
+    Ok(())
 }
 
 fn header(bytes: &[u8]) -> Result<(&FileHeader64<Endianness>, Endianness), ElfError> {

@@ -28,7 +28,7 @@ pub const SOURCE_PACKAGE: &str = "linux-source-6.12";
 pub const SOURCE_TARBALL: &str = "/usr/src/linux-source-6.12.tar.xz";
 
 /// Raised when the way of building changes, so that kernels built the old way are not taken for the new.
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 2;
 
 /// The name of a kernel in an entry of the cache and in an image.
 pub const VMLINUX: &str = "vmlinux";
@@ -231,9 +231,12 @@ fn make(
     fragment.check(&dot_config)?;
     let release = build.compile(recipe.jobs)?;
     let vmlinux = complete.join(VMLINUX);
+    let symbols = build.symbols()?;
     build.strip(&vmlinux)?;
 
-    let bytes = fs::read(&vmlinux).map_err(io_error(&vmlinux))?;
+    let mut bytes = fs::read(&vmlinux).map_err(io_error(&vmlinux))?;
+    elf::mark_shareable(&mut bytes, &symbols).map_err(KernelError::NotBootable)?;
+    fs::write(&vmlinux, &bytes).map_err(io_error(&vmlinux))?;
     let info = Info {
         release,
         size: bytes.len() as u64,

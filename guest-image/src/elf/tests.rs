@@ -164,3 +164,24 @@ fn a_kernel_without_a_pvh_entry_is_refused() {
     let bytes = elf(EM_X86_64, ET_EXEC, &[(PT_NOTE, 0, &notes)]);
     assert!(matches!(pvh_entry(&bytes), Err(ElfError::NoPvhEntry)));
 }
+
+#[test]
+fn a_kernel_without_a_gap_in_its_read_only_part_is_marked() {
+    let mut bytes = static_program();
+    let symbols =
+        "ffffffff81000000 T _text\nffffffff81a00000 T _etext\nffffffff81a00000 D __start_rodata\n";
+    mark_shareable(&mut bytes, symbols).unwrap();
+    assert_eq!(bytes[48..52], SHAREABLE.to_le_bytes());
+    assert_eq!(bytes[52..], static_program()[52..]);
+}
+
+#[test]
+fn a_kernel_that_would_free_pages_of_it_is_refused() {
+    let mut bytes = static_program();
+    let symbols = "ffffffff819ff001 T _etext\nffffffff81a01000 D __start_rodata\n";
+    let refused = mark_shareable(&mut bytes, symbols);
+    assert!(matches!(refused, Err(ElfError::Gap { .. })), "{refused:?}");
+    let refused = mark_shareable(&mut bytes, "ffffffff81a00000 T _etext\n");
+    assert!(matches!(refused, Err(ElfError::NoSymbol("__start_rodata"))));
+    assert_eq!(bytes, static_program());
+}

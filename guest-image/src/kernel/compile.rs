@@ -128,6 +128,12 @@ impl<'a> Build<'a> {
         Ok(release.trim_end().to_owned())
     }
 
+    /// The table of symbols, System.map: address, type and name on each line.
+    pub(super) fn symbols(&self) -> Result<String, CompileError> {
+        let path = self.tree.join("System.map");
+        fs::read_to_string(&path).map_err(io_error(&path))
+    }
+
     /// Copies `vmlinux` to `output` without symbols and the compiler's comments. Notes that are loaded, PVH's
     /// among them, stay.
     pub(super) fn strip(&mut self, output: &Path) -> Result<(), CompileError> {

@@ -144,7 +144,7 @@ fn no_kvm_device() {
     let before = Residue::now();
     // Another mount namespace hides the device from the runtime alone.
     let script = format!(
-        "mount -t tmpfs none /dev && cloister --root {} run --bundle {} test",
+        "busybox mount -t tmpfs none /dev && cloister --root {} run --bundle {} test",
         bundle.state_root().display(),
         bundle.path().display()
     );

@@ -1,10 +1,11 @@
 //! The kernel and the initramfs, put into guest memory.
 //!
-//! The kernel is read into huge pages. It could be mapped from its file as the initramfs is, and
-//! would be shared by every guest, but a kernel writes to most pages of its text when it fits itself
-//! to the processor: three faults for each of them cost five times what reading it does.
+//! The kernel's code and read-only data are mapped from its file, if the kernel says that it keeps them
+//! ([`SHAREABLE`]): only what a guest uses is ever in memory, and it is the host's page cache, shared by
+//! every guest. The pages that the kernel writes to when it fits itself to the processor become its own. The rest is read
+//! into huge pages.
 //!
-//! The initramfs is only read, and the guest is told to keep it (`retain_initrd`): it is mapped, see
+//! The initramfs is only read, and the guest is told to keep it (`retain_initrd`): it is mapped as well, see
 //! [`crate::memory::map_file`].
 
 use std::fs::File;
@@ -67,6 +68,9 @@ pub enum Error {
         /// Its size in memory.
         size: u64,
     },
+    /// A segment cannot be mapped into guest memory.
+    #[error(transparent)]
+    Map(memory::Error),
     /// A segment cannot be put into guest memory.
     #[error("segment at {address:#x} cannot be read into guest memory")]
     Copy {
@@ -77,6 +81,12 @@ pub enum Error {
         source: GuestMemoryError,
     },
 }
+
+/// The bit of `e_flags` by which a kernel promises that it keeps its read-only segments for ever: what lies there is never a
+/// device's buffer. Set where it is built, under the same name (`guest-image/src/elf.rs`).
+const SHAREABLE: u32 = 1 << 31;
+/// System V ABI: a segment that is written.
+const PF_W: u32 = 2;
 
 /// Why a file is not an initramfs that can be used.
 #[derive(Debug, thiserror::Error)]
@@ -127,6 +137,15 @@ struct Segment {
     address: u64,
     file_size: u64,
     memory_size: u64,
+    /// It can be mapped from the file.
+    shared: bool,
+}
+
+impl Segment {
+    /// The bytes of the pages that hold it, if it begins with a page.
+    fn pages(&self) -> u64 {
+        self.memory_size.div_ceil(PAGE).saturating_mul(PAGE)
+    }
 }
 
 /// A little-endian number at `offset`; zero past the end, which no caller asks for.
@@ -163,6 +182,7 @@ fn read_headers(file: &File, file_len: u64) -> Result<(u64, Vec<Segment>), Error
         u64_at(&header, 24),
         u64_at(&header, 32),
     );
+    let shareable = u32_at(&header, 48) & SHAREABLE != 0;
     let (entry_size, count) = (u16_at(&header, 54), u16_at(&header, 56));
     if !header.starts_with(&elf::IDENT)
         || machine != elf::EM_X86_64
@@ -181,12 +201,20 @@ fn read_headers(file: &File, file_len: u64) -> Result<(u64, Vec<Segment>), Error
         if u32_at(header, 0) != elf::PT_LOAD {
             continue;
         }
-        let segment = Segment {
+        let mut segment = Segment {
             offset: u64_at(header, 8),
             address: u64_at(header, 24),
             file_size: u64_at(header, 32),
             memory_size: u64_at(header, 40),
+            shared: false,
         };
+        segment.shared = shareable
+            && u32_at(header, 4) & PF_W == 0
+            && segment.file_size == segment.memory_size
+            && segment.offset.is_multiple_of(PAGE)
+            && segment.address.is_multiple_of(PAGE)
+            // Mapped to the end of its last page, which has to be in the file.
+            && segment.offset.saturating_add(segment.pages()) <= file_len;
         let invalid = |reason| Err(Error::ProgramHeader { index, reason });
         if segment.file_size > segment.memory_size {
             return invalid("larger in the file than in memory");
@@ -238,9 +266,27 @@ pub(super) fn load(memory: &GuestRam, file: &File) -> Result<Kernel, Error> {
     if !entered {
         return Err(Error::Entry(entry));
     }
-    memory::make_huge(memory, std::slice::from_ref(&image));
-    for segment in &segments {
+    let copied: Vec<_> = segments.iter().filter(|segment| !segment.shared).collect();
+    let ends = |segment: &&Segment| segment.address + segment.memory_size;
+    if let (Some(start), Some(end)) = (
+        copied.iter().map(|segment| segment.address).min(),
+        copied.iter().map(ends).max(),
+    ) {
+        memory::make_huge(memory, &[start..end]);
+    }
+    for segment in copied {
         read_segment(memory, file, segment)?;
+    }
+    // Last, since nothing that is mapped can be made huge or copied to.
+    for segment in segments.iter().filter(|segment| segment.shared) {
+        memory::map_file(
+            memory,
+            file,
+            segment.offset,
+            segment.address,
+            segment.pages(),
+        )
+        .map_err(Error::Map)?;
     }
     Ok(Kernel {
         entry,

@@ -3,9 +3,14 @@
 use std::io::ErrorKind;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// What a run may take, in virtual time: a hang must not hold up the other figures for ever.
+const LIMIT: Duration = Duration::from_secs(20);
 
 /// Virtual milliseconds over several rounds.
 pub(crate) struct Times {
@@ -30,11 +35,32 @@ pub(crate) fn run_true(
             .arg(format!("bench{round}"))
             .stdin(Stdio::null());
         let start = Instant::now();
-        let output = match command.output() {
+        let child = match command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+        {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             other => other.with_context(|| runtime.to_owned())?,
         };
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+        let (done, ended) = mpsc::channel::<()>();
+        let watch = std::thread::spawn(move || {
+            let late = ended.recv_timeout(LIMIT) == Err(RecvTimeoutError::Timeout);
+            if let (true, Some(pid)) = (late, pid) {
+                // It may be ending at this very moment.
+                _ = kill_process(pid, Signal::KILL);
+            }
+            late
+        });
+        let output = child
+            .wait_with_output()
+            .with_context(|| runtime.to_owned())?;
         let took = start.elapsed();
+        drop(done);
+        if watch.join().unwrap_or(true) {
+            bail!("{runtime} run {round}: killed, since it had not ended after {LIMIT:?}");
+        }
         ensure!(
             output.status.success(),
             "{runtime} run: {}: {}",
