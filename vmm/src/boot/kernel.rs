@@ -272,7 +272,7 @@ pub(super) fn load(memory: &GuestRam, file: &File) -> Result<Kernel, Error> {
         copied.iter().map(|segment| segment.address).min(),
         copied.iter().map(ends).max(),
     ) {
-        memory::make_huge(memory, &[start..end]);
+        memory::make_huge(memory, std::slice::from_ref(&(start..end)));
     }
     for segment in copied {
         read_segment(memory, file, segment)?;
