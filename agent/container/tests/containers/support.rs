@@ -6,6 +6,7 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 use cloister_container::{Container, CreateOptions, Error, Stdio};
@@ -78,7 +79,10 @@ impl Bundle {
         spec["process"]["terminal"] = json!(false);
         spec["process"]["args"] = json!(args);
         spec["root"]["readonly"] = json!(false);
-        let id = format!("test-{}", std::process::id());
+        // One test's container that was left behind is no other test's failure.
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let id = format!("test-{}-{count}", std::process::id());
         Bundle {
             dir,
             spec,

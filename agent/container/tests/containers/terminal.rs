@@ -98,12 +98,12 @@ fn window_size() {
     container.start().unwrap();
     let mut text = String::new();
     let mut file = File::from(rustix::io::dup(&terminal).unwrap());
-    while !text.contains("ready") {
+    while !text.ends_with("ready\r\n") {
         let mut buffer = [0; 100];
         let length = file.read(&mut buffer).unwrap();
         text.push_str(std::str::from_utf8(&buffer[..length]).unwrap());
     }
-    assert!(text.starts_with("43 132\r\n"), "{text:?}");
+    assert_eq!(text, "43 132\r\nready\r\n");
     drop(file);
     resize(
         terminal.as_fd(),
