@@ -14,9 +14,10 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cloister_virtio::device::GuestRam;
+use cloister_virtio::fs::Fs;
 use cloister_vmm_api::{Channel, ChannelError, Event, ExitReason, Request, Timeline};
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -218,6 +219,7 @@ impl Session {
             channel: self.channel.clone(),
             notice: self.notice.clone(),
             gate,
+            fs: machine.fs.clone(),
             memory: machine.memory.clone(),
             initramfs: Some(initramfs),
             end: Rc::clone(&end),
@@ -315,6 +317,8 @@ struct Control {
     channel: Arc<Channel>,
     notice: Arc<Notice>,
     gate: Arc<Gate>,
+    /// The device whose server works beside the vCPUs.
+    fs: Option<Arc<Mutex<Fs>>>,
     memory: GuestRam,
     /// The pages of the initramfs, until the guest's init runs.
     initramfs: Option<Range<u64>>,
@@ -357,6 +361,10 @@ impl Control {
     /// Stands still until the owner says otherwise.
     fn pause(&self) -> Result<Option<End>, Error> {
         self.gate.close();
+        // A server that does not stop is out of service, and the guest is told when it runs again.
+        if let Some(Err(error)) = self.fs().map(|mut fs| fs.pause()) {
+            log::error!("fs: {error}");
+        }
         tell(&self.channel, &Event::Paused)?;
         loop {
             let mut fds = [PollFd::new(&*self.channel, PollFlags::IN)];
@@ -367,6 +375,9 @@ impl Control {
             match self.next_request()? {
                 None => {}
                 Some(Received::Request(Request::Resume)) => {
+                    if let Some(Err(error)) = self.fs().map(|mut fs| fs.resume()) {
+                        log::error!("fs: {error}");
+                    }
                     self.gate.open();
                     tell(&self.channel, &Event::Resumed)?;
                     return Ok(None);
@@ -378,6 +389,11 @@ impl Control {
                 Some(Received::Hangup) => return Ok(Some(End::OwnerGone)),
             }
         }
+    }
+
+    fn fs(&self) -> Option<MutexGuard<'_, Fs>> {
+        let fs = self.fs.as_ref()?;
+        Some(fs.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Gives the pages of the initramfs back once the guest has unpacked it.

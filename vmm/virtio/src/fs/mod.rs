@@ -232,7 +232,10 @@ impl Fs {
         if !self.active.as_ref().is_some_and(|active| active.paused) {
             return Ok(());
         }
-        self.start().inspect_err(|error| self.fail(error))
+        self.start().inspect_err(|error| self.fail(error))?;
+        // The server's signals before the pause may still have been on their way.
+        self.interrupt();
+        Ok(())
     }
 
     /// Hands the queues to the server.
