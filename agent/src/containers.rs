@@ -13,21 +13,25 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use cloister_container::{Container, CreateOptions};
-use cloister_protocol::agent::CreateContainerRequest;
+use cloister_container::{Container, CreateOptions, ExecOptions};
+use cloister_protocol::agent::{CreateContainerRequest, ExecRequest, Process};
 use rustix::process::{WaitOptions, WaitStatus, wait};
-use tokio::sync::watch;
-use tokio::task::{AbortHandle, JoinHandle};
+use tokio::io::Interest;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout_at};
 
-use crate::relay::{self, Terminal};
+use crate::execs::{Execs, Running};
+use crate::session::Session;
 use crate::shares::{ShareError, Shares};
-use crate::stdio::{self, Relayed, StdioError};
+use crate::stdio::{self, StdioError};
+use crate::sys;
 use crate::tokens::Tokens;
+use crate::usage;
 
 /// The most containers of one guest.
 const MAX_CONTAINERS: usize = 1024;
@@ -65,6 +69,43 @@ pub(crate) enum ContainerError {
     Exists {
         /// What was given.
         id: String,
+    },
+    /// The request is at fault.
+    #[error("exec_id: {id:?}: 1 to {MAX_ID} letters, digits and + - . _ make an id")]
+    ExecId {
+        /// What was given.
+        id: String,
+    },
+    /// There is no such executed process.
+    #[error("there is no process {id:?}")]
+    NoExec {
+        /// What was given.
+        id: String,
+    },
+    /// The id of an executed process is taken.
+    #[error("exec_id: there is a process {id:?} already")]
+    ExecExists {
+        /// What was given.
+        id: String,
+    },
+    /// Too many executed processes.
+    #[error("too many processes have been executed in the container and not waited for")]
+    TooManyExecs,
+    /// A namespace of another container cannot be shared.
+    #[error("{field}: {problem}")]
+    Join {
+        /// The field of the request.
+        field: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// What the container uses cannot be read.
+    #[error("cannot read what container {id:?} uses")]
+    Usage {
+        /// The container.
+        id: String,
+        /// Why.
+        source: std::io::Error,
     },
     /// Too many containers.
     #[error("{MAX_CONTAINERS} containers exist, no more are possible")]
@@ -113,6 +154,17 @@ pub(crate) struct Exit {
     pub(crate) oom_killed: bool,
 }
 
+impl Exit {
+    pub(crate) fn of(status: WaitStatus, oom_killed: bool) -> Self {
+        let number = |number: Option<i32>| number.map_or(0, i32::unsigned_abs);
+        Self {
+            code: number(status.exit_status()),
+            signal: number(status.terminating_signal()),
+            oom_killed,
+        }
+    }
+}
+
 /// Where this machine's containers are made.
 #[derive(Debug, Clone)]
 pub struct Places {
@@ -138,6 +190,8 @@ pub(crate) struct Containers {
 struct Slot {
     phase: Mutex<Phase>,
     exit: watch::Sender<Option<Exit>>,
+    execs: Execs,
+    resumed: Notify,
 }
 
 #[derive(Debug)]
@@ -155,12 +209,7 @@ enum Phase {
 #[derive(Debug)]
 struct Live {
     container: Container,
-    /// Only its relay keeps a terminal open, so that the session is hung up when the host closes
-    /// the stream.
-    terminal: Option<Weak<Terminal>>,
-    /// What still has to reach the host when the container has ended.
-    outputs: Vec<JoinHandle<()>>,
-    input: Option<AbortHandle>,
+    session: Session,
 }
 
 impl Containers {
@@ -180,7 +229,7 @@ impl Containers {
     ) -> Result<u32, ContainerError> {
         let id = request.container_id.clone();
         let slot = self.reserve(&id)?;
-        match self.build(request).await {
+        match self.build(request, &slot).await {
             Ok(live) => {
                 let pid = live.container.pid();
                 *lock(&slot.phase) = Phase::Live(Box::new(live));
@@ -206,11 +255,17 @@ impl Containers {
             Entry::Vacant(entry) => Ok(Arc::clone(entry.insert(Arc::new(Slot {
                 phase: Mutex::new(Phase::Creating),
                 exit: watch::Sender::new(None),
+                execs: Execs::default(),
+                resumed: Notify::new(),
             })))),
         }
     }
 
-    async fn build(&self, request: CreateContainerRequest) -> Result<Live, ContainerError> {
+    async fn build(
+        &self,
+        request: CreateContainerRequest,
+        slot: &Slot,
+    ) -> Result<Live, ContainerError> {
         let missing = |field: String| ContainerError::Missing { field };
         let rootfs = request.rootfs.as_ref();
         let rootfs = rootfs.ok_or_else(|| missing("rootfs".into()))?;
@@ -228,11 +283,13 @@ impl Containers {
         let streams = stdio::prepare(&self.tokens, &request.stdio).await?;
 
         // From here to the return nothing awaits, so no exit can be missed.
-        let container = Container::create(CreateOptions {
+        let joins = self.joins(&request)?;
+        let mut container = Container::create(CreateOptions {
             id: request.container_id,
             spec: request.spec,
             rootfs,
             bind_sources,
+            joins,
             stdio: streams.container,
             cgroup_parent: self.places.cgroup_parent.clone(),
             init_exe: self.places.init_exe.clone(),
@@ -240,19 +297,91 @@ impl Containers {
         for warning in container.warnings() {
             log::warn!("container {:?}: {warning}", container.id());
         }
-        let mut live = Live {
-            terminal: None,
-            outputs: Vec::new(),
-            input: None,
-            container,
-        };
-        match live.relay(streams.relayed) {
-            Ok(()) => Ok(live),
+        let terminal = container.take_terminal();
+        match Session::start(container.id(), streams.relayed, terminal, &slot.exit) {
+            Ok(session) => Ok(Live { container, session }),
             Err(e) => {
-                live.container.delete()?;
+                container.delete()?;
                 Err(e)
             }
         }
+    }
+
+    /// The processes whose namespaces a new container shares.
+    fn joins(
+        &self,
+        request: &CreateContainerRequest,
+    ) -> Result<Vec<(String, OwnedFd)>, ContainerError> {
+        let mut joins = Vec::new();
+        for (number, namespace) in request.namespaces.iter().enumerate() {
+            let other = &namespace.container_id;
+            let join = |problem: String| ContainerError::Join {
+                field: format!("namespaces[{number}]"),
+                problem,
+            };
+            let slot = self.slot(other).map_err(|e| join(e.to_string()))?;
+            let mut phase = lock(&slot.phase);
+            let live = phase.live(other)?;
+            let pidfd = live.container.pidfd().try_clone_to_owned();
+            joins.push((
+                namespace.kind.clone(),
+                pidfd.map_err(|e| join(e.to_string()))?,
+            ));
+        }
+        Ok(joins)
+    }
+
+    /// Executes a further program in a container and returns its pid.
+    pub(crate) async fn exec(&self, request: ExecRequest) -> Result<u32, ContainerError> {
+        let id = &request.container_id;
+        if !is_id(&request.exec_id) {
+            return Err(ContainerError::ExecId {
+                id: request.exec_id,
+            });
+        }
+        let slot = self.slot(id)?;
+        slot.execs.check(&request.exec_id)?;
+        let streams = stdio::prepare(&self.tokens, &request.stdio).await?;
+        loop {
+            let resumed = slot.resumed.notified();
+            let is_paused = lock(&slot.phase).live(id)?.container.is_paused();
+            if !is_paused {
+                break;
+            }
+            if !request.ignore_paused {
+                return Err(ContainerError::State {
+                    id: id.clone(),
+                    state: "is paused",
+                });
+            }
+            resumed.await;
+        }
+
+        // From here to the return nothing awaits, so no exit can be missed.
+        let mut phase = lock(&slot.phase);
+        let container = &phase.live(id)?.container;
+        let mut exec = container.exec(ExecOptions {
+            process: request.process,
+            stdio: streams.container,
+            cgroup: request.cgroup.into(),
+            init_exe: self.places.init_exe.clone(),
+        })?;
+        for warning in exec.warnings() {
+            log::warn!("container {id:?}: {warning}");
+        }
+        let exit = watch::Sender::new(None);
+        let terminal = exec.take_terminal();
+        let pid = exec.pid();
+        let session = match Session::start(id, streams.relayed, terminal, &exit) {
+            Ok(session) => session,
+            Err(e) => {
+                exec.signal(libc::SIGKILL.unsigned_abs())?;
+                return Err(e);
+            }
+        };
+        slot.execs
+            .insert(request.exec_id, Running::new(exec, session, exit))?;
+        Ok(pid)
     }
 
     /// Executes a container's program.
@@ -269,24 +398,95 @@ impl Containers {
         Ok(phase.live(id)?.container.signal(signal, all)?)
     }
 
+    /// Finds an executed process.
+    pub(crate) fn running(&self, id: &str, exec: &str) -> Result<Arc<Running>, ContainerError> {
+        self.slot(id)?.execs.get(exec)
+    }
+
+    /// Waits for the end of an executed process.
+    pub(crate) async fn wait_exec(&self, id: &str, exec: &str) -> Result<Exit, ContainerError> {
+        let slot = self.slot(id)?;
+        slot.execs.wait(exec).await
+    }
+
     /// Sets the window size of a container's terminal.
     pub(crate) fn resize(&self, id: &str, columns: u16, rows: u16) -> Result<(), ContainerError> {
         let slot = self.slot(id)?;
         let mut phase = lock(&slot.phase);
-        let state = |state| ContainerError::State {
+        phase.live(id)?.session.resize(id, columns, rows)
+    }
+
+    /// Stops the processes of a container, or lets them go on.
+    pub(crate) fn pause(&self, id: &str, paused: bool) -> Result<(), ContainerError> {
+        let slot = self.slot(id)?;
+        let mut phase = lock(&slot.phase);
+        let container = &phase.live(id)?.container;
+        if paused {
+            container.pause()?;
+        } else {
+            container.resume()?;
+            slot.resumed.notify_waiters();
+        }
+        Ok(())
+    }
+
+    /// Changes the limits of a container.
+    pub(crate) fn update(&self, id: &str, resources: &[u8]) -> Result<(), ContainerError> {
+        let slot = self.slot(id)?;
+        let mut phase = lock(&slot.phase);
+        Ok(phase.live(id)?.container.update(resources)?)
+    }
+
+    /// Lists the processes of a container.
+    pub(crate) fn processes(&self, id: &str) -> Result<Vec<Process>, ContainerError> {
+        let slot = self.slot(id)?;
+        let mut phase = lock(&slot.phase);
+        let pids = phase.live(id)?.container.processes()?;
+        let booted = usage::booted_s();
+        let described = pids
+            .into_iter()
+            .filter_map(|pid| usage::process(pid, booted));
+        Ok(described.collect())
+    }
+
+    /// What a container uses.
+    pub(crate) fn stats(&self, id: &str) -> Result<HashMap<String, String>, ContainerError> {
+        let slot = self.slot(id)?;
+        let mut phase = lock(&slot.phase);
+        let cgroup = phase.live(id)?.container.cgroup();
+        usage::files(cgroup).map_err(|source| ContainerError::Usage {
             id: id.into(),
-            state,
+            source,
+        })
+    }
+
+    /// Waits until the OOM killer has ended another number of processes than `known`.
+    pub(crate) async fn wait_oom(&self, id: &str, known: u64) -> Result<u64, ContainerError> {
+        let slot = self.slot(id)?;
+        let cgroup = lock(&slot.phase).live(id)?.container.cgroup().to_owned();
+        let error = |source| ContainerError::Usage {
+            id: id.into(),
+            source,
         };
-        let terminal = phase.live(id)?.terminal.as_ref();
-        let terminal = terminal.ok_or_else(|| state("has no terminal"))?;
-        let terminal = terminal.upgrade();
-        let terminal = terminal.ok_or_else(|| state("has closed its terminal"))?;
-        terminal
-            .resize(columns, rows)
-            .map_err(|source| ContainerError::Resize {
-                id: id.into(),
-                source,
-            })
+        let events = std::fs::File::open(cgroup.join("memory.events")).map_err(error)?;
+        let interest = Interest::PRIORITY | Interest::ERROR;
+        let events = sys::register(events.into(), interest).map_err(error)?;
+        loop {
+            // Reading what has changed is what makes the descriptor unready.
+            let mut text = [0; 512];
+            rustix::io::pread(&events, &mut text, 0).map_err(|e| error(e.into()))?;
+            let count = usage::oom_kills(&cgroup).map_err(error)?;
+            if count != known {
+                return Ok(count);
+            }
+            tokio::select! {
+                guard = events.ready(interest) => guard.map_err(error)?.clear_ready(),
+                _ = slot.wait() => return Err(ContainerError::State {
+                    id: id.into(),
+                    state: "is not running",
+                }),
+            }
+        }
     }
 
     /// Waits for the end of a container's init process.
@@ -299,7 +499,7 @@ impl Containers {
     /// Kills what is left of a container, lets the host have its last output, and takes it apart.
     pub(crate) async fn delete(&self, id: &str) -> Result<(), ContainerError> {
         let slot = self.slot(id)?;
-        let (outputs, input) = {
+        let mut session = {
             let mut phase = lock(&slot.phase);
             let live = phase.live(id)?;
             let pid = live.container.pid();
@@ -307,15 +507,17 @@ impl Containers {
             // Its file systems need no further writing back: FUSE writes a file's dirty pages when
             // it is closed or unmapped (fuse_flush, fuse_vma_close), and the last process is gone.
             live.container.delete()?;
-            let outputs = std::mem::take(&mut live.outputs);
-            let input = live.input.take();
+            let session = std::mem::take(&mut live.session);
             *phase = Phase::Deleting { pid, oom_killed };
-            (outputs, input)
+            session
         };
         self.reap();
         let deadline = Instant::now() + DELETE_TIMEOUT;
         let ended = timeout_at(deadline, slot.wait()).await;
-        for mut output in outputs {
+        if timeout_at(deadline, slot.execs.wait_all()).await.is_err() {
+            log::warn!("container {id:?}: an executed process does not end");
+        }
+        for mut output in session.take_outputs() {
             // No process holds the other end of the pipe any more: the relay ends by itself as
             // soon as the host has taken everything.
             if timeout_at(deadline, &mut output).await.is_err() {
@@ -323,9 +525,7 @@ impl Containers {
                 output.abort();
             }
         }
-        if let Some(input) = input {
-            input.abort();
-        }
+        session.end_input();
         lock(&self.slots).remove(id);
         match ended {
             Ok(_) => Ok(()),
@@ -350,7 +550,8 @@ impl Containers {
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             let pid = pid.as_raw_nonzero().get().unsigned_abs();
             let slots = lock(&self.slots);
-            if slots.values().any(|slot| slot.ended(pid, status)) {
+            let mut all = slots.values();
+            if all.any(|slot| slot.ended(pid, status) || slot.execs.ended(pid, status)) {
                 continue;
             }
             log::debug!("reaped orphan {pid}");
@@ -378,12 +579,7 @@ impl Slot {
         if own != pid || self.exit.borrow().is_some() {
             return false;
         }
-        let number = |number: Option<i32>| number.map_or(0, i32::unsigned_abs);
-        self.exit.send_replace(Some(Exit {
-            code: number(status.exit_status()),
-            signal: number(status.terminating_signal()),
-            oom_killed,
-        }));
+        self.exit.send_replace(Some(Exit::of(status, oom_killed)));
         true
     }
 
@@ -409,57 +605,11 @@ impl Phase {
     }
 }
 
-impl Live {
-    fn relay(&mut self, relayed: Relayed) -> Result<(), ContainerError> {
-        let id: Arc<str> = self.container.id().into();
-        match relayed {
-            Relayed::Pipes { stdin, outputs } => {
-                if let Some((socket, pipe)) = stdin {
-                    let task = spawn(Arc::clone(&id), relay::input(socket, pipe));
-                    self.input = Some(task.abort_handle());
-                }
-                for (pipe, socket) in outputs {
-                    let task = spawn(Arc::clone(&id), relay::output(pipe, socket));
-                    self.outputs.push(task);
-                }
-            }
-            Relayed::Terminal(socket) => {
-                let Some(master) = self.container.take_terminal() else {
-                    return Err(ContainerError::State {
-                        id: (*id).into(),
-                        state: "was made without a terminal",
-                    });
-                };
-                let master = Terminal::new(master).map_err(|source| ContainerError::Resize {
-                    id: (*id).into(),
-                    source,
-                })?;
-                let master = Arc::new(master);
-                self.terminal = Some(Arc::downgrade(&master));
-                self.outputs
-                    .push(spawn(id, relay::terminal(master, socket)));
-            }
-        }
-        Ok(())
-    }
-}
-
-fn spawn(
-    id: Arc<str>,
-    relay: impl Future<Output = std::io::Result<()>> + Send + 'static,
-) -> JoinHandle<()> {
-    tokio::spawn(async move {
-        if let Err(e) = relay.await {
-            log::error!("container {id:?}: a standard stream broke: {e}");
-        }
-    })
-}
-
 fn is_id(id: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"+-._".contains(&byte);
     (1..=MAX_ID).contains(&id.len()) && id.bytes().all(allowed) && id != "." && id != ".."
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -22,15 +22,18 @@
 
 mod boot;
 mod containers;
+mod execs;
 mod logger;
 mod relay;
 mod server;
 mod service;
+mod session;
 mod shares;
 mod socket;
 mod stdio;
 mod sys;
 mod tokens;
+mod usage;
 
 pub use containers::Places;
 pub use server::{Endpoints, serve};

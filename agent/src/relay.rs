@@ -22,7 +22,7 @@ use rustix::pipe::{SpliceFlags, splice};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::coop::consume_budget;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::socket::Socket;
 use crate::sys;
@@ -32,6 +32,9 @@ const CHUNK: usize = 64 * 1024;
 
 /// The buffer of each direction of a terminal: what a line discipline holds (N_TTY_BUF_SIZE).
 const TERMINAL_BUFFER: usize = 4096;
+
+/// How long a terminal whose process has ended may be silent before it is closed.
+const SETTLE: Duration = Duration::from_millis(100);
 
 /// How long the host may go on typing into a terminal that is closed.
 const LINGER: Duration = Duration::from_secs(10);
@@ -76,17 +79,34 @@ impl Terminal {
 }
 
 /// Carries a process's output to the host until the pipe has ended or the host takes no more.
-pub(crate) async fn output(pipe: OutputPipe, socket: Socket) -> io::Result<()> {
+///
+/// When the process itself has `ended`, what it has written is carried and no more: whoever else
+/// has the pipe open may keep it open forever.
+pub(crate) async fn output(
+    pipe: OutputPipe,
+    socket: Socket,
+    ended: impl Future<Output = ()>,
+) -> io::Result<()> {
+    let mut ended = std::pin::pin!(ended);
+    let mut is_over = false;
     loop {
-        let mut source = tokio::select! {
+        let source = tokio::select! {
             biased;
-            guard = pipe.0.readable() => guard?,
+            guard = pipe.0.readable(), if !is_over => Some(guard?),
             gone = socket.refuses_data() => return gone,
+            () = &mut ended, if !is_over => {
+                is_over = true;
+                None
+            }
+            () = std::future::ready(()), if is_over => None,
         };
         match splice_some(&pipe.0, &socket) {
             Ok(0) => return socket.end(),
             Ok(_) => {}
-            Err(Errno::AGAIN) if !is_ready(&pipe.0, PollFlags::IN) => source.clear_ready(),
+            Err(Errno::AGAIN) if !is_ready(&pipe.0, PollFlags::IN) => match source {
+                Some(mut source) => source.clear_ready(),
+                None => return socket.end(),
+            },
             Err(Errno::AGAIN) => {
                 let mut target = socket.writable().await?;
                 if !is_ready(&socket, PollFlags::OUT) {
@@ -129,18 +149,31 @@ pub(crate) async fn input(socket: Socket, pipe: InputPipe) -> io::Result<()> {
     }
 }
 
-/// Carries both directions of a terminal until the last process has closed it or the host is gone.
+/// Carries both directions of a terminal until the last process has closed it or the host is gone,
+/// or until the process has `ended` and nothing more comes.
 ///
 /// The host may end its direction alone: the terminal stays, as when nobody types. When the host
 /// closes the stream, the master is closed with it and the session is hung up.
-pub(crate) async fn terminal(master: Arc<Terminal>, socket: Socket) -> io::Result<()> {
+pub(crate) async fn terminal(
+    master: Arc<Terminal>,
+    socket: Socket,
+    ended: impl Future<Output = ()>,
+) -> io::Result<()> {
+    let mut ended = std::pin::pin!(ended);
     let to_host = async {
         let mut buffer = vec![0; TERMINAL_BUFFER];
+        let mut is_over = false;
         loop {
             let length = tokio::select! {
                 biased;
                 length = read_master(&master, &mut buffer) => length?,
                 gone = socket.refuses_data() => return gone,
+                () = &mut ended, if !is_over => {
+                    is_over = true;
+                    continue;
+                }
+                // The kernel moves what was written to the master a little later.
+                () = sleep(SETTLE), if is_over => return Ok(()),
             };
             let Some(mut rest) = length.and_then(|length| buffer.get(..length)) else {
                 return Ok(());

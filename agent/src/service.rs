@@ -6,9 +6,12 @@ use async_trait::async_trait;
 use cloister_container::ErrorKind;
 use cloister_protocol::agent::{
     CreateContainerRequest, CreateContainerResponse, DeleteContainerRequest,
-    DeleteContainerResponse, HelloRequest, HelloResponse, ResizeTerminalRequest,
-    ResizeTerminalResponse, ShutdownRequest, ShutdownResponse, SignalRequest, SignalResponse,
-    StartContainerRequest, StartContainerResponse, WaitRequest, WaitResponse,
+    DeleteContainerResponse, ExecRequest, ExecResponse, HelloRequest, HelloResponse, PauseRequest,
+    PauseResponse, ProcessesRequest, ProcessesResponse, ResizeTerminalRequest,
+    ResizeTerminalResponse, ResumeRequest, ResumeResponse, ShutdownRequest, ShutdownResponse,
+    SignalRequest, SignalResponse, StartContainerRequest, StartContainerResponse, StatsRequest,
+    StatsResponse, UpdateRequest, UpdateResponse, WaitOomRequest, WaitOomResponse, WaitRequest,
+    WaitResponse,
 };
 use cloister_protocol::agent_ttrpc::Agent;
 use cloister_protocol::{SPEC_MAX, VERSION};
@@ -98,13 +101,80 @@ impl Agent for Service {
             let message = format!("signal: {} is not 1 to 64", request.signal);
             return Err(status(Code::INVALID_ARGUMENT, message));
         }
-        self.containers
-            .signal(&request.container_id, request.signal, request.all)?;
+        let id = &request.container_id;
+        if request.exec_id.is_empty() {
+            self.containers.signal(id, request.signal, request.all)?;
+        } else {
+            let running = self.containers.running(id, &request.exec_id)?;
+            running.signal(request.signal)?;
+        }
         Ok(SignalResponse::default())
     }
 
+    async fn exec(&self, _: &TtrpcContext, request: ExecRequest) -> Reply<ExecResponse> {
+        if request.process.len() > SPEC_MAX {
+            let message = format!("process: more than {SPEC_MAX} bytes");
+            return Err(status(Code::INVALID_ARGUMENT, message));
+        }
+        // Broken off with the connection, if it has to wait.
+        let pid = self.containers.exec(request).await?;
+        Ok(ExecResponse {
+            pid,
+            ..ExecResponse::default()
+        })
+    }
+
+    async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> Reply<PauseResponse> {
+        self.containers.pause(&request.container_id, true)?;
+        Ok(PauseResponse::default())
+    }
+
+    async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> Reply<ResumeResponse> {
+        self.containers.pause(&request.container_id, false)?;
+        Ok(ResumeResponse::default())
+    }
+
+    async fn processes(
+        &self,
+        _: &TtrpcContext,
+        request: ProcessesRequest,
+    ) -> Reply<ProcessesResponse> {
+        Ok(ProcessesResponse {
+            processes: self.containers.processes(&request.container_id)?,
+            ..ProcessesResponse::default()
+        })
+    }
+
+    async fn update(&self, _: &TtrpcContext, request: UpdateRequest) -> Reply<UpdateResponse> {
+        self.containers
+            .update(&request.container_id, &request.resources)?;
+        Ok(UpdateResponse::default())
+    }
+
+    async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> Reply<StatsResponse> {
+        Ok(StatsResponse {
+            files: self.containers.stats(&request.container_id)?,
+            ..StatsResponse::default()
+        })
+    }
+
+    async fn wait_oom(&self, _: &TtrpcContext, request: WaitOomRequest) -> Reply<WaitOomResponse> {
+        let count = self
+            .containers
+            .wait_oom(&request.container_id, request.known);
+        Ok(WaitOomResponse {
+            count: count.await?,
+            ..WaitOomResponse::default()
+        })
+    }
+
     async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> Reply<WaitResponse> {
-        let exit = self.containers.wait(&request.container_id).await?;
+        let id = &request.container_id;
+        let exit = if request.exec_id.is_empty() {
+            self.containers.wait(id).await?
+        } else {
+            self.containers.wait_exec(id, &request.exec_id).await?
+        };
         Ok(WaitResponse {
             exit_code: exit.code,
             signal: exit.signal,
@@ -124,8 +194,13 @@ impl Agent for Service {
         };
         let columns = side("columns", request.columns)?;
         let rows = side("rows", request.rows)?;
-        self.containers
-            .resize(&request.container_id, columns, rows)?;
+        let id = &request.container_id;
+        if request.exec_id.is_empty() {
+            self.containers.resize(id, columns, rows)?;
+        } else {
+            let running = self.containers.running(id, &request.exec_id)?;
+            running.resize(id, columns, rows)?;
+        }
         Ok(ResizeTerminalResponse::default())
     }
 
@@ -156,14 +231,18 @@ impl From<ContainerError> for ttrpc::Error {
     fn from(error: ContainerError) -> Self {
         let code = match &error {
             ContainerError::Id { .. }
+            | ContainerError::ExecId { .. }
+            | ContainerError::Join { .. }
             | ContainerError::Missing { .. }
             | ContainerError::Stdio(StdioError::Token { .. } | StdioError::Shape { .. })
             | ContainerError::Share(
                 ShareError::Tag { .. } | ShareError::Path { .. } | ShareError::Open { .. },
             ) => Code::INVALID_ARGUMENT,
-            ContainerError::NotFound { .. } => Code::NOT_FOUND,
-            ContainerError::Exists { .. } => Code::ALREADY_EXISTS,
-            ContainerError::TooMany => Code::RESOURCE_EXHAUSTED,
+            ContainerError::NotFound { .. } | ContainerError::NoExec { .. } => Code::NOT_FOUND,
+            ContainerError::Exists { .. } | ContainerError::ExecExists { .. } => {
+                Code::ALREADY_EXISTS
+            }
+            ContainerError::TooMany | ContainerError::TooManyExecs => Code::RESOURCE_EXHAUSTED,
             ContainerError::State { .. } | ContainerError::Stdio(StdioError::Missing { .. }) => {
                 Code::FAILED_PRECONDITION
             }
@@ -176,6 +255,7 @@ impl From<ContainerError> for ttrpc::Error {
             ContainerError::Stdio(StdioError::Pipe { .. })
             | ContainerError::Share(ShareError::Mount { .. })
             | ContainerError::Resize { .. }
+            | ContainerError::Usage { .. }
             | ContainerError::Undead { .. } => Code::INTERNAL,
         };
         status(code, crate::chain(&error))

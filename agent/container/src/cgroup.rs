@@ -3,7 +3,7 @@
 mod devices;
 mod resources;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::chown;
@@ -22,6 +22,9 @@ const CGROUP2_SUPER_MAGIC: rustix::fs::FsWord = 0x6367_7270;
 
 /// What is enabled for containers if the machine has it.
 const CONTROLLERS: [&str; 6] = ["cpu", "cpuset", "hugetlb", "io", "memory", "pids"];
+
+/// How long processes may take to stop where they are.
+const FREEZE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long killed processes may take to be gone.
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -126,7 +129,49 @@ impl Cgroup {
         Ok(())
     }
 
-    fn all_pids(&self) -> io::Result<Vec<i32>> {
+    /// Sets limits of a container that runs.
+    pub(crate) fn update(&self, resources: &Resources) -> std::result::Result<(), Failure> {
+        resources::apply(self, resources)
+    }
+
+    /// Stops all processes, or lets them go on, and waits until they do.
+    pub(crate) fn freeze(&self, frozen: bool) -> io::Result<()> {
+        let wanted = if frozen { "1" } else { "0" };
+        self.write("cgroup.freeze", wanted)?;
+        let deadline = Instant::now() + FREEZE_TIMEOUT;
+        let events = File::open(self.path.join("cgroup.events"))?;
+        loop {
+            if self.event("frozen") == Some(frozen) {
+                return Ok(());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                // A process in the kernel that no signal reaches: it is as it was.
+                self.write("cgroup.freeze", if frozen { "0" } else { "1" })?;
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            let timeout = Timespec::try_from(left).map_err(io::Error::other)?;
+            let mut fds = [PollFd::new(&events, PollFlags::PRI)];
+            match rustix::event::poll(&mut fds, Some(&timeout)) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Whether its processes are stopped, or are about to be.
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.read("cgroup.freeze")
+            .is_ok_and(|text| text.trim() == "1")
+    }
+
+    fn event(&self, name: &str) -> Option<bool> {
+        let events = self.read("cgroup.events").ok()?;
+        let value = events.lines().find_map(|line| line.strip_prefix(name))?;
+        Some(value.trim() == "1")
+    }
+
+    pub(crate) fn all_pids(&self) -> io::Result<Vec<i32>> {
         let mut pids = Vec::new();
         for dir in subtree(&self.path)? {
             match fs::read_to_string(dir.join("cgroup.procs")) {

@@ -17,11 +17,20 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::config::Config;
+use crate::config::{Config, Process, Seccomp};
 use crate::error::Failure;
 use crate::sys::EXEC_FAILED;
 
-/// From the caller: what to build.
+/// From the caller: what to become.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Task<S, J> {
+    /// The first process of a container.
+    Create(S),
+    /// A further process of a container.
+    Exec(J),
+}
+
+/// What to build.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Setup {
     pub(crate) id: String,
@@ -31,6 +40,21 @@ pub(crate) struct Setup {
     /// Indices of `mounts` by the order of the descriptors that hold their sources. The descriptor
     /// before all others holds the root file system.
     pub(crate) bind_sources: BTreeMap<usize, usize>,
+    /// Namespaces (CLONE_NEW*) to join: each of the process whose pidfd has this place among the
+    /// descriptors after the sources.
+    pub(crate) joins: Vec<i32>,
+    /// The first size of the terminal.
+    pub(crate) window_size: Option<(u16, u16)>,
+}
+
+/// What to join. The only descriptor that goes with it is the pidfd of the container's init process.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Join {
+    pub(crate) id: String,
+    pub(crate) process: Process,
+    pub(crate) seccomp: Option<Seccomp>,
+    /// The namespaces (CLONE_NEW*) that are not this machine's.
+    pub(crate) namespaces: i32,
     /// The first size of the terminal.
     pub(crate) window_size: Option<(u16, u16)>,
 }

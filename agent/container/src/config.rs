@@ -137,7 +137,7 @@ pub(crate) struct Linux {
 }
 
 impl Linux {
-    /// Whether the container has a namespace of this type for itself.
+    /// Whether the container has a namespace of this type for itself or shared with others.
     pub(crate) fn has_namespace(&self, kind: &str) -> bool {
         self.namespaces
             .iter()
@@ -150,6 +150,31 @@ impl Linux {
 pub(crate) struct Namespace {
     #[serde(rename = "type")]
     pub(crate) kind: String,
+    /// Where the namespace is on the host, which knows what that means here.
+    #[serde(skip_serializing)]
+    #[expect(dead_code, reason = "the host says which container's namespace it is")]
+    path: Option<String>,
+}
+
+/// The types of namespaces by the specification's names.
+pub(crate) const NAMESPACES: [(&str, i32); 8] = [
+    ("cgroup", libc::CLONE_NEWCGROUP),
+    ("ipc", libc::CLONE_NEWIPC),
+    ("mount", libc::CLONE_NEWNS),
+    ("network", libc::CLONE_NEWNET),
+    ("pid", libc::CLONE_NEWPID),
+    ("time", CLONE_NEWTIME),
+    ("user", libc::CLONE_NEWUSER),
+    ("uts", libc::CLONE_NEWUTS),
+];
+
+/// linux/sched.h; not in the libc crate.
+pub(crate) const CLONE_NEWTIME: i32 = 0x80;
+
+/// The specification's name of a type of namespace.
+pub(crate) fn namespace_name(flag: i32) -> &'static str {
+    let found = NAMESPACES.iter().find(|(_, known)| *known == flag);
+    found.map_or("unknown", |(name, _)| name)
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]

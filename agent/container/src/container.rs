@@ -12,10 +12,12 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{WaitId, WaitIdOptions};
+use serde::Serialize;
 
 use crate::cgroup::Cgroup;
-use crate::channel::{self, Report, START, Setup};
-use crate::config::{Config, ConsoleSize, IdMapping};
+use crate::channel::{self, Report, START, Setup, Task};
+use crate::config::Resources;
+use crate::config::{Config, ConsoleSize, IdMapping, NAMESPACES};
 use crate::error::{Context, Failure, reason};
 use crate::init;
 use crate::sys;
@@ -36,6 +38,10 @@ pub struct CreateOptions {
     /// The sources of bind mounts by index into `mounts`. A bind mount that is not listed has the
     /// specification's own `source`, seen from the caller's mount namespace.
     pub bind_sources: BTreeMap<usize, PathBuf>,
+    /// Namespaces of other containers that this one shares: the specification's name of the type,
+    /// and the pidfd of the other container's init process. Types that are not listed are created
+    /// if the specification lists them.
+    pub joins: Vec<(String, OwnedFd)>,
     /// The standard streams.
     pub stdio: Stdio,
     /// The directory of a cgroup v2 hierarchy below which the container's cgroup is made. It is
@@ -81,7 +87,9 @@ pub struct Container {
     id: String,
     pid: u32,
     pidfd: OwnedFd,
-    cgroup: Cgroup,
+    pub(crate) cgroup: Cgroup,
+    /// What it was made from, for those that join it.
+    pub(crate) config: Config,
     /// The channel to the init stage, until the start.
     channel: Option<OwnedFd>,
     terminal: Option<OwnedFd>,
@@ -106,7 +114,8 @@ impl Container {
             ))
             .into());
         }
-        let (bind_sources, mounts) = open_mounts(&config, &options)?;
+        let (bind_sources, mut fds) = open_mounts(&config, &options)?;
+        let joins = joins(&config, &options, &mut fds)?;
         let cgroup = Cgroup::create(&options.cgroup_parent, &options.id)?;
         let setup = Setup {
             id: options.id.clone(),
@@ -114,8 +123,9 @@ impl Container {
             config,
             cgroup: cgroup.path().to_owned(),
             bind_sources,
+            joins,
         };
-        match build(&setup, &options, &cgroup, &mounts) {
+        match build(&setup, &options, &cgroup, &fds) {
             Ok(built) => {
                 warnings.extend(built.warnings);
                 Ok(Container {
@@ -123,6 +133,7 @@ impl Container {
                     pid: built.child.pid.cast_unsigned(),
                     pidfd: built.child.pidfd,
                     cgroup,
+                    config: setup.config,
                     channel: Some(built.channel),
                     terminal: built.terminal,
                     warnings,
@@ -217,6 +228,59 @@ impl Container {
         }
     }
 
+    /// Sets the limits that a `linux.resources` object names; the others stay.
+    ///
+    /// # Errors
+    /// The object is malformed or refused, or the kernel does not take a value.
+    pub fn update(&mut self, resources: &[u8]) -> Result<()> {
+        let value = cloister_spec::check_resources(resources, "resources", Side::Guest)?.value;
+        let resources: Resources = serde_json::from_value(value)
+            .map_err(|error| Failure::invalid(format!("resources: {error}")))?;
+        Ok(self.cgroup.update(&resources)?)
+    }
+
+    /// Stops every process where it is.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn pause(&self) -> Result<()> {
+        Ok(self.cgroup.freeze(true).doing(|| "pause")?)
+    }
+
+    /// Lets the processes go on.
+    ///
+    /// # Errors
+    /// The container is not paused, or the kernel refuses.
+    pub fn resume(&self) -> Result<()> {
+        if !self.is_paused() {
+            return Err(Error::State {
+                id: self.id.clone(),
+                state: "is not paused",
+            });
+        }
+        Ok(self.cgroup.freeze(false).doing(|| "resume")?)
+    }
+
+    /// Whether the processes are stopped.
+    pub fn is_paused(&self) -> bool {
+        self.cgroup.is_frozen()
+    }
+
+    /// The cgroup's directory.
+    pub fn cgroup(&self) -> &Path {
+        self.cgroup.path()
+    }
+
+    /// The processes in the container, by their pids in the caller's pid namespace.
+    ///
+    /// # Errors
+    /// The cgroup cannot be read.
+    pub fn processes(&self) -> Result<Vec<i32>> {
+        let mut pids = self.cgroup.all_pids().doing(|| "list the processes")?;
+        pids.sort_unstable();
+        Ok(pids)
+    }
+
     /// Whether the kernel's OOM killer has ended a process of the container.
     pub fn oom_killed(&self) -> bool {
         self.cgroup.oom_killed()
@@ -252,10 +316,11 @@ fn build(
 ) -> std::result::Result<Built, Failure> {
     cgroup.apply(&setup.config.linux.resources)?;
     let (channel, theirs) = socket_pair()?;
-    let child = spawn(&setup.config, options, cgroup, &theirs)?;
+    let child = spawn_first(&setup.config, options, cgroup, &theirs)?;
     drop(theirs);
+    let terminal = setup.config.process.terminal;
     let built = configure(&setup.config, &child, cgroup, &channel)
-        .and_then(|()| converse(&channel, setup, mounts));
+        .and_then(|()| converse(&channel, &Task::<_, ()>::Create(setup), mounts, terminal));
     match built {
         Ok((terminal, warnings)) => Ok(Built {
             child,
@@ -272,14 +337,14 @@ fn build(
 }
 
 /// A container's process before it is a container.
-struct Child {
-    pid: i32,
-    pidfd: OwnedFd,
+pub(crate) struct Child {
+    pub(crate) pid: i32,
+    pub(crate) pidfd: OwnedFd,
 }
 
 impl Child {
     /// Puts into words why the init stage has fallen silent.
-    fn explain(&self, failure: Failure) -> Failure {
+    pub(crate) fn explain(&self, failure: Failure) -> Failure {
         if failure.message != SILENT {
             return failure;
         }
@@ -307,7 +372,7 @@ impl Child {
     }
 
     /// Kills and reaps the process.
-    fn end(&self) {
+    pub(crate) fn end(&self) {
         // It may be dead already, and the caller's reaper may have been faster: neither is an error.
         let _ = sys::pidfd_send_signal(&self.pidfd, libc::SIGKILL);
         let wait =
@@ -363,7 +428,7 @@ fn open_mounts(
     Ok((positions, mounts))
 }
 
-fn socket_pair() -> std::result::Result<(OwnedFd, OwnedFd), Failure> {
+pub(crate) fn socket_pair() -> std::result::Result<(OwnedFd, OwnedFd), Failure> {
     let context = || "create the channel to the init stage";
     let (ours, theirs) = rustix::net::socketpair(
         AddressFamily::UNIX,
@@ -378,29 +443,49 @@ fn socket_pair() -> std::result::Result<(OwnedFd, OwnedFd), Failure> {
     Ok((ours, theirs))
 }
 
-fn spawn(
+/// Starts the init stage of a new container.
+fn spawn_first(
     config: &Config,
     options: &CreateOptions,
     cgroup: &Cgroup,
     channel: &OwnedFd,
 ) -> std::result::Result<Child, Failure> {
-    let context = || "start the init stage";
     let linux = &config.linux;
-    let namespaces = [
-        ("ipc", libc::CLONE_NEWIPC),
-        ("mount", libc::CLONE_NEWNS),
-        ("network", libc::CLONE_NEWNET),
-        ("pid", libc::CLONE_NEWPID),
-        ("user", libc::CLONE_NEWUSER),
-        ("uts", libc::CLONE_NEWUTS),
-    ]
-    .iter()
-    .filter(|(name, _)| linux.has_namespace(name))
-    .fold(0, |flags, (_, flag)| {
-        flags | u64::from(flag.cast_unsigned())
-    });
-    let exe = open_executable(&options.init_exe)
-        .doing(|| format!("open {}", options.init_exe.display()))?;
+    let joined = |kind: &str| options.joins.iter().find(|(joined, _)| joined == kind);
+    let namespaces = NAMESPACES
+        .iter()
+        // The others are created by the stage itself.
+        .filter(|(name, _)| !matches!(*name, "cgroup" | "time"))
+        .filter(|(name, _)| linux.has_namespace(name) && joined(name).is_none())
+        .fold(0, |flags, (_, flag)| {
+            flags | u64::from(flag.cast_unsigned())
+        });
+    spawn(&Stage {
+        namespaces,
+        pid_namespace_of: joined("pid").map(|(_, pidfd)| pidfd),
+        wait_for_mappings: linux.has_namespace("user"),
+        stdio: &options.stdio,
+        init_exe: &options.init_exe,
+        cgroup: cgroup.dir(),
+        channel,
+    })
+}
+
+/// How an init stage is started.
+pub(crate) struct Stage<'a> {
+    pub(crate) namespaces: u64,
+    pub(crate) pid_namespace_of: Option<&'a OwnedFd>,
+    pub(crate) wait_for_mappings: bool,
+    pub(crate) stdio: &'a Stdio,
+    pub(crate) init_exe: &'a Path,
+    pub(crate) cgroup: &'a OwnedFd,
+    pub(crate) channel: &'a OwnedFd,
+}
+
+pub(crate) fn spawn(stage: &Stage<'_>) -> std::result::Result<Child, Failure> {
+    let context = || "start the init stage";
+    let exe =
+        open_executable(stage.init_exe).doing(|| format!("open {}", stage.init_exe.display()))?;
     let null = rustix::fs::openat(
         CWD,
         "/dev/null",
@@ -408,7 +493,7 @@ fn spawn(
         Mode::empty(),
     )
     .doing(|| "open /dev/null")?;
-    let streams = match &options.stdio {
+    let streams = match stage.stdio {
         Stdio::Streams {
             stdin,
             stdout,
@@ -426,16 +511,40 @@ fn spawn(
         ));
     };
     let (pid, pidfd) = sys::spawn(&sys::Spawn {
-        namespaces,
-        cgroup: &sys::above_stdio(cgroup.dir()).doing(context)?,
+        namespaces: stage.namespaces,
+        pid_namespace_of: stage.pid_namespace_of,
+        cgroup: &sys::above_stdio(stage.cgroup).doing(context)?,
         exe: &sys::above_stdio(&exe).doing(context)?,
         name: init::NAME,
         stdio: [stdin, stdout, stderr],
-        channel: &sys::above_stdio(channel).doing(context)?,
-        wait_for_mappings: linux.has_namespace("user"),
+        channel: &sys::above_stdio(stage.channel).doing(context)?,
+        wait_for_mappings: stage.wait_for_mappings,
     })
     .doing(context)?;
     Ok(Child { pid, pidfd })
+}
+
+/// The namespaces that the init stage joins, whose descriptors go to the end of `fds`. It starts in
+/// the pid namespace.
+fn joins(
+    config: &Config,
+    options: &CreateOptions,
+    fds: &mut Vec<OwnedFd>,
+) -> std::result::Result<Vec<i32>, Failure> {
+    let mut joins = Vec::new();
+    for (kind, pidfd) in &options.joins {
+        let what = || format!("linux.namespaces: join a {kind} namespace");
+        let known = NAMESPACES.iter().find(|(name, _)| name == kind);
+        let &(_, flag) = known.ok_or_else(|| Failure::invalid(what()))?;
+        if !config.linux.has_namespace(kind) || matches!(kind.as_str(), "mount" | "user") {
+            return Err(Failure::invalid(format!("{}: not possible", what())));
+        }
+        if kind != "pid" {
+            joins.push(flag);
+            fds.push(pidfd.try_clone().doing(what)?);
+        }
+    }
+    Ok(joins)
 }
 
 /// Opens the executable on a read-only mount of its own, so that the container's program
@@ -491,7 +600,7 @@ fn map_text(mappings: &[IdMapping]) -> String {
 }
 
 /// The window size that was asked for.
-fn window_size(stdio: &Stdio, console_size: Option<ConsoleSize>) -> Option<(u16, u16)> {
+pub(crate) fn window_size(stdio: &Stdio, console_size: Option<ConsoleSize>) -> Option<(u16, u16)> {
     match stdio {
         Stdio::Terminal { size: Some(size) } => Some((size.columns, size.rows)),
         Stdio::Terminal { size: None } => console_size.map(|size| {
@@ -503,12 +612,13 @@ fn window_size(stdio: &Stdio, console_size: Option<ConsoleSize>) -> Option<(u16,
 }
 
 /// Tells the init stage what to build, and hears what has become of it.
-fn converse(
+pub(crate) fn converse(
     channel: &OwnedFd,
-    setup: &Setup,
-    mounts: &[OwnedFd],
+    task: &impl Serialize,
+    fds: &[impl AsFd],
+    has_terminal: bool,
 ) -> std::result::Result<(Option<OwnedFd>, Vec<String>), Failure> {
-    let sent = channel::send(channel, setup).and_then(|()| channel::send_fds(channel, mounts));
+    let sent = channel::send(channel, task).and_then(|()| channel::send_fds(channel, fds));
     // Who does not listen may have said why.
     match sent {
         Err(error)
@@ -522,7 +632,7 @@ fn converse(
         _ => {}
     }
     let mut terminal = None;
-    let report = match setup.config.process.terminal {
+    let report = match has_terminal {
         false => channel::receive::<Report>(channel),
         true => channel::receive_with_fd(channel, &mut terminal),
     };

@@ -22,8 +22,8 @@ use std::process::ExitCode;
 use rustix::fs::{CWD, Mode};
 use rustix::net::{AddressFamily, SocketType};
 
-use crate::channel::{self, Report, START, Setup};
-use crate::config::{Config, TimeOffsets};
+use crate::channel::{self, Join, Report, START, Setup, Task};
+use crate::config::{CLONE_NEWTIME, Config, Process, Seccomp, TimeOffsets};
 use crate::error::{Context, Failure};
 use crate::seccomp::Filter;
 use crate::sys;
@@ -55,44 +55,96 @@ pub fn main() -> ExitCode {
 }
 
 fn run(channel: &OwnedFd) -> Result<Infallible, Failure> {
-    let setup: Setup = channel::receive(channel)
+    let task: Task<Setup, Join> = channel::receive(channel)
         .doing(|| "receive the container")?
         .ok_or_else(|| Failure::new("receive the container: the caller has gone"))?;
-    let fds = channel::receive_fds(channel, setup.bind_sources.len() + 1)
-        .doing(|| "receive the mounts")?;
-    let mut fds = fds.into_iter();
+    match task {
+        Task::Create(setup) => create(channel, &setup),
+        Task::Exec(join) => exec(channel, &join),
+    }
+}
+
+/// Builds a container and becomes its first process.
+fn create(channel: &OwnedFd, setup: &Setup) -> Result<Infallible, Failure> {
+    let count = 1 + setup.bind_sources.len() + setup.joins.len();
+    let mut fds = channel::receive_fds(channel, count)
+        .doing(|| "receive the mounts")?
+        .into_iter();
     let rootfs = fds
         .next()
         .ok_or_else(|| Failure::new("receive the mounts: no root"))?;
-    let sources = fds.map(Some).collect();
+    let sources = fds
+        .by_ref()
+        .take(setup.bind_sources.len())
+        .map(Some)
+        .collect();
     let config = &setup.config;
+    for (pidfd, &namespace) in fds.zip(&setup.joins) {
+        sys::setns(&pidfd, namespace).doing(|| {
+            let kind = crate::config::namespace_name(namespace);
+            format!("linux.namespaces: join the {kind} namespace of another container")
+        })?;
+    }
 
     // Modes that are asked for are the modes that are made.
     rustix::process::umask(Mode::empty());
     rustix::process::setsid().doing(|| "create a session")?;
     session_keyring(&setup.id)?;
     let procfs = Procfs::mount().doing(|| "mount procfs")?;
-    namespaces(config, &procfs)?;
-    let terminal = rootfs::build(&setup, rootfs, sources, &procfs)?;
+    namespaces(config, &setup.joins, &procfs)?;
+    let terminal = rootfs::build(setup, rootfs, sources, &procfs)?;
     drop(procfs);
     if let Some(terminal) = terminal {
         take_terminal(channel, terminal)?;
     }
     set_names(config)?;
+    become_program(
+        channel,
+        &config.process,
+        config.linux.seccomp.as_ref(),
+        true,
+    )
+}
 
-    let process = &config.process;
+/// Joins a container and becomes a further process of it.
+fn exec(channel: &OwnedFd, join: &Join) -> Result<Infallible, Failure> {
+    let fds = channel::receive_fds(channel, 1).doing(|| "receive the container")?;
+    let container = fds
+        .first()
+        .ok_or_else(|| Failure::new("receive the container: no process"))?;
+    sys::setns(container, join.namespaces).doing(|| "join the container's namespaces")?;
+    if join.namespaces & libc::CLONE_NEWUSER != 0 {
+        sys::become_root().doing(|| "become user 0 of the container")?;
+    }
+    rustix::process::setsid().doing(|| "create a session")?;
+    session_keyring(&join.id)?;
+    if join.process.terminal {
+        let root = path::open_outside(Path::new("/")).doing(|| "open /")?;
+        let root = path::Root::new(root);
+        let (controller, terminal) = devices::terminal(&root, join.window_size)?;
+        let terminal = Terminal {
+            controller,
+            terminal,
+        };
+        take_terminal(channel, terminal)?;
+    }
+    become_program(channel, &join.process, join.seccomp.as_ref(), false)
+}
+
+/// Gives up what the program must not have, and executes it: when told to, or at once.
+fn become_program(
+    channel: &OwnedFd,
+    process: &Process,
+    seccomp: Option<&Seccomp>,
+    waits: bool,
+) -> Result<Infallible, Failure> {
     let args = process
         .args
         .iter()
         .map(|arg| user::c_string("process.args", arg))
         .collect::<Result<Vec<_>, _>>()?;
     let env = user::environment(process)?;
-    let filter = config
-        .linux
-        .seccomp
-        .as_ref()
-        .map(Filter::compile)
-        .transpose()?;
+    let filter = seccomp.map(Filter::compile).transpose()?;
     user::own_stdio(process.user.uid)?;
     user::set_limits(&process.rlimits)?;
     rustix::process::umask(Mode::from_raw_mode(process.user.umask.unwrap_or(0o022)));
@@ -112,10 +164,12 @@ fn run(channel: &OwnedFd) -> Result<Infallible, Failure> {
     let program = program::find(name, &env)?;
 
     channel::send(channel, &Report::Created { warnings }).doing(|| "report")?;
-    let mut byte = [0];
-    let started = channel::read_full(channel, &mut byte).doing(|| "wait for the start")?;
-    if started == 0 || byte != [START] {
-        return Err(Failure::new("wait for the start: the caller has gone"));
+    if waits {
+        let mut byte = [0];
+        let started = channel::read_full(channel, &mut byte).doing(|| "wait for the start")?;
+        if started == 0 || byte != [START] {
+            return Err(Failure::new("wait for the start: the caller has gone"));
+        }
     }
     sys::reset_signals().doing(|| "reset signals")?;
     if let Some(filter) = filter {
@@ -137,28 +191,27 @@ fn session_keyring(id: &str) -> Result<(), Failure> {
 }
 
 /// The namespaces that clone3 cannot give, and what there is to set up in the others.
-fn namespaces(config: &Config, procfs: &Procfs) -> Result<(), Failure> {
+fn namespaces(config: &Config, joins: &[i32], procfs: &Procfs) -> Result<(), Failure> {
     let linux = &config.linux;
-    if linux.has_namespace("cgroup") {
+    let creates = |kind, flag| linux.has_namespace(kind) && !joins.contains(&flag);
+    if creates("cgroup", libc::CLONE_NEWCGROUP) {
         // After the process was placed: its cgroup becomes the root of the namespace.
         sys::unshare(libc::CLONE_NEWCGROUP).doing(|| "create a cgroup namespace")?;
     }
-    if linux.has_namespace("time") {
+    if creates("time", CLONE_NEWTIME) {
         // Entered by execve; the offsets can be set until then (time_namespaces(7)).
         sys::unshare(CLONE_NEWTIME).doing(|| "create a time namespace")?;
         if let Some(offsets) = &linux.time_offsets {
             set_time_offsets(offsets, procfs)?;
         }
     }
-    if linux.has_namespace("network") {
+    if creates("network", libc::CLONE_NEWNET) {
         let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)
             .doing(|| "set the loopback interface up")?;
         sys::loopback_up(&socket).doing(|| "set the loopback interface up")?;
     }
     Ok(())
 }
-
-const CLONE_NEWTIME: i32 = 0x80;
 
 fn set_time_offsets(offsets: &TimeOffsets, procfs: &Procfs) -> Result<(), Failure> {
     let path = format!("{}/timens_offsets", rustix::process::getpid());

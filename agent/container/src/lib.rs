@@ -54,9 +54,11 @@ mod channel;
 mod config;
 mod container;
 mod error;
+mod exec;
 pub mod init;
 mod seccomp;
 mod sys;
 
 pub use container::{Container, CreateOptions, Stdio, WindowSize, make_root_pivotable, resize};
 pub use error::{Error, ErrorKind, Failure, Result};
+pub use exec::{Exec, ExecOptions};

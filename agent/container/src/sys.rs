@@ -26,6 +26,8 @@ pub(crate) const CHANNEL_FD: RawFd = 3;
 pub(crate) struct Spawn<'a> {
     /// Namespaces to create (CLONE_NEW*).
     pub(crate) namespaces: u64,
+    /// A process whose pid namespace the child starts in.
+    pub(crate) pid_namespace_of: Option<&'a OwnedFd>,
     /// The cgroup directory to start in.
     pub(crate) cgroup: &'a OwnedFd,
     /// The executable.
@@ -60,6 +62,13 @@ pub(crate) fn spawn(spawn: &Spawn<'_>) -> io::Result<(i32, OwnedFd)> {
     args.cgroup = u64::from(spawn.cgroup.as_raw_fd().cast_unsigned());
     // Handlers of the parent must not run in the child; what arrives meanwhile stays pending.
     let mask = block_signals()?;
+    let own = match spawn.pid_namespace_of.map(lend_pid_namespace).transpose() {
+        Ok(own) => own,
+        Err(error) => {
+            restore_signals(&mask)?;
+            return Err(error);
+        }
+    };
     // SAFETY: `args` is a valid clone_args of the given size, without CLONE_VM: the child gets a copy
     // of this address space, as after fork, and its only thread calls `child`, which makes nothing
     // but system calls.
@@ -68,6 +77,13 @@ pub(crate) fn spawn(spawn: &Spawn<'_>) -> io::Result<(i32, OwnedFd)> {
         child(spawn);
     }
     let error = io::Error::last_os_error();
+    if let Some(own) = own
+        && let Err(error) = setns(&own, libc::CLONE_NEWPID)
+    {
+        // The next child of this process would be born in a container.
+        log::error!("cannot return to the pid namespace: {error}");
+        std::process::abort();
+    }
     restore_signals(&mask)?;
     if pid < 0 {
         return Err(error);
@@ -75,6 +91,33 @@ pub(crate) fn spawn(spawn: &Spawn<'_>) -> io::Result<(i32, OwnedFd)> {
     // SAFETY: clone3 succeeded with CLONE_PIDFD, so `pidfd` is an open descriptor nobody else owns.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     Ok((i32::try_from(pid).map_err(io::Error::other)?, pidfd))
+}
+
+/// Lets this process's next children be born in the pid namespace of another process; gives the
+/// namespace that they were born in before.
+fn lend_pid_namespace(pidfd: &OwnedFd) -> io::Result<OwnedFd> {
+    let own = std::fs::File::open("/proc/self/ns/pid")?;
+    setns(pidfd, libc::CLONE_NEWPID)?;
+    Ok(own.into())
+}
+
+/// Moves this process into the namespace that a descriptor stands for, or into namespaces
+/// (CLONE_NEW*) of the process that a pidfd stands for.
+pub(crate) fn setns(fd: &impl AsFd, namespaces: c_int) -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    check(c_long::from(unsafe {
+        libc::setns(fd.as_fd().as_raw_fd(), namespaces)
+    }))?;
+    Ok(())
+}
+
+/// Becomes user and group 0 of a user namespace that was joined.
+pub(crate) fn become_root() -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    check(c_long::from(unsafe { libc::setresgid(0, 0, 0) }))?;
+    // SAFETY: as above.
+    check(c_long::from(unsafe { libc::setresuid(0, 0, 0) }))?;
+    Ok(())
 }
 
 /// libc's constant overflows its own type.

@@ -54,6 +54,32 @@ pub struct Checked {
 /// # Errors
 /// The text is not JSON, a field is wrong, or a field is refused.
 pub fn check(bytes: &[u8], file: &str, side: Side) -> Result<Checked, Error> {
+    check_against(bytes, file, side, table::ROOT, rules::apply)
+}
+
+/// Checks a process object, as `exec` takes it; `file` is its name in messages.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_process(bytes: &[u8], file: &str, side: Side) -> Result<Checked, Error> {
+    check_against(bytes, file, side, table::PROCESS, rules::apply_to_process)
+}
+
+/// Checks a resources object, as `update` takes it; `file` is its name in messages.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_resources(bytes: &[u8], file: &str, side: Side) -> Result<Checked, Error> {
+    check_against(bytes, file, side, table::RESOURCES, |_, _| {})
+}
+
+fn check_against(
+    bytes: &[u8],
+    file: &str,
+    side: Side,
+    fields: &[Field],
+    rules: impl FnOnce(&Value, &mut walk::Findings),
+) -> Result<Checked, Error> {
     let mut value: Value = serde_json::from_slice(bytes).map_err(|error| {
         let text = error.to_string();
         // serde_json ends its message with the position, which has a place of its own here.
@@ -69,10 +95,10 @@ pub fn check(bytes: &[u8], file: &str, side: Side) -> Result<Checked, Error> {
     })?;
     let mut findings = walk::Findings::new(side);
     match &mut value {
-        Value::Object(object) => findings.object(object, table::ROOT, &walk::Path::ROOT),
+        Value::Object(object) => findings.object(object, fields, &walk::Path::ROOT),
         _ => findings.invalid("", "the document is not an object"),
     }
-    rules::apply(&value, &mut findings);
+    rules(&value, &mut findings);
     let file = file.to_owned();
     if !findings.invalid.is_empty() {
         return Err(Error::Invalid {

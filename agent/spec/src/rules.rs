@@ -51,20 +51,31 @@ fn version(document: &Value, findings: &mut Findings) {
 }
 
 fn process(document: &Value, findings: &mut Findings) {
-    if document
-        .pointer("/process/args")
+    if let Some(process) = document.get("process") {
+        process_at(process, "process.", findings);
+    }
+}
+
+/// Checks a process object that stands for itself.
+pub(crate) fn apply_to_process(process: &Value, findings: &mut Findings) {
+    process_at(process, "", findings);
+}
+
+fn process_at(process: &Value, prefix: &str, findings: &mut Findings) {
+    if process
+        .get("args")
         .and_then(Value::as_array)
         .is_some_and(Vec::is_empty)
     {
-        findings.invalid("process.args", "must not be empty");
+        findings.invalid(format_args!("{prefix}args"), "must not be empty");
     }
     let mut seen: Vec<&str> = Vec::new();
-    for (index, limit) in list(document, "/process/rlimits") {
+    for (index, limit) in list(process, "/rlimits") {
         let name = text(limit, "type");
         if seen.contains(&name) {
             // config.md#posix-process
             findings.invalid(
-                format_args!("process.rlimits[{index}].type"),
+                format_args!("{prefix}rlimits[{index}].type"),
                 format!("{name} is listed twice"),
             );
         }
@@ -72,7 +83,7 @@ fn process(document: &Value, findings: &mut Findings) {
         let bound = |name| limit.get(name).and_then(Value::as_u64);
         if bound("soft") > bound("hard") {
             findings.invalid(
-                format_args!("process.rlimits[{index}].soft"),
+                format_args!("{prefix}rlimits[{index}].soft"),
                 "exceeds the hard limit",
             );
         }

@@ -4,6 +4,8 @@
 
 mod linux;
 
+pub(crate) use linux::RESOURCES;
+
 use crate::names;
 use crate::shape::Enforcer::{Both, Guest, Host};
 use crate::shape::{Field, I32, I64, ID, STRING_MAP, STRINGS, Shape, U16, U32, U64};
@@ -48,7 +50,8 @@ pub(crate) static ROOT: &[Field] = &[
     ),
 ];
 
-const PROCESS: &[Field] = &[
+/// The properties of a process object.
+pub(crate) const PROCESS: &[Field] = &[
     both("terminal", Shape::Bool),
     both("consoleSize", Shape::Object(CONSOLE_SIZE)),
     guest("user", Shape::Object(USER)),

@@ -54,8 +54,44 @@ fn run_output(read: File, guest: OwnedFd) {
         output(
             OutputPipe::new(read.into()).unwrap(),
             Socket::new(guest).unwrap(),
+            std::future::pending(),
         )
     });
+}
+
+#[test]
+fn output_ends_with_its_process_though_another_has_the_pipe_open() {
+    let (mut host, guest) = stream();
+    let (read, mut write) = pipe();
+    let sent = pattern(VOLUME);
+    let writer = {
+        let sent = sent.clone();
+        thread::spawn(move || {
+            write.write_all(&sent).unwrap();
+            write
+        })
+    };
+    let reader = thread::spawn(move || {
+        let mut received = Vec::new();
+        host.read_to_end(&mut received).unwrap();
+        received
+    });
+    run(|| async {
+        let (ended, end) = tokio::sync::oneshot::channel();
+        let relay = tokio::spawn(output(
+            OutputPipe::new(read.into()).unwrap(),
+            Socket::new(guest).unwrap(),
+            async { end.await.unwrap() },
+        ));
+        while !writer.is_finished() {
+            tokio::task::yield_now().await;
+        }
+        // The writing end stays open.
+        let _write = writer.join().unwrap();
+        ended.send(()).unwrap();
+        relay.await.unwrap()
+    });
+    assert!(reader.join().unwrap() == sent);
 }
 
 fn run_input(guest: OwnedFd, write: File) {
@@ -250,6 +286,7 @@ fn run_terminal(master: OwnedFd, guest: OwnedFd) {
         terminal(
             Arc::new(Terminal::new(master).unwrap()),
             Socket::new(guest).unwrap(),
+            std::future::pending(),
         )
     });
 }
@@ -291,7 +328,8 @@ fn a_terminal_shows_its_last_bytes_to_a_host_that_goes_on_typing() {
     });
     run(|| async {
         let master = Arc::new(Terminal::new(master).unwrap());
-        terminal(master, Socket::new(guest).unwrap()).await?;
+        let socket = Socket::new(guest).unwrap();
+        terminal(master, socket, std::future::pending()).await?;
         while !reader.is_finished() {
             tokio::task::yield_now().await;
         }

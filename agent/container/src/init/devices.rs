@@ -169,13 +169,17 @@ pub(crate) fn terminal(
         };
         rustix::termios::tcsetwinsize(&controller, size).doing(|| WHAT)?;
     }
+    Ok((controller, terminal))
+}
+
+/// Makes a terminal the container's `/dev/console`.
+pub(crate) fn console(root: &Root, terminal: &OwnedFd) -> Result<(), Failure> {
     let console = root
         .create(Path::new("/dev/console"), Create::File)
         .doing(|| "/dev/console")?;
-    clone_tree(&terminal, "", false)
+    clone_tree(terminal, "", false)
         .and_then(|mount| attach(&mount, &console.fd))
-        .doing(|| "/dev/console")?;
-    Ok((controller, terminal))
+        .doing(|| "/dev/console")
 }
 
 /// linux/magic.h

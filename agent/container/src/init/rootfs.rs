@@ -63,6 +63,7 @@ pub(crate) fn build(
     }
     let terminal = if config.process.terminal {
         let (controller, terminal) = devices::terminal(&root, setup.window_size)?;
+        devices::console(&root, &terminal)?;
         Some(Terminal {
             controller,
             terminal,

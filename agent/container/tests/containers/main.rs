@@ -10,6 +10,7 @@
 )]
 
 mod cgroups;
+mod exec;
 mod failures;
 mod files;
 mod identity;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
     let mut trials: Vec<Trial> = Vec::new();
     for (module, tests) in [
         ("cgroups", cgroups::TESTS),
+        ("exec", exec::TESTS),
         ("failures", failures::TESTS),
         ("files", files::TESTS),
         ("identity", identity::TESTS),

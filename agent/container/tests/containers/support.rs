@@ -134,6 +134,7 @@ impl Bundle {
             spec: self.spec.to_string().into_bytes(),
             rootfs: self.rootfs(),
             bind_sources: self.bind_sources.clone(),
+            joins: Vec::new(),
             stdio,
             cgroup_parent: self.cgroup_parent.clone(),
             init_exe: std::env::current_exe().unwrap(),

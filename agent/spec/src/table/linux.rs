@@ -60,7 +60,8 @@ const TIME_OFFSET: &[Field] = &[
     guest("nanosecs", Shape::Int(0, 999_999_999)),
 ];
 
-const RESOURCES: &[Field] = &[
+/// The properties of a resources object.
+pub(crate) const RESOURCES: &[Field] = &[
     guest("devices", Shape::List(&Shape::Object(DEVICE_RULE))),
     guest("memory", Shape::Object(MEMORY)),
     guest("cpu", Shape::Object(CPU)),
@@ -117,11 +118,8 @@ const NET_DEVICES: &[Field] = &[guest("name", Shape::Str)];
 
 const NAMESPACES: &[Field] = &[
     both("type", Shape::Name(&names::NAMESPACES)).required(),
-    Field::refused(
-        "path",
-        Shape::Str,
-        "joining an existing namespace is not supported",
-    ),
+    // The host resolves it: only namespaces of the containers of one virtual machine can be shared.
+    both("path", Shape::Str),
 ];
 
 const INTEL_RDT: &[Field] = &[

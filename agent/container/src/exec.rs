@@ -1,0 +1,221 @@
+//! Further processes of a container.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use cloister_spec::Side;
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+
+use crate::channel::{self, Join, Report, Task};
+use crate::config::{NAMESPACES, Process};
+use crate::container::{Child, Container, Stage, Stdio, converse, socket_pair, spawn, window_size};
+use crate::error::{Context, Failure};
+use crate::sys;
+use crate::{Error, Result};
+
+/// What [`Container::exec`] needs.
+#[derive(Debug)]
+pub struct ExecOptions {
+    /// A process object of the specification, as JSON.
+    pub process: Vec<u8>,
+    /// The standard streams.
+    pub stdio: Stdio,
+    /// The cgroup to start in, relative to the container's; empty for the container's own.
+    pub cgroup: PathBuf,
+    /// As [`crate::CreateOptions::init_exe`].
+    pub init_exe: PathBuf,
+}
+
+/// A process that was executed in a container. Dropping it leaves the process running.
+#[derive(Debug)]
+pub struct Exec {
+    pid: u32,
+    pidfd: OwnedFd,
+    terminal: Option<OwnedFd>,
+    warnings: Vec<String>,
+}
+
+impl Exec {
+    /// The process id in the caller's pid namespace.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// The pidfd of the process.
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// What was passed over with a warning.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// The controlling end of the process's terminal, once.
+    pub fn take_terminal(&mut self) -> Option<OwnedFd> {
+        self.terminal.take()
+    }
+
+    /// Sends a signal to the process.
+    ///
+    /// # Errors
+    /// The signal is not 1 to 64, or the process has ended.
+    pub fn signal(&self, signal: u32) -> Result<()> {
+        let number = i32::try_from(signal).ok().filter(|n| (1..=64).contains(n));
+        let number = number.ok_or_else(|| Failure::invalid(format!("{signal} is not a signal")))?;
+        Ok(
+            sys::pidfd_send_signal(&self.pidfd, number)
+                .doing(|| format!("send signal {signal}"))?,
+        )
+    }
+}
+
+impl Container {
+    /// Executes a further program in the container, which is a child of the caller like the
+    /// container's first process. Blocks until the program runs.
+    ///
+    /// # Errors
+    /// The process object is refused, the container has no process, or a step failed; there is
+    /// no process then.
+    pub fn exec(&self, options: ExecOptions) -> Result<Exec> {
+        let checked = cloister_spec::check_process(&options.process, "process", Side::Guest)?;
+        let mut process: Process = serde_json::from_value(checked.value)
+            .map_err(|error| Failure::invalid(format!("process: {error}")))?;
+        if process.terminal != matches!(options.stdio, Stdio::Terminal { .. }) {
+            return Err(Failure::invalid(format!(
+                "terminal is {}, the streams given are not for that",
+                process.terminal
+            ))
+            .into());
+        }
+        let score = process.oom_score_adj.or(self.config.process.oom_score_adj);
+        process.oom_score_adj = None;
+        let linux = &self.config.linux;
+        let namespaces = NAMESPACES
+            .iter()
+            // The process is born in the pid namespace.
+            .filter(|(name, _)| *name != "pid" && linux.has_namespace(name))
+            .fold(0, |flags, (_, flag)| flags | flag);
+        let join = Join {
+            id: self.id().to_owned(),
+            window_size: window_size(&options.stdio, process.console_size),
+            process,
+            seccomp: linux.seccomp.clone(),
+            namespaces,
+        };
+        let (channel, theirs) = socket_pair()?;
+        let child = self.spawn(&options, &theirs)?;
+        drop(theirs);
+        match self.follow(&child, &channel, &join, score) {
+            Ok((terminal, mut warnings)) => {
+                warnings.extend(checked.warnings);
+                Ok(Exec {
+                    pid: child.pid.cast_unsigned(),
+                    pidfd: child.pidfd,
+                    terminal,
+                    warnings,
+                })
+            }
+            Err(failure) => {
+                let failure = child.explain(failure);
+                child.end();
+                Err(failure.into())
+            }
+        }
+    }
+
+    fn spawn(&self, options: &ExecOptions, channel: &OwnedFd) -> Result<Child> {
+        let init = self.pidfd().try_clone_to_owned().doing(|| "exec")?;
+        let own;
+        let cgroup = if options.cgroup.as_os_str().is_empty() {
+            self.cgroup.dir()
+        } else {
+            own = self.child_cgroup(&options.cgroup)?;
+            &own
+        };
+        let stage = |cgroup| Stage {
+            namespaces: 0,
+            pid_namespace_of: Some(&init),
+            wait_for_mappings: false,
+            stdio: &options.stdio,
+            init_exe: &options.init_exe,
+            cgroup,
+            channel,
+        };
+        match spawn(&stage(cgroup)) {
+            Err(failure) if failure.errno == Some(libc::ESRCH) => Err(Error::State {
+                id: self.id().to_owned(),
+                state: "is not running",
+            }),
+            // The container has moved its processes further down, as init systems do: the new one
+            // goes where its init process is (cgroup-v2.rst, "No Internal Process Constraint").
+            Err(failure)
+                if options.cgroup.as_os_str().is_empty()
+                    && matches!(failure.errno, Some(libc::EBUSY | libc::EOPNOTSUPP)) =>
+            {
+                let cgroup = self.cgroup_of_init()?;
+                Ok(spawn(&stage(&cgroup))?)
+            }
+            result => Ok(result?),
+        }
+    }
+
+    fn cgroup_of_init(&self) -> std::result::Result<OwnedFd, Failure> {
+        let context = || "find the cgroup of the container's init process";
+        let text = std::fs::read_to_string(format!("/proc/{}/cgroup", self.pid()));
+        let text = text.doing(context)?;
+        let path = text.lines().find_map(|line| line.strip_prefix("0::/"));
+        // Seen from the root of this machine's hierarchy, in which the container's cgroup lies at
+        // a place that ends like its path here.
+        let name = format!("{}/", self.id());
+        let below = path
+            .and_then(|path| path.split_once(&name))
+            .map(|(_, below)| below);
+        self.child_cgroup(Path::new(below.unwrap_or(".")))
+    }
+
+    fn child_cgroup(&self, path: &Path) -> std::result::Result<OwnedFd, Failure> {
+        let relative = path.strip_prefix("/").unwrap_or(path);
+        let relative = match relative.as_os_str().is_empty() {
+            true => Path::new("."),
+            false => relative,
+        };
+        rustix::fs::openat2(
+            self.cgroup.dir(),
+            relative,
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS,
+        )
+        .doing(|| format!("cgroup {} of the container", path.display()))
+        .map_err(Failure::blamed_on_spec)
+    }
+
+    /// Accompanies a new process until its program runs.
+    fn follow(
+        &self,
+        child: &Child,
+        channel: &OwnedFd,
+        join: &Join,
+        score: Option<i32>,
+    ) -> std::result::Result<(Option<OwnedFd>, Vec<String>), Failure> {
+        if let Some(score) = score {
+            std::fs::write(
+                format!("/proc/{}/oom_score_adj", child.pid),
+                score.to_string(),
+            )
+            .doing(|| format!("oomScoreAdj: set to {score}"))?;
+        }
+        let task = Task::<(), _>::Exec(join);
+        let said = converse(channel, &task, &[self.pidfd()], join.process.terminal)?;
+        // The channel is closed by the execution, and by death.
+        match channel::receive::<Report>(channel) {
+            Ok(None) => Ok(said),
+            Ok(Some(Report::Failed(failure))) => Err(failure),
+            Ok(Some(Report::Created { .. })) => {
+                Err(Failure::new("exec: the init stage spoke out of turn"))
+            }
+            Err(error) => Err(Failure::system("exec: wait for the execution", error)),
+        }
+    }
+}
