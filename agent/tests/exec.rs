@@ -1,0 +1,147 @@
+//! Further processes of a container, as the host asks for them.
+
+mod guest;
+
+use std::time::Duration;
+
+use cloister_protocol::agent::{
+    ExecRequest, PauseRequest, ProcessesRequest, ResumeRequest, StatsRequest, Stdio, WaitRequest,
+    WaitResponse,
+};
+use guest::{Guest, context, join, read_all, refusal};
+use serde_json::json;
+use ttrpc::Code;
+
+fn request(exec_id: &str, script: &str, stdout: Vec<u8>) -> ExecRequest {
+    let process = json!({ "args": ["/bin/sh", "-c", script], "cwd": "/", "env": ["PATH=/bin"] });
+    ExecRequest {
+        container_id: "c".into(),
+        exec_id: exec_id.into(),
+        process: process.to_string().into_bytes(),
+        stdio: Some(Stdio {
+            stdout,
+            ..Stdio::default()
+        })
+        .into(),
+        ..ExecRequest::default()
+    }
+}
+
+async fn exec(guest: &Guest, exec_id: &str, script: &str, stdout: Vec<u8>) -> ttrpc::Result<u32> {
+    let request = request(exec_id, script, stdout);
+    Ok(guest.client.exec(context(), &request).await?.pid)
+}
+
+async fn wait(guest: &Guest, exec_id: &str) -> ttrpc::Result<WaitResponse> {
+    let request = WaitRequest {
+        container_id: "c".into(),
+        exec_id: exec_id.into(),
+        ..WaitRequest::default()
+    };
+    guest.client.wait(context(), &request).await
+}
+
+async fn processes(guest: &Guest) -> Vec<String> {
+    let request = ProcessesRequest {
+        container_id: "c".into(),
+        ..ProcessesRequest::default()
+    };
+    let answer = guest.client.processes(context(), &request).await.unwrap();
+    answer.processes.into_iter().map(|p| p.command).collect()
+}
+
+#[tokio::test]
+async fn a_process_runs_beside_the_first_and_is_forgotten_when_its_end_was_told() {
+    let guest = Guest::start().await;
+    guest.run("c", "exec sleep 1000", Stdio::default()).await;
+    let (output, stdout) = guest.stream(1);
+    exec(&guest, "e", "echo $$; sleep 1000 & exit 5", stdout)
+        .await
+        .unwrap();
+    let (code, message) = refusal(exec(&guest, "e", "true", Vec::new()).await);
+    assert_eq!(code, Code::ALREADY_EXISTS, "{message}");
+    assert_eq!(wait(&guest, "e").await.unwrap().exit_code, 5);
+    assert_eq!(join(read_all(output)).await, b"2\n");
+    let (code, message) = refusal(wait(&guest, "e").await);
+    assert_eq!(
+        (code, &*message),
+        (Code::NOT_FOUND, "there is no process \"e\"")
+    );
+    let (code, message) = refusal(exec(&guest, "a/b", "true", Vec::new()).await);
+    assert_eq!(code, Code::INVALID_ARGUMENT, "{message}");
+    let (code, message) = refusal(exec(&guest, "f", "true", vec![9; 3]).await);
+    assert_eq!(code, Code::INVALID_ARGUMENT, "{message}");
+
+    let mut all = processes(&guest).await;
+    all.sort();
+    assert_eq!(all, ["sleep 1000", "sleep 1000"]);
+    let request = StatsRequest {
+        container_id: "c".into(),
+        ..StatsRequest::default()
+    };
+    let stats = guest.client.stats(context(), &request).await.unwrap();
+    assert!(stats.files["cpu.stat"].contains("usage_usec"), "{stats:?}");
+    guest.delete("c").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_process_that_nobody_waits_for_any_more_is_killed() {
+    let guest = Guest::start().await;
+    guest.run("c", "exec sleep 1000", Stdio::default()).await;
+    exec(&guest, "e", "exec sleep 999", Vec::new())
+        .await
+        .unwrap();
+    assert!(processes(&guest).await.contains(&"sleep 999".to_owned()));
+    let limit = Duration::from_millis(100);
+    tokio::time::timeout(limit, async {
+        let client = guest.connect();
+        let request = WaitRequest {
+            container_id: "c".into(),
+            exec_id: "e".into(),
+            ..WaitRequest::default()
+        };
+        client.wait(context(), &request).await
+    })
+    .await
+    .unwrap_err();
+    for _ in 0..100 {
+        if processes(&guest).await == ["sleep 1000"] {
+            guest.delete("c").await.unwrap();
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("{:?}", processes(&guest).await);
+}
+
+#[tokio::test]
+async fn a_paused_container_takes_a_process_when_it_goes_on() {
+    let guest = Guest::start().await;
+    guest.run("c", "exec sleep 1000", Stdio::default()).await;
+    let pause = PauseRequest {
+        container_id: "c".into(),
+        ..PauseRequest::default()
+    };
+    let resume = ResumeRequest {
+        container_id: "c".into(),
+        ..ResumeRequest::default()
+    };
+    let (code, _) = refusal(guest.client.resume(context(), &resume).await);
+    assert_eq!(code, Code::FAILED_PRECONDITION);
+    guest.client.pause(context(), &pause).await.unwrap();
+    let (code, message) = refusal(exec(&guest, "e", "true", Vec::new()).await);
+    assert_eq!(
+        (code, &*message),
+        (Code::FAILED_PRECONDITION, "container \"c\" is paused")
+    );
+    let mut patient = request("e", "exit 4", Vec::new());
+    patient.ignore_paused = true;
+    let client = guest.connect();
+    let waiting = tokio::spawn(async move { client.exec(context(), &patient).await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!waiting.is_finished());
+    guest.client.resume(context(), &resume).await.unwrap();
+    waiting.await.unwrap().unwrap();
+    assert_eq!(wait(&guest, "e").await.unwrap().exit_code, 4);
+    guest.delete("c").await.unwrap();
+}
