@@ -3,12 +3,15 @@
 //! Whatever comes back was said by a guest that may be hostile: every call has a time limit, and
 //! texts are cleaned and cut before anybody sees them.
 
+use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
 use cloister_protocol::agent::{
-    BindSource, CreateContainerRequest, DeleteContainerRequest, HelloRequest, HelloResponse,
-    ResizeTerminalRequest, SharedPath, SignalRequest, StartContainerRequest, Stdio, WaitRequest,
+    BindSource, CreateContainerRequest, DeleteContainerRequest, ExecRequest, HelloRequest,
+    HelloResponse, PauseRequest, Process, ProcessesRequest, ResizeTerminalRequest, ResumeRequest,
+    SharedNamespace, SharedPath, SignalRequest, StartContainerRequest, StatsRequest, Stdio,
+    UpdateRequest, WaitOomRequest, WaitRequest,
 };
 use cloister_protocol::agent_ttrpc::AgentClient;
 use cloister_protocol::{AGENT_PORT, VERSION};
@@ -30,6 +33,41 @@ const TEXT_MAX: usize = 4096;
 pub struct Agent {
     client: AgentClient,
     limit: Duration,
+}
+
+/// Which process of which container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProcessName<'a> {
+    /// The container.
+    pub container: &'a str,
+    /// An executed process; empty for the container's first.
+    pub exec: &'a str,
+}
+
+impl<'a> ProcessName<'a> {
+    /// The first process of a container.
+    #[must_use]
+    pub fn init(container: &'a str) -> Self {
+        Self {
+            container,
+            exec: "",
+        }
+    }
+}
+
+/// What a container is built from.
+#[derive(Debug, Clone)]
+pub struct CreatePlan {
+    /// The bytes of `config.json`.
+    pub spec: Vec<u8>,
+    /// Where the root file system is shared.
+    pub rootfs: SharedPath,
+    /// The bind mounts by index, and where their sources are shared.
+    pub bind_sources: Vec<(u32, SharedPath)>,
+    /// The standard streams.
+    pub stdio: Stdio,
+    /// Types of namespaces, and the containers with which each is shared.
+    pub namespaces: Vec<(String, String)>,
 }
 
 /// How a workload ended.
@@ -114,23 +152,17 @@ impl Agent {
         Ok(Self::greet(stream, limit).await?.0)
     }
 
-    /// Builds a container. `bind_sources` are the mounts by index and where they are shared.
+    /// Builds a container.
     ///
     /// # Errors
     /// The agent's reason.
-    pub async fn create(
-        &self,
-        id: &str,
-        spec: Vec<u8>,
-        rootfs: SharedPath,
-        bind_sources: Vec<(u32, SharedPath)>,
-        stdio: Stdio,
-    ) -> Result<(), AgentError> {
+    pub async fn create(&self, id: &str, plan: CreatePlan) -> Result<(), AgentError> {
         let request = CreateContainerRequest {
             container_id: id.to_owned(),
-            spec,
-            rootfs: MessageField::some(rootfs),
-            bind_sources: bind_sources
+            spec: plan.spec,
+            rootfs: MessageField::some(plan.rootfs),
+            bind_sources: plan
+                .bind_sources
                 .into_iter()
                 .map(|(index, source)| BindSource {
                     index,
@@ -138,7 +170,16 @@ impl Agent {
                     ..BindSource::default()
                 })
                 .collect(),
-            stdio: MessageField::some(stdio),
+            stdio: MessageField::some(plan.stdio),
+            namespaces: plan
+                .namespaces
+                .into_iter()
+                .map(|(kind, container_id)| SharedNamespace {
+                    kind,
+                    container_id,
+                    ..SharedNamespace::default()
+                })
+                .collect(),
             ..CreateContainerRequest::default()
         };
         let call = self.client.create_container(context(), &request);
@@ -174,13 +215,50 @@ impl Agent {
         Ok(())
     }
 
-    /// Sends a signal to a container's init process, or to all its processes.
+    /// Executes a further program in a container. Waits for as long as it takes if the container
+    /// may be paused.
     ///
     /// # Errors
     /// The agent's reason.
-    pub async fn signal(&self, id: &str, signal: Signal, all: bool) -> Result<(), AgentError> {
+    pub async fn exec(
+        &self,
+        process: ProcessName<'_>,
+        document: Vec<u8>,
+        stdio: Stdio,
+        cgroup: String,
+        ignore_paused: bool,
+    ) -> Result<(), AgentError> {
+        let request = ExecRequest {
+            container_id: process.container.to_owned(),
+            exec_id: process.exec.to_owned(),
+            process: document,
+            stdio: MessageField::some(stdio),
+            ignore_paused,
+            cgroup,
+            ..ExecRequest::default()
+        };
+        let call = self.client.exec(context(), &request);
+        if ignore_paused {
+            call.await.map_err(|e| error("Exec", e))?;
+        } else {
+            self.bounded("Exec", call).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends a signal to a process, or to all processes of its container.
+    ///
+    /// # Errors
+    /// The agent's reason.
+    pub async fn signal(
+        &self,
+        process: ProcessName<'_>,
+        signal: Signal,
+        all: bool,
+    ) -> Result<(), AgentError> {
         let request = SignalRequest {
-            container_id: id.to_owned(),
+            container_id: process.container.to_owned(),
+            exec_id: process.exec.to_owned(),
             signal: signal.number(),
             all,
             ..SignalRequest::default()
@@ -190,13 +268,19 @@ impl Agent {
         Ok(())
     }
 
-    /// Sets the size of a container's terminal.
+    /// Sets the size of a process's terminal.
     ///
     /// # Errors
     /// The agent's reason.
-    pub async fn resize(&self, id: &str, columns: u16, rows: u16) -> Result<(), AgentError> {
+    pub async fn resize(
+        &self,
+        process: ProcessName<'_>,
+        columns: u16,
+        rows: u16,
+    ) -> Result<(), AgentError> {
         let request = ResizeTerminalRequest {
-            container_id: id.to_owned(),
+            container_id: process.container.to_owned(),
+            exec_id: process.exec.to_owned(),
             columns: columns.into(),
             rows: rows.into(),
             ..ResizeTerminalRequest::default()
@@ -206,13 +290,14 @@ impl Agent {
         Ok(())
     }
 
-    /// Waits, for as long as it takes, until the user's program has ended.
+    /// Waits, for as long as it takes, until a process has ended.
     ///
     /// # Errors
     /// The agent's reason, or that the connection broke.
-    pub async fn wait(&self, id: &str) -> Result<Exit, AgentError> {
+    pub async fn wait(&self, process: ProcessName<'_>) -> Result<Exit, AgentError> {
         let request = WaitRequest {
-            container_id: id.to_owned(),
+            container_id: process.container.to_owned(),
+            exec_id: process.exec.to_owned(),
             ..WaitRequest::default()
         };
         let answer = self.client.wait(context(), &request).await;
@@ -222,6 +307,96 @@ impl Agent {
             code: answer.exit_code & 0xff,
             signal: Signal::from_number(answer.signal).map_or(0, Signal::number),
         })
+    }
+
+    /// Stops every process of a container where it is.
+    ///
+    /// # Errors
+    /// The agent's reason.
+    pub async fn pause(&self, id: &str) -> Result<(), AgentError> {
+        let request = PauseRequest {
+            container_id: id.to_owned(),
+            ..PauseRequest::default()
+        };
+        let call = self.client.pause(context(), &request);
+        self.bounded("Pause", call).await?;
+        Ok(())
+    }
+
+    /// Lets the processes of a container go on.
+    ///
+    /// # Errors
+    /// The agent's reason.
+    pub async fn resume(&self, id: &str) -> Result<(), AgentError> {
+        let request = ResumeRequest {
+            container_id: id.to_owned(),
+            ..ResumeRequest::default()
+        };
+        let call = self.client.resume(context(), &request);
+        self.bounded("Resume", call).await?;
+        Ok(())
+    }
+
+    /// Lists the processes of a container. What is told of them is the guest's word: texts are
+    /// cleaned, numbers are not.
+    ///
+    /// # Errors
+    /// The agent's reason.
+    pub async fn processes(&self, id: &str) -> Result<Vec<Process>, AgentError> {
+        let request = ProcessesRequest {
+            container_id: id.to_owned(),
+            ..ProcessesRequest::default()
+        };
+        let call = self.client.processes(context(), &request);
+        let mut processes = self.bounded("Processes", call).await?.processes;
+        for process in &mut processes {
+            process.command = printable(&process.command, TEXT_MAX);
+            process.state = printable(&process.state, 1);
+        }
+        Ok(processes)
+    }
+
+    /// Changes the limits of a container: a `linux.resources` object as JSON.
+    ///
+    /// # Errors
+    /// The agent's reason.
+    pub async fn update(&self, id: &str, resources: Vec<u8>) -> Result<(), AgentError> {
+        let request = UpdateRequest {
+            container_id: id.to_owned(),
+            resources,
+            ..UpdateRequest::default()
+        };
+        let call = self.client.update(context(), &request);
+        self.bounded("Update", call).await?;
+        Ok(())
+    }
+
+    /// The files of a container's cgroup, as the guest has them.
+    ///
+    /// # Errors
+    /// The agent's reason.
+    pub async fn stats(&self, id: &str) -> Result<HashMap<String, String>, AgentError> {
+        let request = StatsRequest {
+            container_id: id.to_owned(),
+            ..StatsRequest::default()
+        };
+        let call = self.client.stats(context(), &request);
+        Ok(self.bounded("Stats", call).await?.files)
+    }
+
+    /// Waits, for as long as it takes, until the OOM killer has ended another number of a
+    /// container's processes than `known`; gives the number.
+    ///
+    /// # Errors
+    /// The agent's reason, or that the connection broke.
+    pub async fn wait_oom(&self, id: &str, known: u64) -> Result<u64, AgentError> {
+        let request = WaitOomRequest {
+            container_id: id.to_owned(),
+            known,
+            ..WaitOomRequest::default()
+        };
+        let answer = self.client.wait_oom(context(), &request).await;
+        Ok(answer.map_err(|e| error("WaitOom", e))?.count)
     }
 
     async fn bounded<T>(

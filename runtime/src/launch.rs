@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::logger::LogFormat;
+use crate::process::ProcessId;
 
 /// The longest message of a report, in bytes; a packet holds twice as much even if every byte
 /// needs an escape.
@@ -50,6 +51,64 @@ pub struct Launch {
     pub timeline: Option<PathBuf>,
     /// When the command line's `main` was entered, `CLOCK_MONOTONIC` nanoseconds.
     pub exec_ns: u64,
+}
+
+/// Everything the monitor of a further process of a container needs to know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExecLaunch {
+    /// The directory of all containers, absolute.
+    pub root: PathBuf,
+    /// The state directory of the container whose virtual machine it is, absolute.
+    pub machine: PathBuf,
+    /// The container.
+    pub id: String,
+    /// The process.
+    pub exec_id: String,
+    /// Its terminal, if it has one.
+    pub terminal: Terminal,
+    /// Its cgroup, relative to the container's.
+    pub cgroup: String,
+    /// Whether it waits while the container is paused.
+    pub ignore_paused: bool,
+    /// A file that receives the pid of the process that stands for it, absolute.
+    pub pid_file: Option<PathBuf>,
+    /// The monitor of the container.
+    pub monitor: ProcessId,
+    /// The settings.
+    pub config: Config,
+    /// The form of the log.
+    pub log_format: LogFormat,
+}
+
+/// What a monitor is to stand for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Job {
+    /// A container.
+    Container(Box<Launch>),
+    /// A further process of one.
+    Exec(Box<ExecLaunch>),
+}
+
+impl Job {
+    /// The settings.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        match self {
+            Self::Container(launch) => &launch.config,
+            Self::Exec(launch) => &launch.config,
+        }
+    }
+
+    /// The form of the log.
+    #[must_use]
+    pub fn log_format(&self) -> LogFormat {
+        match self {
+            Self::Container(launch) => launch.log_format,
+            Self::Exec(launch) => launch.log_format,
+        }
+    }
 }
 
 /// What of a container's specification concerns the host.
@@ -104,9 +163,9 @@ pub enum Terminal {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LaunchFd {
-    /// A [`Launch`] as JSON: it may be larger than a packet.
-    Launch,
-    /// `config.json`, as it was read and checked.
+    /// A [`Job`] as JSON: it may be larger than a packet.
+    Job,
+    /// `config.json` or a process object, as it was read and checked.
     Spec,
     /// A connected socket that receives the master side of the terminal.
     ConsoleSocket,
@@ -166,8 +225,8 @@ pub enum Report {
 #[derive(Debug)]
 pub struct Received {
     /// What to do.
-    pub launch: Launch,
-    /// `config.json`.
+    pub job: Job,
+    /// See [`LaunchFd::Spec`].
     pub spec: Vec<u8>,
     /// See [`LaunchFd::ConsoleSocket`].
     pub console_socket: Option<OwnedFd>,
@@ -198,15 +257,15 @@ pub enum LaunchError {
 /// If the monitor is gone, or the machine out of memory or descriptors.
 pub fn send(
     channel: &Channel,
-    launch: &Launch,
+    job: &Job,
     spec: &[u8],
     console_socket: Option<&OwnedFd>,
     log: Option<&File>,
 ) -> Result<(), LaunchError> {
-    let launch = memory_file("launch", &serde_json::to_vec(launch)?)?;
+    let job = memory_file("job", &serde_json::to_vec(job)?)?;
     let spec = memory_file("spec", spec)?;
-    let mut roles = vec![LaunchFd::Launch, LaunchFd::Spec];
-    let mut fds = vec![launch.as_fd(), spec.as_fd()];
+    let mut roles = vec![LaunchFd::Job, LaunchFd::Spec];
+    let mut fds = vec![job.as_fd(), spec.as_fd()];
     if let Some(socket) = console_socket {
         roles.push(LaunchFd::ConsoleSocket);
         fds.push(socket.as_fd());
@@ -225,20 +284,20 @@ pub fn send(
 /// If the command line is gone or of another build.
 pub fn receive(channel: &Channel) -> Result<Received, LaunchError> {
     let (First { fds: roles }, fds) = channel.recv()?.ok_or(LaunchError::Incomplete)?;
-    let mut launch = None;
+    let mut job = None;
     let mut spec = None;
     let mut console_socket = None;
     let mut log = None;
     for (role, fd) in roles.into_iter().zip(fds) {
         match role {
-            LaunchFd::Launch => launch = Some(serde_json::from_slice(&contents(fd)?)?),
+            LaunchFd::Job => job = Some(serde_json::from_slice(&contents(fd)?)?),
             LaunchFd::Spec => spec = Some(contents(fd)?),
             LaunchFd::ConsoleSocket => console_socket = Some(fd),
             LaunchFd::Log => log = Some(File::from(fd)),
         }
     }
     Ok(Received {
-        launch: launch.ok_or(LaunchError::Incomplete)?,
+        job: job.ok_or(LaunchError::Incomplete)?,
         spec: spec.ok_or(LaunchError::Incomplete)?,
         console_socket,
         log,
@@ -293,9 +352,10 @@ mod tests {
         let spec = vec![b' '; 300_000];
         let (console, _other) = std::os::unix::net::UnixStream::pair().unwrap();
         let console = OwnedFd::from(console);
-        send(&ours, &launch, &spec, Some(&console), None).unwrap();
+        let job = Job::Container(Box::new(launch));
+        send(&ours, &job, &spec, Some(&console), None).unwrap();
         let received = receive(&theirs).unwrap();
-        assert_eq!(received.launch, launch);
+        assert_eq!(received.job, job);
         assert_eq!(received.spec, spec);
         assert!(received.console_socket.is_some());
         assert!(received.log.is_none());

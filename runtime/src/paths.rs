@@ -98,6 +98,24 @@ impl ContainerPaths {
         self.dir.join("started")
     }
 
+    /// Exists while the container is paused.
+    #[must_use]
+    pub fn paused(&self) -> PathBuf {
+        self.dir.join("paused")
+    }
+
+    /// The specification that the container was made from.
+    #[must_use]
+    pub fn spec(&self) -> PathBuf {
+        self.dir.join(SPEC_FILE)
+    }
+
+    /// Holds an empty file for each process that stands for one executed in the container.
+    #[must_use]
+    pub fn execs(&self) -> PathBuf {
+        self.dir.join("execs")
+    }
+
     /// The guest's console.
     #[must_use]
     pub fn console_log(&self) -> PathBuf {

@@ -3,7 +3,10 @@
 //! ```text
 //! <root>/<id>/            mode 0700; its existence claims the id
 //!   state.json            written by the monitor alone, replaced atomically
+//!   config.json           the specification, as it was read
 //!   started               empty; made by whoever has started the user's program
+//!   paused                empty; there while the container is paused
+//!   execs/PID-START       empty; each names a process that stands for one executed here
 //!   console.log agent.log vsock.sock
 //! ```
 //!
@@ -12,6 +15,7 @@
 //! ```text
 //!   monitor not alive, or an exit recorded ─▶ stopped
 //!   phase "creating"                       ─▶ creating
+//!   `paused` is there                      ─▶ paused
 //!   phase "created", no `started`          ─▶ created
 //!   phase "created" and `started`          ─▶ running
 //! ```
@@ -33,7 +37,7 @@ use crate::paths::ContainerPaths;
 use crate::process::ProcessId;
 
 /// The version of [`State`]'s form.
-pub const STATE_VERSION: u32 = 1;
+pub const STATE_VERSION: u32 = 2;
 
 /// How long to wait before a lock is asked for again.
 const LOCK_PAUSE: Duration = Duration::from_millis(5);
@@ -61,12 +65,23 @@ pub struct State {
     pub annotations: HashMap<String, String>,
     /// The container's process on the host.
     pub monitor: ProcessId,
-    /// The process of its virtual machine.
-    pub vmm: ProcessId,
-    /// The process of its file server.
-    pub fs: ProcessId,
+    /// The container whose virtual machine it is in, if that is not its own.
+    pub sandbox: Option<String>,
+    /// The process of its own virtual machine.
+    pub vmm: Option<ProcessId>,
+    /// The process of its own file server.
+    pub fs: Option<ProcessId>,
     /// How far it is.
     pub phase: Phase,
+}
+
+impl State {
+    /// The processes that are the container's own.
+    pub fn processes(&self) -> impl Iterator<Item = ProcessId> {
+        [Some(self.monitor), self.vmm, self.fs]
+            .into_iter()
+            .flatten()
+    }
 }
 
 /// How far a container is, as its monitor sees it.
@@ -97,6 +112,8 @@ pub enum Status {
     Created,
     /// The user's program was started and has not ended.
     Running,
+    /// The container's processes are stopped where they are.
+    Paused,
     /// The user's program has ended.
     Stopped,
 }
@@ -109,6 +126,7 @@ impl Status {
             Self::Creating => "creating",
             Self::Created => "created",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Stopped => "stopped",
         }
     }
@@ -193,11 +211,7 @@ impl StateDir {
     /// [`StateError::NotFound`] if there is none.
     pub fn open(root: &Path, id: &ContainerId) -> Result<Self, StateError> {
         let paths = ContainerPaths::new(root, id.as_str());
-        let dir = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW)
-            .open(paths.dir());
-        match dir {
+        match open_directory(paths.dir()) {
             Ok(dir) => Ok(Self {
                 id: id.clone(),
                 paths,
@@ -343,6 +357,7 @@ impl StateDir {
             Phase::Exited { .. } => Status::Stopped,
             _ if !state.monitor.alive() => Status::Stopped,
             Phase::Creating => Status::Creating,
+            Phase::Created if self.paths.paused().exists() => Status::Paused,
             Phase::Created if self.paths.started().exists() => Status::Running,
             Phase::Created => Status::Created,
         }
@@ -354,6 +369,80 @@ impl StateDir {
     /// If the note cannot be made.
     pub fn mark_started(&self) -> Result<(), StateError> {
         mark_started(&self.paths)
+    }
+
+    /// Notes whether the container is paused.
+    ///
+    /// # Errors
+    /// If the note cannot be made.
+    pub fn mark_paused(&self, paused: bool) -> Result<(), StateError> {
+        let path = self.paths.paused();
+        let result = match paused {
+            true => note(&path),
+            false => match fs::remove_file(&path) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+                result => result,
+            },
+        };
+        result.map_err(|e| StateError::Access(path, e))
+    }
+
+    /// The state directory of the container whose virtual machine this one is in.
+    #[must_use]
+    pub fn machine(&self, state: &State) -> PathBuf {
+        match (&state.sandbox, self.paths.dir().parent()) {
+            (Some(sandbox), Some(root)) => root.join(sandbox),
+            _ => self.paths.dir().to_owned(),
+        }
+    }
+
+    /// The processes that stand for what was executed in the container.
+    ///
+    /// # Errors
+    /// If they cannot be listed.
+    pub fn execs(&self) -> Result<Vec<ProcessId>, StateError> {
+        let path = self.paths.execs();
+        let entries = match fs::read_dir(&path) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(StateError::Access(path, e)),
+        };
+        let mut execs = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|e| StateError::Access(path.clone(), e))?;
+            let process = entry.file_name().to_str().and_then(|name| {
+                let (pid, start_time) = name.split_once('-')?;
+                Some(ProcessId {
+                    pid: pid.parse().ok()?,
+                    start_time: start_time.parse().ok()?,
+                })
+            });
+            execs.extend(process.filter(|process| process.alive()));
+        }
+        execs.sort_by_key(|process| process.pid);
+        Ok(execs)
+    }
+
+    /// Opens the state directory of the container whose virtual machine this one is in.
+    ///
+    /// # Errors
+    /// If it is gone.
+    pub fn open_machine(&self, state: &State) -> Result<File, StateError> {
+        if state.sandbox.is_none() {
+            let own = self.dir.try_clone();
+            return own.map_err(|e| StateError::Access(self.paths.dir().to_owned(), e));
+        }
+        let path = self.machine(state);
+        open_directory(&path).map_err(|e| StateError::Access(path, e))
+    }
+
+    /// Reads the specification as it was when the container was created.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn spec(&self) -> Result<Vec<u8>, StateError> {
+        let path = self.paths.spec();
+        fs::read(&path).map_err(|e| StateError::Access(path, e))
     }
 
     /// Removes the directory with all it holds.
@@ -371,16 +460,70 @@ impl StateDir {
 /// If the note cannot be made.
 pub fn mark_started(paths: &ContainerPaths) -> Result<(), StateError> {
     let path = paths.started();
-    let file = OpenOptions::new()
+    note(&path).map_err(|e| StateError::Access(path, e))
+}
+
+/// Notes that this process stands for one executed in a container, until the value is dropped.
+#[derive(Debug)]
+pub struct ExecNote(PathBuf);
+
+impl ExecNote {
+    /// Makes the note in a container's state directory.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn make(paths: &ContainerPaths) -> Result<Self, StateError> {
+        let dir = paths.execs();
+        let access = |e| StateError::Access(dir.clone(), e);
+        match DirBuilder::new().mode(0o700).create(&dir) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(access(e)),
+            _ => {}
+        }
+        let ProcessId { pid, start_time } = ProcessId::current().map_err(access)?;
+        let path = dir.join(format!("{pid}-{start_time}"));
+        note(&path).map_err(access)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for ExecNote {
+    fn drop(&mut self) {
+        // Gone with the container's directory, or of a process that no longer runs.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Makes an empty file, unless there is one.
+fn note(path: &Path) -> io::Result<()> {
+    OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(false)
         .mode(0o600)
+        .open(path)?;
+    Ok(())
+}
+
+fn open_directory(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW)
+        .open(path)
+}
+
+/// Keeps the specification for commands to come.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn keep_spec(paths: &ContainerPaths, spec: &[u8]) -> Result<(), StateError> {
+    let path = paths.spec();
+    let file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
         .open(&path);
-    match file {
-        Ok(_) => Ok(()),
-        Err(e) => Err(StateError::Access(path, e)),
-    }
+    file.and_then(|mut file| file.write_all(spec))
+        .map_err(|e| StateError::Access(path, e))
 }
 
 /// Removes a state directory with all it holds; one that is not there is no error.

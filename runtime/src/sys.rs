@@ -9,6 +9,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use tokio::io::unix::AsyncFd;
 
 use crate::signal::Signal;
@@ -171,14 +172,69 @@ pub fn signal_process(process: BorrowedFd<'_>, signal: Signal) -> Result<(), Err
     Ok(())
 }
 
-/// Moves the calling thread, and the threads it starts later, into a network namespace of its own.
+/// Sends a descriptor as runc does: beside a name that says what it is.
+///
+/// # Errors
+/// If the peer is gone.
+pub fn send_fd(socket: impl AsFd, fd: &OwnedFd, name: &[u8]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds = [fd.as_fd()];
+    control.push(SendAncillaryMessage::ScmRights(&fds));
+    let name = [io::IoSlice::new(name)];
+    sendmsg(socket, &name, &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// The namespaces that a process on the host holds for its container.
+const HELD: libc::c_int = libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+
+/// Moves the calling thread, and the threads it starts later, into namespaces (CLONE_NEW*) of its
+/// own.
 ///
 /// # Errors
 /// If the process may not.
-pub fn new_network_namespace() -> io::Result<()> {
-    // SAFETY: no descriptor table or memory is unshared.
-    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }?;
-    Ok(())
+pub fn new_namespaces(flags: libc::c_int) -> io::Result<()> {
+    // SAFETY: namespaces are no memory; descriptor tables are not among them.
+    check(unsafe { libc::unshare(flags & HELD) })
+}
+
+/// Moves the calling thread, and the threads it starts later, into the namespaces that another
+/// process holds for its container.
+///
+/// # Errors
+/// If the process may not.
+pub fn join_namespaces(pidfd: &impl AsFd) -> io::Result<()> {
+    join(pidfd, HELD)
+}
+
+/// Moves the calling thread, and the threads it starts later, into the namespace that a descriptor
+/// stands for, or into namespaces (CLONE_NEW*) of the process that a pidfd stands for.
+///
+/// # Errors
+/// If the process may not.
+pub fn join(fd: &impl AsFd, flags: libc::c_int) -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    check(unsafe { libc::setns(fd.as_fd().as_raw_fd(), flags) })
+}
+
+/// A moment by the clock on the wall here, as ps(1) writes it: the time if it is within a day
+/// before `now`, else the date.
+#[must_use]
+pub fn wall_clock(seconds: i64, now: i64) -> String {
+    // SAFETY: a tm is plain data for which zero is valid.
+    let mut tm: libc::tm = unsafe { MaybeUninit::zeroed().assume_init() };
+    // SAFETY: both point to live values. A failure leaves zeroes.
+    unsafe { libc::localtime_r(&raw const seconds, &raw mut tm) };
+    const MONTHS: [&str; 12] = [
+        "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
+    ];
+    if now - seconds < 86_400 {
+        format!("{:02}:{:02}", tm.tm_hour, tm.tm_min)
+    } else {
+        let month = usize::try_from(tm.tm_mon).ok().and_then(|m| MONTHS.get(m));
+        format!("{}{:02}", month.unwrap_or(&"?"), tm.tm_mday)
+    }
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {

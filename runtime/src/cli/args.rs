@@ -27,7 +27,7 @@ Files:
     /etc/cloister/config.toml      settings; the environment's CLOISTER_<KEY> goes before them
     /run/cloister/<id>/            what is known of a container, and its logs
 
-Not implemented, and refused by name: checkpoint, events, exec, pause, ps, restore, resume, update.";
+Refused by name: checkpoint, restore. docs/limits.md tells what else cannot be in a virtual machine.";
 
 #[derive(Debug, Parser)]
 #[command(
@@ -143,6 +143,50 @@ pub(crate) enum Command {
     /// Print which features of the OCI runtime specification there are, as JSON
     Features,
 
+    /// Execute a further program in a container
+    ///
+    /// What the program is comes from --process, or from the command line on top of the process of
+    /// the container's specification. In the foreground, which is the default, the command's
+    /// standard streams are the program's, signals to the command are signals to the program, and
+    /// the command exits with the program's exit code, or with 128 and the number of the signal
+    /// that ended it. A program that cannot be executed is 255.
+    Exec(Box<ExecOptions>),
+
+    /// List the processes of a container
+    ///
+    /// The table shows the processes as the container's kernel has them, with their pids there. The
+    /// JSON form is for programs that look pids up on this machine: it has the pids of the
+    /// processes that stand for the container and for what was executed in it.
+    Ps(PsOptions),
+
+    /// Stop the processes of a container where they are
+    Pause {
+        /// The container
+        #[arg(value_name = "CONTAINER")]
+        id: String,
+    },
+
+    /// Let the processes of a paused container go on
+    Resume {
+        /// The container
+        #[arg(value_name = "CONTAINER")]
+        id: String,
+    },
+
+    /// Change the limits of a container
+    Update(Box<UpdateOptions>),
+
+    /// Print what a container uses, and when it is out of memory, as JSON
+    Events(EventsOptions),
+
+    /// Not supported: refused
+    #[command(hide = true)]
+    Checkpoint(RefusedOptions),
+
+    /// Not supported: refused
+    #[command(hide = true)]
+    Restore(RefusedOptions),
+
     /// Anything else.
     #[command(external_subcommand)]
     Other(Vec<OsString>),
@@ -158,7 +202,7 @@ pub(crate) struct CreateOptions {
     #[arg(long, value_name = "SOCKET")]
     pub(crate) console_socket: Option<PathBuf>,
 
-    /// Not supported: refused
+    /// Socket that receives a pidfd of the container's process on this machine
     #[arg(long, value_name = "SOCKET")]
     pub(crate) pidfd_socket: Option<PathBuf>,
 
@@ -215,6 +259,236 @@ pub(crate) struct KillOptions {
     /// A name, with or without SIG, or a number
     #[arg(value_name = "SIGNAL", default_value = "TERM")]
     pub(crate) signal: String,
+}
+
+/// What is refused whatever is said.
+#[derive(Debug, Args)]
+pub(crate) struct RefusedOptions {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    pub(crate) words: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExecOptions {
+    /// Socket that receives the master side of the process's terminal
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) console_socket: Option<PathBuf>,
+
+    /// Socket that receives a pidfd of the process that stands for the program on this machine
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) pidfd_socket: Option<PathBuf>,
+
+    /// Working directory in the container
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cwd: Option<String>,
+
+    /// Set an environment variable; may be given several times
+    #[arg(long, short, value_name = "NAME=VALUE", action = clap::ArgAction::Append)]
+    pub(crate) env: Vec<String>,
+
+    /// Give the program a terminal
+    #[arg(long, short)]
+    pub(crate) tty: bool,
+
+    /// User and, after a colon, group, as numbers
+    #[arg(long, short, value_name = "UID[:GID]")]
+    pub(crate) user: Option<String>,
+
+    /// A further group, as a number; may be given several times
+    #[arg(long, short = 'g', value_name = "GID", action = clap::ArgAction::Append)]
+    pub(crate) additional_gids: Vec<u32>,
+
+    /// File with a process object of the specification, in place of all that tells of the program
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) process: Option<PathBuf>,
+
+    /// Return when the program was started
+    #[arg(long, short)]
+    pub(crate) detach: bool,
+
+    /// File that receives the pid of the process that stands for the program on this machine
+    #[arg(long, value_name = "FILE")]
+    pub(crate) pid_file: Option<PathBuf>,
+
+    /// SELinux label of the process: refused, the guest kernel has no SELinux
+    #[arg(long, value_name = "LABEL")]
+    pub(crate) process_label: Option<String>,
+
+    /// AppArmor profile of the process: refused, the guest kernel has no AppArmor
+    #[arg(long, value_name = "PROFILE")]
+    pub(crate) apparmor: Option<String>,
+
+    /// Keep the program from gaining privileges, or not
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "YES")]
+    pub(crate) no_new_privs: Option<bool>,
+
+    /// Add a capability; may be given several times
+    #[arg(long, short, value_name = "CAP", action = clap::ArgAction::Append)]
+    pub(crate) cap: Vec<String>,
+
+    /// Descriptors to pass beyond the standard streams: only 0, since none can enter a virtual
+    /// machine
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) preserve_fds: u32,
+
+    /// Cgroup to start in, relative to the container's
+    #[arg(long, value_name = "PATH", action = clap::ArgAction::Append)]
+    pub(crate) cgroup: Vec<String>,
+
+    /// Wait for a paused container to go on
+    #[arg(long)]
+    pub(crate) ignore_paused: bool,
+
+    /// The container, then the program and its arguments
+    #[arg(
+        value_name = "CONTAINER [COMMAND [ARG]...]",
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        required = true
+    )]
+    pub(crate) words: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PsOptions {
+    /// Form of the list
+    #[arg(long, short, value_name = "FORMAT", value_enum, default_value_t)]
+    pub(crate) format: ListFormat,
+
+    /// The container, then options of ps(1): -e, -f and -x in any combination
+    #[arg(
+        value_name = "CONTAINER [OPTION]...",
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        required = true
+    )]
+    pub(crate) words: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EventsOptions {
+    /// Time between two reports: a number with ns, us, ms, s, m or h
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration)]
+    pub(crate) interval: std::time::Duration,
+
+    /// Print what is used once, and return
+    #[arg(long)]
+    pub(crate) stats: bool,
+
+    /// The container
+    #[arg(value_name = "CONTAINER")]
+    pub(crate) id: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UpdateOptions {
+    /// File with a resources object of the specification, or - for standard input
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) resources: Option<PathBuf>,
+
+    /// Weight of block I/O, 10 to 1000
+    #[arg(long, value_name = "WEIGHT")]
+    pub(crate) blkio_weight: Option<u16>,
+
+    /// Period of the CPU quota, in microseconds
+    #[arg(long, value_name = "US")]
+    pub(crate) cpu_period: Option<u64>,
+
+    /// CPU time in each period, in microseconds; -1 for no limit
+    #[arg(long, value_name = "US", allow_hyphen_values = true)]
+    pub(crate) cpu_quota: Option<i64>,
+
+    /// CPU time beyond the quota that can be saved up, in microseconds
+    #[arg(long, value_name = "US")]
+    pub(crate) cpu_burst: Option<u64>,
+
+    /// CPU shares, relative to others
+    #[arg(long, visible_alias = "cpu-shares", value_name = "SHARES")]
+    pub(crate) cpu_share: Option<u64>,
+
+    /// Refused: the guest has no real-time groups
+    #[arg(long, value_name = "US")]
+    pub(crate) cpu_rt_period: Option<u64>,
+
+    /// Refused: the guest has no real-time groups
+    #[arg(long, value_name = "US", allow_hyphen_values = true)]
+    pub(crate) cpu_rt_runtime: Option<i64>,
+
+    /// CPUs that may be used, as 0-2,7
+    #[arg(long, value_name = "LIST")]
+    pub(crate) cpuset_cpus: Option<String>,
+
+    /// Memory nodes that may be used, as 0-2,7
+    #[arg(long, value_name = "LIST")]
+    pub(crate) cpuset_mems: Option<String>,
+
+    /// 1 to run only when nothing else does, 0 for an ordinary weight
+    #[arg(long, value_name = "0|1")]
+    pub(crate) cpu_idle: Option<i64>,
+
+    /// Accepted and without effect, as the kernel no longer has this limit
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
+    pub(crate) kernel_memory: Option<String>,
+
+    /// Refused: cgroup v2 has no such limit
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
+    pub(crate) kernel_memory_tcp: Option<String>,
+
+    /// Memory, in bytes or with k, m or g; -1 for no limit
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
+    pub(crate) memory: Option<String>,
+
+    /// Memory that is kept when memory is short, in bytes or with k, m or g
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
+    pub(crate) memory_reservation: Option<String>,
+
+    /// Memory and swap together, in bytes or with k, m or g; -1 for no limit
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
+    pub(crate) memory_swap: Option<String>,
+
+    /// Number of processes; -1 for no limit
+    #[arg(long, value_name = "COUNT", allow_hyphen_values = true)]
+    pub(crate) pids_limit: Option<i64>,
+
+    /// Refused: the virtual machine has no resource director
+    #[arg(long, value_name = "SCHEMA")]
+    pub(crate) l3_cache_schema: Option<String>,
+
+    /// Refused: the virtual machine has no resource director
+    #[arg(long, value_name = "SCHEMA")]
+    pub(crate) mem_bw_schema: Option<String>,
+
+    /// The container
+    #[arg(value_name = "CONTAINER")]
+    pub(crate) id: String,
+}
+
+/// A time as Go writes it: numbers with units, one after the other.
+fn duration(text: &str) -> Result<std::time::Duration, String> {
+    let wrong = || format!("{text:?} is not a time like 500ms, 5s or 1m30s");
+    let mut total = 0_f64;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.');
+        let (number, after) = rest.split_at(end.ok_or_else(wrong)?);
+        let end = after.find(|c: char| c.is_ascii_digit() || c == '.');
+        let (unit, after) = after.split_at(end.unwrap_or(after.len()));
+        let scale = match unit {
+            "ns" => 1e-9,
+            "us" | "µs" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return Err(wrong()),
+        };
+        total += number.parse::<f64>().map_err(|_| wrong())? * scale;
+        rest = after;
+    }
+    match std::time::Duration::try_from_secs_f64(total) {
+        Ok(time) if !time.is_zero() => Ok(time),
+        _ => Err(format!("{text:?}: the time must be longer than nothing")),
+    }
 }
 
 #[derive(Debug, Args)]

@@ -8,7 +8,7 @@ use anyhow::{Context, anyhow, bail};
 use cloister::bundle::Bundle;
 use cloister::config::Config;
 use cloister::id::ContainerId;
-use cloister::launch::{Launch, Report, Terminal};
+use cloister::launch::{Job, Launch, Report, Terminal};
 use cloister::logger;
 use cloister::monitor::{EXIT_LOST, vm_config};
 use cloister::paths::KVM;
@@ -16,7 +16,7 @@ use cloister::state::StateDir;
 use cloister::sys::SignalFd;
 
 use super::args::{CreateOptions, RunOptions};
-use super::spawn::Monitor;
+use super::spawn::{self, Monitor};
 use super::terminal::RawTerminal;
 use super::{Fatal, Globals, absolute, foreground};
 
@@ -68,7 +68,7 @@ struct Request<'a> {
 impl Request<'_> {
     fn launch(&self, globals: &Globals) -> Result<u8, Fatal> {
         let options = self.options;
-        refuse_descriptors(options)?;
+        refuse_descriptors(options.preserve_fds)?;
         let id = ContainerId::new(&options.id)?;
         let bundle = Bundle::load(&options.bundle)?;
         for warning in &bundle.warnings {
@@ -101,6 +101,8 @@ impl Request<'_> {
             (None, Some(_)) => Terminal::Socket,
             (None, None) => Terminal::None,
         };
+        let pidfd_socket = options.pidfd_socket.as_deref();
+        let pidfd_socket = pidfd_socket.map(connect_pidfd).transpose()?;
         let launch = Launch {
             root: globals.root.clone(),
             id: id.to_string(),
@@ -120,13 +122,19 @@ impl Request<'_> {
             rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
         }
         let dir = claimed.keep()?;
+        let job = Job::Container(Box::new(launch));
         let monitor = Monitor::start(
             dir,
-            &launch,
+            &job,
             &bundle.bytes,
             console_socket.as_ref(),
             log.as_ref(),
         )?;
+        if let Some(socket) = &pidfd_socket
+            && let Err(e) = spawn::send_pidfd(socket, monitor.pid(), spawn::PIDFD_OF_CONTAINER)
+        {
+            return Err(monitor.clean_up(e));
+        }
         match (signals, self.mode) {
             (Some(signals), _) => foreground::follow(monitor, &signals, raw),
             (None, Mode::Create) => stands(monitor, &Report::Created),
@@ -187,11 +195,8 @@ fn parts_are_there(config: &Config) -> anyhow::Result<()> {
 }
 
 /// What cannot be held is refused by name.
-fn refuse_descriptors(options: &CreateOptions) -> anyhow::Result<()> {
-    if options.pidfd_socket.is_some() {
-        bail!("--pidfd-socket is not supported");
-    }
-    if options.preserve_fds > 0 {
+pub(crate) fn refuse_descriptors(preserve_fds: u32) -> anyhow::Result<()> {
+    if preserve_fds > 0 {
         bail!(
             "--preserve-fds is not supported: no descriptor can be passed into a virtual machine"
         );
@@ -205,7 +210,7 @@ fn refuse_descriptors(options: &CreateOptions) -> anyhow::Result<()> {
 }
 
 /// Before anything is started: the directory must be there to write to.
-fn pid_file(path: &Path) -> anyhow::Result<PathBuf> {
+pub(crate) fn pid_file(path: &Path) -> anyhow::Result<PathBuf> {
     let path = absolute(path)?;
     let dir = path.parent().unwrap_or(Path::new("/"));
     match std::fs::metadata(dir) {
@@ -221,10 +226,17 @@ fn pid_file(path: &Path) -> anyhow::Result<PathBuf> {
     }
 }
 
-fn connect_console(path: &Path) -> anyhow::Result<OwnedFd> {
+pub(crate) fn connect_console(path: &Path) -> anyhow::Result<OwnedFd> {
     let socket = UnixStream::connect(path);
     let socket = socket
         .with_context(|| format!("cannot connect to the console socket {}", path.display()))?;
+    Ok(socket.into())
+}
+
+pub(crate) fn connect_pidfd(path: &Path) -> anyhow::Result<OwnedFd> {
+    let socket = UnixStream::connect(path);
+    let socket =
+        socket.with_context(|| format!("cannot connect to the pidfd socket {}", path.display()))?;
     Ok(socket.into())
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cloister::agent::Agent;
+use cloister::agent::{Agent, ProcessName};
 use cloister::id::ContainerId;
 use cloister::signal::Signal;
 use cloister::state::{State, StateDir, StateError, Status};
@@ -56,9 +56,9 @@ pub(crate) fn delete(globals: &Globals, options: &DeleteOptions) -> Result<u8, F
         }
         // As runc: nothing of the user's has run, so nothing can be lost.
         Status::Created => {}
-        Status::Running if force => end_in_order(globals, &dir, &state),
+        Status::Running | Status::Paused if force => end_in_order(globals, &dir, &state),
         Status::Creating if force => {}
-        Status::Creating | Status::Running => {
+        Status::Creating | Status::Running | Status::Paused => {
             // runc's words.
             let status = status.as_str();
             let text = format!("cannot delete container {id} that is not stopped: {status}");
@@ -66,7 +66,7 @@ pub(crate) fn delete(globals: &Globals, options: &DeleteOptions) -> Result<u8, F
         }
     }
     kill_processes(&state)?;
-    for process in [state.monitor, state.vmm, state.fs] {
+    for process in state.processes() {
         if !process.wait_ended(GONE_LIMIT)? {
             let text = format!("process {} was killed and does not end", process.pid);
             return Err(anyhow::anyhow!(text).into());
@@ -81,8 +81,9 @@ fn end_in_order(globals: &Globals, dir: &StateDir, state: &State) {
     let limit = globals.config.request_timeout.min(ORDER_LIMIT);
     let asked = runtime().map_err(anyhow::Error::from).and_then(|runtime| {
         runtime.block_on(async {
-            let agent = Agent::connect(dir.file(), limit).await?;
-            agent.signal(dir.id().as_str(), Signal::KILL, true).await?;
+            let agent = Agent::connect(dir.open_machine(state)?, limit).await?;
+            let init = ProcessName::init(dir.id().as_str());
+            agent.signal(init, Signal::KILL, true).await?;
             anyhow::Ok(())
         })
     });

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cloister::agent::{Agent, AgentError};
+use cloister::agent::{Agent, AgentError, ProcessName};
 use cloister::id::ContainerId;
 use cloister::signal::Signal;
 use cloister::state::{State, StateDir, Status};
@@ -27,7 +27,7 @@ pub(crate) fn kill(globals: &Globals, options: &KillOptions) -> Result<u8, Fatal
             state.monitor.signal(signal)?;
             return Ok(0);
         }
-        Status::Created | Status::Running => {}
+        Status::Created | Status::Running | Status::Paused => {}
     }
     let is_kill = signal == Signal::KILL;
     let limit = if is_kill {
@@ -35,9 +35,11 @@ pub(crate) fn kill(globals: &Globals, options: &KillOptions) -> Result<u8, Fatal
     } else {
         globals.config.request_timeout
     };
+    let machine = dir.open_machine(&state)?;
     let answer = runtime()?.block_on(async {
-        let agent = Agent::connect(dir.file(), limit).await?;
-        agent.signal(id.as_str(), signal, options.all).await
+        let agent = Agent::connect(machine, limit).await?;
+        let init = ProcessName::init(id.as_str());
+        agent.signal(init, signal, options.all).await
     });
     match answer {
         Ok(()) => {}
@@ -62,7 +64,7 @@ pub(crate) fn kill(globals: &Globals, options: &KillOptions) -> Result<u8, Fatal
 
 /// Kills everything of a container on this machine; what runs in its guest dies with it.
 pub(crate) fn kill_processes(state: &State) -> std::io::Result<()> {
-    for process in [state.monitor, state.vmm, state.fs] {
+    for process in state.processes() {
         process.signal(Signal::KILL)?;
     }
     Ok(())

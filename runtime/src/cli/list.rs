@@ -77,7 +77,7 @@ fn table(views: &[View]) -> String {
 }
 
 /// passwd(5): the name of a user, or its number as runc writes it.
-fn user_name(uid: u32) -> String {
+pub(crate) fn user_name(uid: u32) -> String {
     let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
     let name = passwd.lines().find_map(|line| {
         let mut fields = line.split(':');

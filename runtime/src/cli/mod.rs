@@ -8,15 +8,21 @@ mod args;
 mod check;
 mod create;
 mod delete;
+mod events;
+mod exec;
 mod features;
 mod foreground;
 mod kill;
 mod list;
+mod normalize;
+mod pause;
+mod ps;
 mod spawn;
 mod spec;
 mod start;
 mod state;
 mod terminal;
+mod update;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -33,18 +39,6 @@ use args::{Cli, Command};
 
 /// runc's exit code for a command that it does not know.
 const EXIT_UNKNOWN_COMMAND: u8 = 3;
-
-/// runc's commands that are not there, by name.
-const NOT_IMPLEMENTED: [&str; 8] = [
-    "checkpoint",
-    "events",
-    "exec",
-    "pause",
-    "ps",
-    "restore",
-    "resume",
-    "update",
-];
 
 /// An error and the exit code that it ends with.
 pub(crate) struct Fatal {
@@ -86,7 +80,8 @@ pub(crate) struct Globals {
 
 /// Runs the command line to its exit code.
 pub(crate) fn main(exec_ns: u64) -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let args = normalize::normalize(std::env::args_os(), &Cli::command());
+    let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(e) => {
             // Help goes to standard output and is no failure; if it cannot be printed, nothing can.
@@ -172,17 +167,27 @@ fn run(cli: Cli, exec_ns: u64) -> Result<u8, Fatal> {
         Command::Spec(options) => spec::spec(&options),
         Command::Check(options) => check::check(&globals, &options),
         Command::Features => features::features(),
+        Command::Exec(options) => exec::exec(&globals, &options),
+        Command::Ps(options) => ps::ps(&globals, &options),
+        Command::Pause { id } => pause::pause(&globals, &id),
+        Command::Resume { id } => pause::resume(&globals, &id),
+        Command::Update(options) => update::update(&globals, &options),
+        Command::Events(options) => events::events(&globals, &options),
+        Command::Checkpoint(_) => Err(refused("checkpoint")),
+        Command::Restore(_) => Err(refused("restore")),
         Command::Other(words) => Err(unknown(&words)),
     }
+}
+
+fn refused(command: &str) -> Fatal {
+    anyhow::anyhow!("{command} is not supported: a container's processes are in a virtual machine")
+        .into()
 }
 
 fn unknown(words: &[OsString]) -> Fatal {
     let name = words
         .first()
         .map_or("".into(), |word| word.to_string_lossy());
-    if NOT_IMPLEMENTED.contains(&&*name) {
-        return anyhow::anyhow!("not implemented: {name}").into();
-    }
     Fatal::new(
         EXIT_UNKNOWN_COMMAND,
         anyhow::anyhow!("no such command: {name:?}; `cloister --help` lists what there is"),

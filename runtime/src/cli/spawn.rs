@@ -4,11 +4,13 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use cloister::launch::{self, Launch, Order, Report};
+use cloister::launch::{self, Job, Order, Report};
+use cloister::logger;
 use cloister::paths::SELF_EXE;
 use cloister::process::ProcessId;
 use cloister::signal::Signal;
@@ -26,6 +28,10 @@ const END_LIMIT: Duration = Duration::from_secs(10);
 /// How long to wait before a child is looked for again.
 const PAUSE: Duration = Duration::from_millis(2);
 
+/// What runc sends beside the pidfd of a container's first process, and of a further one.
+pub(crate) const PIDFD_OF_CONTAINER: &str = "standard";
+pub(crate) const PIDFD_OF_EXEC: &str = "setns";
+
 /// A monitor that was started by this process.
 pub(crate) struct Monitor {
     child: Child,
@@ -38,12 +44,12 @@ impl Monitor {
     /// that fails.
     pub(crate) fn start(
         dir: StateDir,
-        launch: &Launch,
+        job: &Job,
         spec: &[u8],
         console_socket: Option<&OwnedFd>,
         log: Option<&File>,
     ) -> Result<Self, Fatal> {
-        let (child, channel) = match spawn(&launch.id) {
+        let (child, channel) = match spawn(dir.id().as_str()) {
             Ok(started) => started,
             Err(e) => {
                 dir.remove()?;
@@ -55,7 +61,7 @@ impl Monitor {
             channel,
             dir,
         };
-        match launch::send(&this.channel, launch, spec, console_socket, log) {
+        match launch::send(&this.channel, job, spec, console_socket, log) {
             Ok(()) => Ok(this),
             // The monitor ends when it reads the end of the socket.
             Err(e) => Err(this.clean_up(anyhow::Error::new(e))),
@@ -69,6 +75,11 @@ impl Monitor {
             Ok(process) => process.signal(signal).map(|_| ()),
             Err(e) => Err(e),
         }
+    }
+
+    /// The monitor's pid, which stays its own until it is waited for.
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
     }
 
     /// The container's directory.
@@ -114,7 +125,7 @@ impl Monitor {
         };
         let mut error = cause.context(format!("the monitor {how}"));
         if let Ok(state) = dir.load() {
-            for worker in [state.vmm, state.fs] {
+            for worker in [state.vmm, state.fs].into_iter().flatten() {
                 if let Err(e) = end(worker) {
                     error = error.context(format!("process {}: {e}", worker.pid));
                 }
@@ -126,6 +137,53 @@ impl Monitor {
         }
         Fatal::new(code, error)
     }
+}
+
+/// A monitor of a further process of a container.
+pub(crate) struct Detached<'a> {
+    pub(crate) id: &'a str,
+    pub(crate) job: &'a Job,
+    pub(crate) process: &'a [u8],
+    pub(crate) console_socket: Option<&'a OwnedFd>,
+    pub(crate) pidfd_socket: Option<&'a OwnedFd>,
+    pub(crate) log: Option<&'a Path>,
+}
+
+impl Detached<'_> {
+    /// Starts it and waits until its program runs.
+    pub(crate) fn start(&self) -> Result<u8, Fatal> {
+        let log = self.log.map(logger::open).transpose()?;
+        let (mut child, channel) = spawn(self.id)?;
+        launch::send(
+            &channel,
+            self.job,
+            self.process,
+            self.console_socket,
+            log.as_ref(),
+        )?;
+        if let Some(socket) = self.pidfd_socket {
+            send_pidfd(socket, Pid::from_child(&child), PIDFD_OF_EXEC)?;
+        }
+        match channel.recv::<Report>()? {
+            // Whoever waits for it sees how it ends.
+            Some((Report::Started | Report::Exited { .. }, _)) => Ok(0),
+            Some((Report::Failed { message } | Report::Lost { message }, _)) => {
+                child.wait()?;
+                Err(anyhow::anyhow!(message).into())
+            }
+            Some((Report::Created, _)) | None => {
+                let (how, code) = describe(child.wait()?);
+                Err(Fatal::new(code, anyhow::anyhow!("the monitor {how}")))
+            }
+        }
+    }
+}
+
+/// Sends a pidfd of a process over a socket beside runc's name of what it is.
+pub(crate) fn send_pidfd(socket: &OwnedFd, pid: Pid, what: &str) -> anyhow::Result<()> {
+    let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())
+        .context("cannot open the monitor")?;
+    cloister::sys::send_fd(socket, &pidfd, what.as_bytes()).context("cannot send the pidfd")
 }
 
 /// Starts a monitor, which then waits for its orders.

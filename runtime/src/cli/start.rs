@@ -26,13 +26,15 @@ pub(crate) fn start(globals: &Globals, id: &str) -> Result<u8, Fatal> {
         Status::Running => {
             return Err(anyhow::anyhow!("cannot start an already running container: {id}").into());
         }
-        Status::Creating => {
-            let text = format!("cannot start a container in the creating state: {id}");
+        status @ (Status::Creating | Status::Paused) => {
+            let status = status.as_str();
+            let text = format!("cannot start a container in the {status} state: {id}");
             return Err(anyhow::anyhow!(text).into());
         }
     }
+    let machine = dir.open_machine(&state)?;
     let answer = runtime()?.block_on(async {
-        let agent = Agent::connect(dir.file(), limit).await?;
+        let agent = Agent::connect(machine, limit).await?;
         agent.start(id.as_str()).await
     });
     match answer {

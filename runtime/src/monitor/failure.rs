@@ -38,7 +38,9 @@ pub(crate) enum Failure {
     Relay(#[source] io::Error),
     #[error("cannot set up the terminal")]
     Terminal(#[source] io::Error),
-    #[error("cannot make a network namespace")]
+    #[error("the container's monitor is gone")]
+    MonitorGone,
+    #[error("cannot enter the container's namespaces")]
     Network(#[source] io::Error),
     #[error(transparent)]
     State(#[from] StateError),
@@ -46,6 +48,8 @@ pub(crate) enum Failure {
     PidFile(PathBuf, #[source] io::Error),
     #[error("interrupted by signal {}", .0.number())]
     Interrupted(Signal),
+    #[error("cannot open the virtual machine's directory {}", .0.display())]
+    NoMachine(PathBuf, #[source] io::Error),
     #[error("the command that asked for the container is gone")]
     CallerGone,
     #[error("the monitor cannot go on")]

@@ -35,7 +35,7 @@ use super::stdio::{Ended, QUIET};
 use super::streams::{Plan, Relays};
 use super::terminal::Pty;
 use super::timeline::Timeline;
-use crate::agent::{Agent, Exit};
+use crate::agent::{Agent, CreatePlan, Exit, ProcessName};
 use crate::launch::{Launch, Order, Report, Terminal};
 use crate::paths::ContainerPaths;
 use crate::state::{self, Phase, State};
@@ -181,8 +181,14 @@ impl Life<'_> {
             let rootfs = shared(ROOTFS_NAME.into());
             let binds = &self.launch.container.binds;
             let binds = binds.iter().map(|b| (b.index, shared(bind_name(b))));
-            let answer = agent.create(id, spec, rootfs, binds.collect(), stdio);
-            answer.await.map_err(Failure::from)
+            let plan = CreatePlan {
+                spec,
+                rootfs,
+                bind_sources: binds.collect(),
+                stdio,
+                namespaces: Vec::new(),
+            };
+            agent.create(id, plan).await.map_err(Failure::from)
         };
         // The agent waits for the streams that it was told of, so both go on together.
         let connect = plan.connect(self.dir, config.request_timeout);
@@ -206,7 +212,7 @@ impl Life<'_> {
             state::mark_started(self.paths)?;
             self.report(&Report::Started);
         }
-        let exit = agent.wait(id).await?;
+        let exit = agent.wait(ProcessName::init(id)).await?;
         self.reached("exit_seen");
         self.progress.exit.set(Some(exit));
         self.progress.stage.set(Stage::Ending);
@@ -435,8 +441,9 @@ impl Life<'_> {
                 (Meaning::Forward(_), Stage::Booting) => {}
                 (Meaning::Forward(signal), Stage::Live) => {
                     let agent = self.progress.agent.borrow().clone();
+                    let init = ProcessName::init(&self.launch.id);
                     if let Some(agent) = agent
-                        && let Err(e) = agent.signal(&self.launch.id, signal, false).await
+                        && let Err(e) = agent.signal(init, signal, false).await
                     {
                         log::warn!("cannot pass signal {} on: {e}", signal.number());
                     }
@@ -470,8 +477,9 @@ impl Life<'_> {
     async fn resize(&self) {
         let agent = self.progress.agent.borrow().clone();
         let (columns, rows) = self.progress.size.get();
+        let init = ProcessName::init(&self.launch.id);
         if let Some(agent) = agent
-            && let Err(e) = agent.resize(&self.launch.id, columns, rows).await
+            && let Err(e) = agent.resize(init, columns, rows).await
         {
             log::debug!("cannot resize the terminal: {e}");
         }
@@ -488,7 +496,7 @@ impl Life<'_> {
 }
 
 /// A reader of the file sees a whole number or none.
-fn write_pid_file(path: &Path, pid: i32) -> std::io::Result<()> {
+pub(crate) fn write_pid_file(path: &Path, pid: i32) -> std::io::Result<()> {
     let dir = match path.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
         _ => Path::new("."),
@@ -533,7 +541,9 @@ impl AsyncChannel {
         self.0.get_ref().inner().send(message, &[])
     }
 
-    async fn recv<T: DeserializeOwned>(&self) -> Result<Option<(T, Vec<OwnedFd>)>, ChannelError> {
+    pub(crate) async fn recv<T: DeserializeOwned>(
+        &self,
+    ) -> Result<Option<(T, Vec<OwnedFd>)>, ChannelError> {
         loop {
             let Ok(mut ready) = self.0.readable().await else {
                 // The runtime shuts down, and with it all that waits here.

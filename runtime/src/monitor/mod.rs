@@ -12,6 +12,7 @@
 //! their own because they may block.
 
 mod agent_log;
+mod exec;
 mod failure;
 mod life;
 mod machine;
@@ -32,8 +33,10 @@ use cloister_vmm_api::Channel;
 use log::LevelFilter;
 use tokio::sync::mpsc;
 
+pub use exec::exec_in_foreground;
 pub use machine::vm_config;
 
+use self::exec::ExecParts;
 use self::failure::Failure;
 use self::life::{AsyncChannel, End, Life, Progress};
 use self::machine::{ControlSlot, Machine};
@@ -41,7 +44,7 @@ use self::streams::{Inherited, Plan};
 use self::terminal::Pty;
 use self::timeline::Timeline;
 use crate::agent::Exit;
-use crate::launch::{self, Launch, LaunchError, Received, Report, Terminal};
+use crate::launch::{self, ExecLaunch, Job, Launch, LaunchError, Received, Report, Terminal};
 use crate::logger;
 use crate::paths::ContainerPaths;
 use crate::process::ProcessId;
@@ -102,19 +105,32 @@ pub unsafe fn run(control: RawFd) -> Result<u8, StartError> {
     let inherited = Inherited::take()?;
 
     let Received {
-        launch,
+        job,
         spec,
         console_socket,
         log,
     } = received;
-    let level = launch.config.log_level.parse().unwrap_or(LevelFilter::Info);
+    let level = job.config().log_level.parse().unwrap_or(LevelFilter::Info);
     // Without a log file the caller's standard error is what is left to complain to.
     let log = match log {
         Some(log) => log,
         None => File::from(inherited.stderr.try_clone()?),
     };
-    logger::start(Some(log), launch.log_format, level);
+    logger::start(Some(log), job.log_format(), level);
 
+    let launch = match job {
+        Job::Container(launch) => *launch,
+        Job::Exec(launch) => {
+            let parts = ExecParts {
+                process: spec,
+                signals,
+                inherited,
+                console_socket,
+                control: None,
+            };
+            return Ok(run_exec(&launch, parts, control));
+        }
+    };
     let mut timeline = Timeline::default();
     timeline.at("exec", launch.exec_ns);
     timeline.at("monitor_main", main_ns);
@@ -124,6 +140,41 @@ pub unsafe fn run(control: RawFd) -> Result<u8, StartError> {
         launch,
     };
     Ok(monitor.run(control, signals, slot, spec, inherited, console_socket))
+}
+
+/// Stands for a further process of a container.
+fn run_exec(launch: &ExecLaunch, mut parts: ExecParts, control: Channel) -> u8 {
+    let report = match rustix::io::fcntl_dupfd_cloexec(&control, 10) {
+        Ok(orders) => {
+            parts.control = Some(Channel::new(orders));
+            exec::exec_detached(launch, parts)
+        }
+        Err(errno) => Report::Failed {
+            message: chain(&Failure::Own(errno.into())),
+        },
+    };
+    let heard = control.send(&report, &[]).is_ok();
+    if let (Report::Failed { message }, false) = (&report, heard) {
+        log::error!("container {}: {message}", launch.id);
+    }
+    logger::stop();
+    end_as(&report)
+}
+
+/// The exit code that tells what a report says, unless the process ends by the signal in it.
+fn end_as(report: &Report) -> u8 {
+    match *report {
+        Report::Exited { code, signal } => {
+            if let Some(signal) = Signal::from_number(signal) {
+                sys::die_by(signal);
+                // A signal that ends no process did not end this one: as a shell would say.
+                return u8::try_from(128 + signal.number()).unwrap_or(u8::MAX);
+            }
+            u8::try_from(code).unwrap_or(u8::MAX)
+        }
+        Report::Lost { .. } => EXIT_LOST,
+        Report::Failed { .. } | Report::Created | Report::Started => EXIT_FAILED,
+    }
 }
 
 struct Monitor {
@@ -213,9 +264,10 @@ impl Monitor {
             )));
         };
         state::write(&self.paths, state)?;
+        state::keep_spec(&self.paths, &spec)?;
         if container.new_network {
             // Before any thread is started: they all belong to it.
-            sys::new_network_namespace().map_err(Failure::Network)?;
+            sys::new_namespaces(libc::CLONE_NEWNET).map_err(Failure::Network)?;
         }
         let pty = match (self.launch.terminal, console_socket) {
             (Terminal::Socket, Some(socket)) => Some(Pty::open(socket).map_err(Failure::Terminal)?),
@@ -306,18 +358,7 @@ impl Monitor {
         logger::stop();
         // Reaped last: nobody has to wait for the kernel to take a virtual machine apart.
         drop(machine);
-        match report {
-            Report::Exited { code, signal } => {
-                if let Some(signal) = Signal::from_number(signal) {
-                    sys::die_by(signal);
-                    // A signal that ends no process did not end this one: as a shell would say.
-                    return u8::try_from(128 + signal.number()).unwrap_or(u8::MAX);
-                }
-                u8::try_from(code).unwrap_or(u8::MAX)
-            }
-            Report::Lost { .. } => EXIT_LOST,
-            Report::Failed { .. } | Report::Created | Report::Started => EXIT_FAILED,
-        }
+        end_as(&report)
     }
 
     /// Removes the state directory, or leaves in it how the container ended.
@@ -390,8 +431,9 @@ impl Monitor {
             created: rfc3339_nano_now(),
             annotations: container.annotations.clone(),
             monitor: ProcessId::current().map_err(Failure::Own)?,
-            vmm: machine.vmm.id,
-            fs: machine.fs.id,
+            sandbox: None,
+            vmm: Some(machine.vmm.id),
+            fs: Some(machine.fs.id),
             phase: Phase::Creating,
         })
     }

@@ -28,16 +28,21 @@ pub(crate) struct Inherited {
 }
 
 impl Inherited {
+    /// Further descriptors of them, for a process that goes on using its own.
+    pub(crate) fn share() -> std::io::Result<Self> {
+        let dup = |fd| rustix::io::fcntl_dupfd_cloexec(fd, 10);
+        Ok(Self {
+            stdin: dup(rustix::stdio::stdin())?,
+            stdout: dup(rustix::stdio::stdout())?,
+            stderr: dup(rustix::stdio::stderr())?,
+        })
+    }
+
     /// Takes them over and leaves `/dev/null` in their places: who reads from a workload must see
     /// the end when the workload closes its stream, not when the monitor ends.
     pub(crate) fn take() -> std::io::Result<Self> {
         // Above the numbers that have a meaning in children.
-        let dup = |fd| rustix::io::fcntl_dupfd_cloexec(fd, 10);
-        let this = Self {
-            stdin: dup(rustix::stdio::stdin())?,
-            stdout: dup(rustix::stdio::stdout())?,
-            stderr: dup(rustix::stdio::stderr())?,
-        };
+        let this = Self::share()?;
         let null = std::fs::OpenOptions::new()
             .read(true)
             .write(true)

@@ -5,14 +5,14 @@
 //! to and from the guest, whose own terminal does the line discipline, and a change of the window
 //! size arrives as `SIGWINCH`.
 
-use std::io::{self, IoSlice};
-use std::mem::MaybeUninit;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::ioctl_tiocsctty;
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{OptionalActions, tcgetattr, tcgetwinsize, tcsetattr};
+
+use crate::sys::send_fd;
 
 /// The slave side of a pseudoterminal.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ impl Pty {
     pub(crate) fn open(socket: impl AsFd) -> io::Result<Self> {
         let (this, master) = Self::pair()?;
         ioctl_tiocsctty(&this.slave)?;
-        send_fd(socket, &master)?;
+        send_fd(socket, &master, b"/dev/ptmx")?;
         Ok(this)
     }
 
@@ -54,25 +54,11 @@ impl Pty {
     }
 }
 
-/// As runc sends it: the descriptor beside a name that says what it is.
-fn send_fd(socket: impl AsFd, fd: &OwnedFd) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    let fds = [fd.as_fd()];
-    control.push(SendAncillaryMessage::ScmRights(&fds));
-    sendmsg(
-        socket,
-        &[IoSlice::new(b"/dev/ptmx")],
-        &mut control,
-        SendFlags::NOSIGNAL,
-    )?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs::File;
     use std::io::{IoSliceMut, Read, Write};
+    use std::mem::MaybeUninit;
     use std::os::unix::net::UnixStream;
 
     use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
@@ -84,7 +70,7 @@ mod tests {
     fn the_master_arrives_and_is_the_other_side_of_a_raw_terminal() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (pty, master) = Pty::pair().unwrap();
-        send_fd(&theirs, &master).unwrap();
+        send_fd(&theirs, &master, b"/dev/ptmx").unwrap();
         drop(master);
         let mut name = [0; 64];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];

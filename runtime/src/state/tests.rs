@@ -15,8 +15,9 @@ pub(crate) fn state(id: &str) -> State {
         created: "2026-01-02T03:04:05.678Z".into(),
         annotations: HashMap::new(),
         monitor: me,
-        vmm: me,
-        fs: me,
+        sandbox: None,
+        vmm: Some(me),
+        fs: Some(me),
         phase: Phase::Created,
     }
 }

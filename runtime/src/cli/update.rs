@@ -1,0 +1,163 @@
+//! `cloister update`.
+
+use std::io::Read;
+use std::path::Path;
+
+use anyhow::{Context, anyhow, bail};
+use cloister::agent::Agent;
+use cloister::id::ContainerId;
+use cloister::state::{StateDir, Status};
+use cloister_spec::Side;
+use serde_json::{Map, Value, json};
+
+use super::args::UpdateOptions;
+use super::start::runtime;
+use super::{Fatal, Globals};
+
+/// More than any resources object.
+const MAX: u64 = 1 << 20;
+
+pub(crate) fn update(globals: &Globals, options: &UpdateOptions) -> Result<u8, Fatal> {
+    let id = ContainerId::new(&options.id)?;
+    let limit = globals.config.request_timeout;
+    let dir = StateDir::open(&globals.root, &id)?;
+    dir.lock(limit)?;
+    let state = dir.load()?;
+    match dir.status(&state) {
+        Status::Created | Status::Running | Status::Paused => {}
+        // runc's words, and the container's name.
+        Status::Creating | Status::Stopped => {
+            return Err(anyhow!("container not running: {id}").into());
+        }
+    }
+    let (resources, name) = match &options.resources {
+        Some(path) => (read(path)?, path.display().to_string()),
+        None => (from_options(options)?, "resources".into()),
+    };
+    let document = serde_json::to_vec(&resources)?;
+    let checked = cloister_spec::check_resources(&document, &name, Side::Host)?;
+    for warning in &checked.warnings {
+        log::warn!("{warning}");
+    }
+    let machine = dir.open_machine(&state)?;
+    runtime()?.block_on(async {
+        let agent = Agent::connect(machine, limit).await?;
+        agent.update(id.as_str(), document).await
+    })?;
+    Ok(0)
+}
+
+fn read(path: &Path) -> anyhow::Result<Value> {
+    let name = || path.display().to_string();
+    let mut text = Vec::new();
+    if path == Path::new("-") {
+        let stdin = std::io::stdin().lock();
+        stdin.take(MAX).read_to_end(&mut text).with_context(name)?;
+    } else {
+        let file = std::fs::File::open(path).with_context(name)?;
+        file.take(MAX).read_to_end(&mut text).with_context(name)?;
+    }
+    serde_json::from_slice(&text).with_context(name)
+}
+
+/// The resources object that options make.
+fn from_options(options: &UpdateOptions) -> anyhow::Result<Value> {
+    for (name, given) in [
+        ("--l3-cache-schema", &options.l3_cache_schema),
+        ("--mem-bw-schema", &options.mem_bw_schema),
+    ] {
+        if given.is_some() {
+            bail!("{name} is not supported: the virtual machine has no resource director");
+        }
+    }
+    let mut memory = Map::new();
+    for (option, field, text) in [
+        ("--memory", "limit", &options.memory),
+        (
+            "--memory-reservation",
+            "reservation",
+            &options.memory_reservation,
+        ),
+        ("--memory-swap", "swap", &options.memory_swap),
+        ("--kernel-memory", "kernel", &options.kernel_memory),
+        (
+            "--kernel-memory-tcp",
+            "kernelTCP",
+            &options.kernel_memory_tcp,
+        ),
+    ] {
+        if let Some(text) = text {
+            let value = bytes(text).with_context(|| format!("invalid value for {option}"))?;
+            memory.insert(field.into(), json!(value));
+        }
+    }
+    let cpu = json!({
+        "period": options.cpu_period,
+        "quota": options.cpu_quota,
+        "burst": options.cpu_burst,
+        "shares": options.cpu_share,
+        "realtimePeriod": options.cpu_rt_period,
+        "realtimeRuntime": options.cpu_rt_runtime,
+        "cpus": options.cpuset_cpus,
+        "mems": options.cpuset_mems,
+        "idle": options.cpu_idle,
+    });
+    let mut resources = json!({ "memory": memory, "cpu": cpu });
+    if let Some(weight) = options.blkio_weight {
+        resources["blockIO"] = json!({ "weight": weight });
+    }
+    if let Some(limit) = options.pids_limit {
+        resources["pids"] = json!({ "limit": limit });
+    }
+    Ok(resources)
+}
+
+/// A number of bytes, with or without a unit of 1024: k, m, g, t or p, and b or ib after it.
+fn bytes(text: &str) -> anyhow::Result<i64> {
+    let wrong = || anyhow!("{text:?} is not a number of bytes like 512m");
+    if text == "-1" {
+        return Ok(-1);
+    }
+    let lower = text.trim().to_ascii_lowercase();
+    let end = lower.find(|c: char| !c.is_ascii_digit() && c != '.');
+    let (number, unit) = lower.split_at(end.unwrap_or(lower.len()));
+    let power = match unit.trim_start() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 1,
+        "m" | "mb" | "mib" => 2,
+        "g" | "gb" | "gib" => 3,
+        "t" | "tb" | "tib" => 4,
+        "p" | "pb" | "pib" => 5,
+        _ => return Err(wrong()),
+    };
+    if let Ok(whole) = number.parse::<i64>() {
+        let scaled = whole.checked_mul(1_i64 << (10 * power));
+        return scaled.ok_or_else(wrong);
+    }
+    let number: f64 = number.parse().map_err(|_| wrong())?;
+    // A fraction of a unit; what is beyond 64 bits is cut to them by the conversion.
+    #[expect(clippy::cast_possible_truncation, reason = "saturates")]
+    Ok((number * 1024_f64.powi(power)) as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_have_units() {
+        for (text, expected) in [
+            ("0", 0),
+            ("-1", -1),
+            ("4096", 4096),
+            ("32m", 32 << 20),
+            ("1.5G", 3 << 29),
+            ("2KiB", 2048),
+        ] {
+            assert_eq!(bytes(text).unwrap(), expected, "{text}");
+        }
+        for text in ["", "x", "-2", "1q", "9999999999g"] {
+            assert!(bytes(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! A further process of a container: what stands for it on the host.
+//!
+//! It is the command line itself in the foreground, and a monitor of its own otherwise. It relays
+//! the process's streams and signals and ends as it does; if it is killed, the agent sees the
+//! connection break and kills the process.
+
+use std::cell::{Cell, RefCell};
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::time::Duration;
+
+use cloister_vmm_api::Channel;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+use super::failure::Failure;
+use super::life::{AsyncChannel, write_pid_file};
+use super::signals::{self, Meaning};
+use super::stdio::Ended;
+use super::streams::{Inherited, Plan, Relays};
+use super::terminal::Pty;
+use crate::agent::{Agent, AgentError, Exit, ProcessName};
+use crate::id::ContainerId;
+use crate::launch::{ExecLaunch, Order, Report, Terminal};
+use crate::paths::ContainerPaths;
+use crate::process::ProcessId;
+use crate::signal::Signal;
+use crate::state::{ExecNote, Phase, StateDir, StateError};
+use crate::sys::{self, SignalFd};
+use crate::text::chain;
+
+/// How long typing may go on into a terminal whose process has ended.
+const INPUT_LIMIT: Duration = Duration::from_millis(500);
+
+/// How long the container's monitor may take to end when its virtual machine has.
+const END_LIMIT: Duration = Duration::from_secs(5);
+
+/// What a process that is to stand for another brings along.
+#[derive(Debug)]
+pub(super) struct ExecParts {
+    pub(super) process: Vec<u8>,
+    pub(super) signals: SignalFd,
+    pub(super) inherited: Inherited,
+    pub(super) console_socket: Option<OwnedFd>,
+    /// Who hears that the program runs.
+    pub(super) control: Option<Channel>,
+}
+
+/// Executes a process and accompanies it from this process, whose streams it gets.
+///
+/// `size` tells the size of the caller's terminal. Every signal that can be blocked has to be.
+///
+/// # Errors
+/// Why it could not be executed or was lost, with its causes.
+pub fn exec_in_foreground(
+    launch: &ExecLaunch,
+    process: Vec<u8>,
+    signals: SignalFd,
+    size: Option<&dyn Fn() -> io::Result<(u16, u16)>>,
+) -> Result<Exit, String> {
+    let result = Inherited::share()
+        .map_err(Failure::Own)
+        .and_then(|inherited| {
+            let parts = ExecParts {
+                process,
+                signals,
+                inherited,
+                console_socket: None,
+                control: None,
+            };
+            accompany(launch, parts, size)
+        });
+    result.map_err(|failure| chain(&failure))
+}
+
+/// Executes a process and accompanies it as its monitor.
+pub(super) fn exec_detached(launch: &ExecLaunch, parts: ExecParts) -> Report {
+    let paths = ContainerPaths::new(&launch.root, &launch.id);
+    let result = ExecNote::make(&paths)
+        .map_err(Failure::from)
+        .and_then(|_note| {
+            join_monitor(launch.monitor)?;
+            accompany(launch, parts, None)
+        });
+    match result {
+        Ok(Exit { code, signal }) => Report::Exited { code, signal },
+        Err(failure) => Report::Failed {
+            message: chain(&failure),
+        },
+    }
+}
+
+/// Goes where the container's monitor is, so that `/proc/PID/ns` and `/proc/PID/cgroup` of this
+/// process are the container's too.
+fn join_monitor(monitor: ProcessId) -> Result<(), Failure> {
+    let monitor = monitor.open().map_err(Failure::Own)?;
+    let monitor = monitor.ok_or(Failure::MonitorGone)?;
+    sys::join_namespaces(&monitor).map_err(Failure::Network)
+}
+
+fn accompany(
+    launch: &ExecLaunch,
+    parts: ExecParts,
+    size: Option<&dyn Fn() -> io::Result<(u16, u16)>>,
+) -> Result<Exit, Failure> {
+    let ExecParts {
+        process,
+        signals,
+        inherited,
+        console_socket,
+        control,
+    } = parts;
+    let machine = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW)
+        .open(&launch.machine)
+        .map_err(|e| Failure::NoMachine(launch.machine.clone(), e))?;
+    let pty = match (launch.terminal, console_socket) {
+        (Terminal::Socket, Some(socket)) => Some(Pty::open(socket).map_err(Failure::Terminal)?),
+        _ => None,
+    };
+    let plan = match (launch.terminal, &pty) {
+        (_, Some(pty)) => Plan::pty(pty)?,
+        (Terminal::Inherited { .. }, None) => Plan::caller_terminal(inherited)?,
+        (_, None) => Plan::separate(inherited)?,
+    };
+    let pty_size = || match &pty {
+        Some(pty) => pty.size(),
+        None => Ok((0, 0)),
+    };
+    let size: Option<&dyn Fn() -> io::Result<(u16, u16)>> = match &pty {
+        Some(_) => Some(&pty_size),
+        None => size,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()
+        .map_err(Failure::Own)?;
+    let result = runtime.block_on(async {
+        let control = control.map(AsyncChannel::new).transpose();
+        let companion = Companion {
+            launch,
+            machine: machine.into(),
+            control: control.map_err(Failure::Own)?,
+            size,
+            agent: RefCell::new(None),
+            is_over: Cell::new(false),
+            give_up: Notify::new(),
+        };
+        let signals = sys::watch(signals).map_err(Failure::Own)?;
+        tokio::select! {
+            biased;
+            result = companion.live(process, plan) => result,
+            failure = companion.watch_signals(&signals) => Err(failure),
+            failure = companion.watch_control() => Err(failure),
+        }
+    });
+    // Tasks that wait for the guest need not be waited for.
+    runtime.shutdown_background();
+    result
+}
+
+/// One process, from its execution to its end.
+struct Companion<'a> {
+    launch: &'a ExecLaunch,
+    /// The state directory of its virtual machine.
+    machine: OwnedFd,
+    control: Option<AsyncChannel>,
+    size: Option<&'a dyn Fn() -> io::Result<(u16, u16)>>,
+    /// There once the program runs.
+    agent: RefCell<Option<Agent>>,
+    is_over: Cell<bool>,
+    give_up: Notify,
+}
+
+impl Companion<'_> {
+    fn name(&self) -> ProcessName<'_> {
+        ProcessName {
+            container: &self.launch.id,
+            exec: &self.launch.exec_id,
+        }
+    }
+
+    async fn live(&self, process: Vec<u8>, plan: Plan) -> Result<Exit, Failure> {
+        let limit = self.launch.config.request_timeout;
+        let agent = Agent::connect(&self.machine, limit).await?;
+        let size = self.size.map_or(Ok((0, 0)), |size| size());
+        let size = size.map_err(Failure::Terminal)?;
+        let stdio = plan.stdio(size);
+        let exec = async {
+            let cgroup = self.launch.cgroup.clone();
+            let patient = self.launch.ignore_paused;
+            let answer = agent.exec(self.name(), process, stdio, cgroup, patient);
+            answer.await.map_err(Failure::from)
+        };
+        // The agent waits for the streams that it was told of, so both go on together.
+        let connect = plan.connect(&self.machine, limit);
+        let ((), connected) = tokio::try_join!(exec, connect)?;
+        let ended = Ended::new().map_err(Failure::Relay)?;
+        let relays = connected.relay(&ended)?;
+        if let Some(path) = &self.launch.pid_file {
+            let pid = ProcessId::current().map_err(Failure::Own)?.pid;
+            write_pid_file(path, pid).map_err(|e| Failure::PidFile(path.clone(), e))?;
+        }
+        *self.agent.borrow_mut() = Some(agent.clone());
+        if let Some(control) = &self.control {
+            let _ = control.send(&Report::Started);
+        }
+        let exit = match agent.wait(self.name()).await {
+            // With the container everything in it was killed, and nobody was left to say so.
+            Err(AgentError::Lost { .. }) if self.container_has_ended()? => Exit {
+                code: 0,
+                signal: Signal::KILL.number(),
+            },
+            result => result?,
+        };
+        self.is_over.set(true);
+        self.end(relays, &ended).await?;
+        Ok(exit)
+    }
+
+    /// Whether the container has ended, or is about to, by its own doing.
+    fn container_has_ended(&self) -> Result<bool, Failure> {
+        let ended = self.launch.monitor.wait_ended(END_LIMIT);
+        let ended = ended.map_err(Failure::Own)?;
+        let id = ContainerId::new(&self.launch.id).map_err(|_| Failure::MonitorGone)?;
+        let state = StateDir::open(&self.launch.root, &id).and_then(|dir| dir.load());
+        Ok(match state.map(|state| state.phase) {
+            Ok(Phase::Exited { error, .. }) => error.is_none(),
+            // It was deleted.
+            Err(StateError::NotFound(_)) => ended,
+            _ => false,
+        })
+    }
+
+    /// Delivers the last bytes.
+    async fn end(&self, relays: Relays, ended: &Ended) -> Result<(), Failure> {
+        ended.raise().map_err(Failure::Relay)?;
+        let drained = async {
+            for output in relays.outputs {
+                // The other side is dropped only when the relay has ended.
+                let _ = output.await;
+            }
+        };
+        tokio::select! {
+            () = drained => {}
+            () = self.give_up.notified() => log::warn!("output of a process was given up"),
+        }
+        if matches!(self.launch.terminal, Terminal::Inherited { .. }) {
+            // What is typed from now on is for whoever has the terminal next.
+            for input in relays.inputs {
+                let _ = timeout(INPUT_LIMIT, input).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn watch_signals(
+        &self,
+        signals: &tokio::io::unix::AsyncFd<sys::Watched<SignalFd>>,
+    ) -> Failure {
+        loop {
+            let signal = match signals::next(signals).await {
+                Ok(signal) => signal,
+                Err(e) => return Failure::Own(e),
+            };
+            let agent = self.agent.borrow().clone();
+            match (signals::meaning(signal, self.size.is_some()), agent) {
+                (Meaning::Own, _) => {}
+                (Meaning::Forward(signal), _) if self.is_over.get() => {
+                    if signals::asks_to_end(signal) {
+                        self.give_up.notify_one();
+                    }
+                }
+                (Meaning::Forward(signal), None) => {
+                    if signals::asks_to_end(signal) {
+                        return Failure::Interrupted(signal);
+                    }
+                }
+                (Meaning::Resized, None) => {}
+                (Meaning::Forward(signal), Some(agent)) => {
+                    if let Err(e) = agent.signal(self.name(), signal, false).await {
+                        log::warn!("cannot pass signal {} on: {e}", signal.number());
+                    }
+                }
+                (Meaning::Resized, Some(agent)) => {
+                    let resized = match self.size.map(|size| size()) {
+                        Some(Ok((columns, rows))) => agent.resize(self.name(), columns, rows).await,
+                        _ => Ok(()),
+                    };
+                    if let Err(e) = resized {
+                        log::debug!("cannot resize the terminal: {e}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ends when the command line goes away before the program runs.
+    async fn watch_control(&self) -> Failure {
+        let Some(control) = &self.control else {
+            return std::future::pending().await;
+        };
+        loop {
+            match control.recv::<Order>().await {
+                Ok(Some(_)) => {}
+                Ok(None) if self.agent.borrow().is_none() => return Failure::CallerGone,
+                Ok(None) => return std::future::pending().await,
+                Err(e) => return Failure::Own(io::Error::other(e)),
+            }
+        }
+    }
+}
