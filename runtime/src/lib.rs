@@ -13,6 +13,7 @@
 pub mod agent;
 pub mod bundle;
 pub mod config;
+pub mod hooks;
 pub mod id;
 pub mod launch;
 pub mod logger;

@@ -7,6 +7,8 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -235,6 +237,52 @@ pub fn wall_clock(seconds: i64, now: i64) -> String {
         let month = usize::try_from(tm.tm_mon).ok().and_then(|m| MONTHS.get(m));
         format!("{}{:02}", month.unwrap_or(&"?"), tm.tm_mday)
     }
+}
+
+/// Has a command start as from a shell: no signal blocked or ignored, whatever this process has
+/// made of its own, and no descriptor but the standard streams; and in the given network
+/// namespace, if there is one.
+pub fn start_afresh(command: &mut Command, network: Option<OwnedFd>) {
+    let prepare = move || {
+        for number in 1..=libc::SIGRTMAX() {
+            default_action(number);
+        }
+        let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: the set is writable.
+        unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+        let old = std::ptr::null_mut();
+        // SAFETY: the set was initialised by sigemptyset; the old mask is not asked for.
+        let errno = unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, set.as_ptr(), old) };
+        if errno != 0 {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+        if let Some(network) = &network {
+            // SAFETY: setns takes integers and fails if the descriptor is no such namespace.
+            check(unsafe { libc::setns(network.as_raw_fd(), libc::CLONE_NEWNET) })?;
+        }
+        let flag = libc::CLOSE_RANGE_CLOEXEC.cast_signed();
+        // SAFETY: this changes no descriptor but in what becomes of it in another program.
+        check(unsafe { libc::close_range(3, libc::c_uint::MAX, flag) })
+    };
+    // SAFETY: between fork and exec it makes system calls only, and allocates nothing.
+    unsafe { command.pre_exec(prepare) };
+}
+
+/// Restores a signal's default action. The C library refuses that for the signals it has taken for
+/// itself, which may well be ignored: from the parent's parent. `KILL` and `STOP` cannot be.
+fn default_action(number: libc::c_int) {
+    // The kernel's `struct sigaction`: SIG_DFL, no flags, no restorer, an empty mask.
+    let action = [0_u64; 4];
+    // SAFETY: the kernel reads the action, whose mask is of the size given, and writes nothing.
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigaction,
+            number,
+            action.as_ptr(),
+            std::ptr::null_mut::<u64>(),
+            size_of::<u64>(),
+        )
+    };
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {
