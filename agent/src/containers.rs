@@ -290,6 +290,7 @@ impl Containers {
             rootfs,
             bind_sources,
             joins,
+            bundle: request.bundle.into(),
             stdio: streams.container,
             cgroup_parent: self.places.cgroup_parent.clone(),
             init_exe: self.places.init_exe.clone(),

@@ -17,7 +17,7 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Config, Process, Seccomp};
+use crate::config::{Config, Personality, Process, Seccomp};
 use crate::error::Failure;
 use crate::sys::EXEC_FAILED;
 
@@ -40,6 +40,8 @@ pub(crate) struct Setup {
     /// Indices of `mounts` by the order of the descriptors that hold their sources. The descriptor
     /// before all others holds the root file system.
     pub(crate) bind_sources: BTreeMap<usize, usize>,
+    /// What hooks are told of the bundle.
+    pub(crate) bundle: PathBuf,
     /// Namespaces (CLONE_NEW*) to join: each of the process whose pidfd has this place among the
     /// descriptors after the sources.
     pub(crate) joins: Vec<i32>,
@@ -53,6 +55,7 @@ pub(crate) struct Join {
     pub(crate) id: String,
     pub(crate) process: Process,
     pub(crate) seccomp: Option<Seccomp>,
+    pub(crate) personality: Option<Personality>,
     /// The namespaces (CLONE_NEW*) that are not this machine's.
     pub(crate) namespaces: i32,
     /// The first size of the terminal.

@@ -25,7 +25,32 @@ pub(crate) struct Config {
     pub(crate) domainname: String,
     #[serde(default)]
     pub(crate) mounts: Vec<Mount>,
+    #[serde(default)]
+    pub(crate) hooks: Hooks,
+    /// What hooks are told.
+    #[serde(default)]
+    pub(crate) annotations: BTreeMap<String, String>,
     pub(crate) linux: Linux,
+}
+
+/// The hooks that run in the guest (config.md#posix-platform-hooks).
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Hooks {
+    #[serde(default)]
+    pub(crate) start_container: Vec<Hook>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Hook {
+    pub(crate) path: String,
+    #[serde(default)]
+    pub(crate) args: Vec<String>,
+    #[serde(default)]
+    pub(crate) env: Vec<String>,
+    /// In seconds.
+    pub(crate) timeout: Option<u64>,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -54,6 +79,46 @@ pub(crate) struct Process {
     #[serde(default)]
     pub(crate) no_new_privileges: bool,
     pub(crate) oom_score_adj: Option<i32>,
+    pub(crate) io_priority: Option<IoPriority>,
+    pub(crate) scheduler: Option<Scheduler>,
+    #[serde(rename = "execCPUAffinity")]
+    pub(crate) exec_cpu_affinity: Option<ExecCpuAffinity>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct IoPriority {
+    pub(crate) class: String,
+    pub(crate) priority: u8,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Scheduler {
+    pub(crate) policy: String,
+    #[serde(default)]
+    pub(crate) nice: i32,
+    #[serde(default)]
+    pub(crate) priority: u32,
+    #[serde(default)]
+    pub(crate) flags: Vec<String>,
+    /// In nanoseconds, as the next two.
+    #[serde(default)]
+    pub(crate) runtime: u64,
+    #[serde(default)]
+    pub(crate) deadline: u64,
+    #[serde(default)]
+    pub(crate) period: u64,
+}
+
+/// Lists of processors as in cpuset(7).
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct ExecCpuAffinity {
+    #[serde(default)]
+    pub(crate) initial: String,
+    #[serde(default, rename = "final")]
+    pub(crate) last: String,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
@@ -134,6 +199,13 @@ pub(crate) struct Linux {
     #[serde(default)]
     pub(crate) readonly_paths: Vec<String>,
     pub(crate) time_offsets: Option<TimeOffsets>,
+    pub(crate) personality: Option<Personality>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Personality {
+    pub(crate) domain: String,
 }
 
 impl Linux {
@@ -256,10 +328,6 @@ pub(crate) struct Memory {
     pub(crate) limit: Option<i64>,
     pub(crate) reservation: Option<i64>,
     pub(crate) swap: Option<i64>,
-    /// Always so with cgroup v2.
-    #[serde(skip_serializing)]
-    #[expect(dead_code, reason = "accepted, and true without anything to be done")]
-    use_hierarchy: Option<bool>,
     /// Concerns updates: a new cgroup uses no memory.
     #[serde(skip_serializing)]
     #[expect(dead_code, reason = "accepted, and true without anything to be done")]
@@ -273,10 +341,6 @@ pub(crate) struct Cpu {
     pub(crate) quota: Option<i64>,
     pub(crate) burst: Option<u64>,
     pub(crate) period: Option<u64>,
-    #[serde(default)]
-    pub(crate) cpus: String,
-    #[serde(default)]
-    pub(crate) mems: String,
     pub(crate) idle: Option<u8>,
 }
 

@@ -42,6 +42,8 @@ pub struct CreateOptions {
     /// and the pidfd of the other container's init process. Types that are not listed are created
     /// if the specification lists them.
     pub joins: Vec<(String, OwnedFd)>,
+    /// The bundle's directory on the host, for hooks to be told.
+    pub bundle: PathBuf,
     /// The standard streams.
     pub stdio: Stdio,
     /// The directory of a cgroup v2 hierarchy below which the container's cgroup is made. It is
@@ -92,6 +94,8 @@ pub struct Container {
     pub(crate) config: Config,
     /// The channel to the init stage, until the start.
     channel: Option<OwnedFd>,
+    /// How long the start may take, if there is a bound.
+    start_patience: Option<Duration>,
     terminal: Option<OwnedFd>,
     warnings: Vec<String>,
 }
@@ -124,7 +128,9 @@ impl Container {
             cgroup: cgroup.path().to_owned(),
             bind_sources,
             joins,
+            bundle: options.bundle.clone(),
         };
+        let start_patience = start_patience(&setup.config);
         match build(&setup, &options, &cgroup, &fds) {
             Ok(built) => {
                 warnings.extend(built.warnings);
@@ -135,6 +141,7 @@ impl Container {
                     cgroup,
                     config: setup.config,
                     channel: Some(built.channel),
+                    start_patience,
                     terminal: built.terminal,
                     warnings,
                 })
@@ -174,11 +181,11 @@ impl Container {
         self.terminal.take()
     }
 
-    /// Executes the container's program.
+    /// Runs the hooks of the start and executes the container's program.
     ///
     /// # Errors
-    /// The container was started before, has died, or the program cannot be executed; after the
-    /// latter its process has ended.
+    /// The container was started before, has died, a hook has failed, or the program cannot be
+    /// executed; after the last two its process has ended.
     pub fn start(&mut self) -> Result<()> {
         let state = |state| Error::State {
             id: self.id.clone(),
@@ -188,6 +195,7 @@ impl Container {
             .channel
             .take()
             .ok_or_else(|| state("has been started already"))?;
+        set_socket_timeout(&channel, Timeout::Recv, self.start_patience).doing(|| "start")?;
         match channel::write_all(&channel, &[START]) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
                 return Err(state("is not running"));
@@ -296,6 +304,16 @@ impl Container {
         self.channel = None;
         Ok(removed?)
     }
+}
+
+/// The hooks of the start take the time they are given.
+fn start_patience(config: &Config) -> Option<Duration> {
+    let mut patience = PATIENCE;
+    for hook in &config.hooks.start_container {
+        patience = patience.checked_add(Duration::from_secs(hook.timeout?))?;
+    }
+    // A number that the kernel takes for a time.
+    Some(patience.min(Duration::from_secs(u32::MAX.into())))
 }
 
 /// What [`build`] gives.

@@ -90,6 +90,12 @@ impl Container {
         }
         let score = process.oom_score_adj.or(self.config.process.oom_score_adj);
         process.oom_score_adj = None;
+        // What the process object leaves open is as for the container's first process (as in runc).
+        let first = &self.config.process;
+        process.scheduler = process.scheduler.or_else(|| first.scheduler.clone());
+        process.io_priority = process.io_priority.or_else(|| first.io_priority.clone());
+        let affinity = process.exec_cpu_affinity;
+        process.exec_cpu_affinity = affinity.or_else(|| first.exec_cpu_affinity.clone());
         let linux = &self.config.linux;
         let namespaces = NAMESPACES
             .iter()
@@ -101,6 +107,7 @@ impl Container {
             window_size: window_size(&options.stdio, process.console_size),
             process,
             seccomp: linux.seccomp.clone(),
+            personality: linux.personality.clone(),
             namespaces,
         };
         let (channel, theirs) = socket_pair()?;

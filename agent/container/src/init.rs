@@ -1,16 +1,19 @@
 //! The init stage: the caller's executable, executed again inside the new namespaces.
 //!
 //! It has one thread and nothing of the caller's but its standard streams and the channel. From the
-//! first line to `execve` it is the process that becomes the container's program, so it never forks.
+//! first line to `execve` it is the process that becomes the container's program, so it never forks
+//! but for the hooks of the start.
 //! The order of the steps is runc's, which images and profiles rely on.
 
 mod copy_up;
 mod devices;
+mod hooks;
 mod mounts;
 mod path;
 mod procfs;
 mod program;
 mod rootfs;
+mod scheduling;
 mod user;
 
 use std::convert::Infallible;
@@ -23,10 +26,11 @@ use rustix::fs::{CWD, Mode};
 use rustix::net::{AddressFamily, SocketType};
 
 use crate::channel::{self, Join, Report, START, Setup, Task};
-use crate::config::{CLONE_NEWTIME, Config, Process, Seccomp, TimeOffsets};
+use crate::config::{CLONE_NEWTIME, Config, Personality, Process, Seccomp, TimeOffsets};
 use crate::error::{Context, Failure};
 use crate::seccomp::Filter;
 use crate::sys;
+use hooks::Hooks;
 use procfs::Procfs;
 use rootfs::Terminal;
 
@@ -98,16 +102,21 @@ fn create(channel: &OwnedFd, setup: &Setup) -> Result<Infallible, Failure> {
         take_terminal(channel, terminal)?;
     }
     set_names(config)?;
-    become_program(
-        channel,
-        &config.process,
-        config.linux.seccomp.as_ref(),
-        true,
-    )
+    let program = Program {
+        process: &config.process,
+        seccomp: config.linux.seccomp.as_ref(),
+        personality: config.linux.personality.as_ref(),
+        first_of: Some(setup),
+    };
+    become_program(channel, &program)
 }
 
 /// Joins a container and becomes a further process of it.
 fn exec(channel: &OwnedFd, join: &Join) -> Result<Infallible, Failure> {
+    let affinity = join.process.exec_cpu_affinity.as_ref();
+    if let Some(affinity) = affinity {
+        scheduling::affinity_before(affinity)?;
+    }
     let fds = channel::receive_fds(channel, 1).doing(|| "receive the container")?;
     let container = fds
         .first()
@@ -128,25 +137,45 @@ fn exec(channel: &OwnedFd, join: &Join) -> Result<Infallible, Failure> {
         };
         take_terminal(channel, terminal)?;
     }
-    become_program(channel, &join.process, join.seccomp.as_ref(), false)
+    if let Some(affinity) = affinity {
+        scheduling::affinity_after(affinity)?;
+    }
+    let program = Program {
+        process: &join.process,
+        seccomp: join.seccomp.as_ref(),
+        personality: join.personality.as_ref(),
+        first_of: None,
+    };
+    become_program(channel, &program)
+}
+
+/// The program that the stage becomes.
+struct Program<'a> {
+    process: &'a Process,
+    seccomp: Option<&'a Seccomp>,
+    personality: Option<&'a Personality>,
+    /// The container it is the first program of; that waits for its start.
+    first_of: Option<&'a Setup>,
 }
 
 /// Gives up what the program must not have, and executes it: when told to, or at once.
-fn become_program(
-    channel: &OwnedFd,
-    process: &Process,
-    seccomp: Option<&Seccomp>,
-    waits: bool,
-) -> Result<Infallible, Failure> {
+fn become_program(channel: &OwnedFd, program: &Program<'_>) -> Result<Infallible, Failure> {
+    let process = program.process;
     let args = process
         .args
         .iter()
         .map(|arg| user::c_string("process.args", arg))
         .collect::<Result<Vec<_>, _>>()?;
     let env = user::environment(process)?;
-    let filter = seccomp.map(Filter::compile).transpose()?;
+    let filter = program.seccomp.map(Filter::compile).transpose()?;
     user::own_stdio(process.user.uid)?;
     user::set_limits(&process.rlimits)?;
+    scheduling::apply(process)?;
+    if let Some(personality) = program.personality {
+        scheduling::set_personality(personality)?;
+    }
+    let setup = program.first_of;
+    let hooks = setup.map(|setup| Hooks::prepare(setup, &env)).transpose()?;
     rustix::process::umask(Mode::from_raw_mode(process.user.umask.unwrap_or(0o022)));
     // Before the filter, which may know the call and refuse it. What is opened from here on is closed
     // by exec on its own.
@@ -161,23 +190,25 @@ fn become_program(
     let mut warnings = Vec::new();
     user::become_user(process, &mut warnings)?;
     let name = process.args.first().map_or("", String::as_str);
-    let program = program::find(name, &env)?;
+    let path = program::find(name, &env)?;
 
     channel::send(channel, &Report::Created { warnings }).doing(|| "report")?;
-    if waits {
+    if setup.is_some() {
         let mut byte = [0];
         let started = channel::read_full(channel, &mut byte).doing(|| "wait for the start")?;
         if started == 0 || byte != [START] {
             return Err(Failure::new("wait for the start: the caller has gone"));
         }
     }
+    // A hook that does not read what it is told must not end this process: SIGPIPE is still ignored.
+    hooks.flatten().map_or(Ok(()), Hooks::run)?;
     sys::reset_signals().doing(|| "reset signals")?;
     if let Some(filter) = filter {
         // Needs no privilege: as close to the program as possible.
         filter.load()?;
     }
-    let error = sys::exec(&program, &args, &env);
-    Err(Failure::system(format!("exec {}", program.to_string_lossy()), error).blamed_on_spec())
+    let error = sys::exec(&path, &args, &env);
+    Err(Failure::system(format!("exec {}", path.to_string_lossy()), error).blamed_on_spec())
 }
 
 /// A session keyring of the container's own, or it could read the caller's.

@@ -20,7 +20,7 @@
 //!                                                   hostname, sysctl, credentials, program lookup
 //!    ◀───────────────────────── Created [+ pty], or Failed(error)
 //!  container.start()
-//!    Start ──────────────────────────────────────▶ execve(process.args)
+//!    Start ──────────────────────────────────────▶ hooks.startContainer, execve(process.args)
 //!    ◀───────────────────────── end of file, or Failed(error)
 //! ```
 //!
@@ -42,7 +42,8 @@
 //!   initramfs init calls [`make_root_pivotable`] before it mounts anything.
 //!
 //! [`Container::create`] and [`Container::start`] block for as long as the work takes (normally about
-//! a millisecond) and never on anything the container's program does.
+//! a millisecond, and the time of its `startContainer` hooks) and never on anything the container's
+//! program does.
 //!
 //! # Errors
 //!

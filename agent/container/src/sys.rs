@@ -5,6 +5,8 @@
     reason = "raw system calls; everything exported here is safe to call"
 )]
 
+pub(crate) mod attributes;
+
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};

@@ -3,7 +3,8 @@
 //! The field table ([`table`]) lists every property of the runtime specification up to 1.3 with its
 //! type and its verdict. [`check`] walks the JSON of a `config.json` along the table:
 //!
-//! - a property that is refused and has a value (not null, false or empty) is an error that names it,
+//! - a property that is refused and has a value (not null, false, 0 or empty) is an error that names it,
+//! - a property that asks for nothing that has to be done here is accepted, and the table says why,
 //! - a value of the wrong type, a missing required property, a value that Cloister does not
 //!   know (a mount option, a namespace type, a seccomp action) is an error that names it,
 //! - a property that the specification does not know is ignored with a warning
@@ -32,8 +33,10 @@ pub use mount::{
     AccessTime, Attribute, FileSystem, MountKind, MountOption, Propagation, mount_kind,
     mount_option,
 };
-pub use names::{CAPABILITIES, RLIMITS};
-pub use shape::{Enforcer, Field, Names, Shape, Side, Verdict};
+pub use names::{
+    CAPABILITIES, IO_PRIORITY_CLASSES, PERSONALITIES, RLIMITS, SCHEDULER_FLAGS, SCHEDULER_POLICIES,
+};
+pub use shape::{Enforcer, Field, Names, Shape, Side, Unknown, Verdict};
 
 use serde_json::Value;
 

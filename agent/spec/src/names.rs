@@ -1,6 +1,6 @@
 //! The names that values of the specification are chosen from.
 
-use crate::shape::Names;
+use crate::shape::{Names, Unknown};
 
 /// Namespace types (config-linux.md#namespaces).
 pub(crate) static NAMESPACES: Names = Names {
@@ -9,7 +9,7 @@ pub(crate) static NAMESPACES: Names = Names {
         "cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts",
     ],
     refused: &[],
-    unknown_is_warning: false,
+    unknown: Unknown::Invalid,
 };
 
 /// Capabilities in the order of their numbers (capabilities(7)).
@@ -61,7 +61,7 @@ pub static CAPABILITIES: Names = Names {
         "CAP_CHECKPOINT_RESTORE",
     ],
     refused: &[],
-    unknown_is_warning: true,
+    unknown: Unknown::Warning,
 };
 
 /// Resource limits in the order of their numbers (asm-generic/resource.h).
@@ -86,7 +86,7 @@ pub static RLIMITS: Names = Names {
         "RLIMIT_RTTIME",
     ],
     refused: &[],
-    unknown_is_warning: false,
+    unknown: Unknown::Invalid,
 };
 
 /// Propagation of the root mount (config-linux.md#rootfs-mount-propagation; the recursive forms as
@@ -104,18 +104,15 @@ pub(crate) static PROPAGATIONS: Names = Names {
         "unbindable",
     ],
     refused: &[],
-    unknown_is_warning: false,
+    unknown: Unknown::Invalid,
 };
 
 /// Types of device nodes (config-linux.md#devices).
 pub(crate) static DEVICE_TYPES: Names = Names {
     what: "device type",
-    supported: &["c", "p", "u"],
-    refused: &[(
-        "b",
-        "block devices of the host do not exist in the virtual machine",
-    )],
-    unknown_is_warning: false,
+    supported: &["b", "c", "p", "u"],
+    refused: &[],
+    unknown: Unknown::Invalid,
 };
 
 /// Types of devices in the allow-list (config-linux.md#allowed-device-list).
@@ -123,7 +120,7 @@ pub(crate) static DEVICE_RULE_TYPES: Names = Names {
     what: "device type",
     supported: &["a", "b", "c"],
     refused: &[],
-    unknown_is_warning: false,
+    unknown: Unknown::Invalid,
 };
 
 /// Actions of system call filters (config-linux.md#seccomp).
@@ -143,7 +140,7 @@ pub(crate) static SECCOMP_ACTIONS: Names = Names {
         "SCMP_ACT_NOTIFY",
         "a seccomp agent on the host cannot act inside the virtual machine",
     )],
-    unknown_is_warning: false,
+    unknown: Unknown::Invalid,
 };
 
 /// Comparisons of system call filters (config-linux.md#seccomp).
@@ -159,7 +156,7 @@ pub(crate) static SECCOMP_OPERATORS: Names = Names {
         "SCMP_CMP_NE",
     ],
     refused: &[],
-    unknown_is_warning: false,
+    unknown: Unknown::Invalid,
 };
 
 /// Architectures of system call filters (config-linux.md#seccomp). Those that an x86-64 kernel
@@ -192,7 +189,7 @@ pub(crate) static SECCOMP_ARCHS: Names = Names {
         "SCMP_ARCH_X86_64",
     ],
     refused: &[],
-    unknown_is_warning: false,
+    unknown: Unknown::Invalid,
 };
 
 /// Flags of system call filters (config-linux.md#seccomp).
@@ -207,5 +204,79 @@ pub(crate) static SECCOMP_FLAGS: Names = Names {
         "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
         "it belongs to SCMP_ACT_NOTIFY, which is refused",
     )],
-    unknown_is_warning: false,
+    unknown: Unknown::Invalid,
 };
+
+/// AppArmor profiles. This one is the absence of a profile.
+pub(crate) static APPARMOR_PROFILES: Names = Names {
+    what: "AppArmor profile",
+    supported: &["unconfined"],
+    refused: &[],
+    unknown: Unknown::Refused("the guest kernel has no AppArmor"),
+};
+
+/// Policies of the scheduler (config.md#linux-process).
+pub static SCHEDULER_POLICIES: Names = Names {
+    what: "scheduling policy",
+    supported: &[
+        "SCHED_BATCH",
+        "SCHED_DEADLINE",
+        "SCHED_FIFO",
+        "SCHED_IDLE",
+        "SCHED_OTHER",
+        "SCHED_RR",
+    ],
+    refused: &[("SCHED_ISO", "Linux has a number for it, but no such policy")],
+    unknown: Unknown::Invalid,
+};
+
+/// Flags of the scheduler (config.md#linux-process).
+pub static SCHEDULER_FLAGS: Names = Names {
+    what: "scheduling flag",
+    supported: &[
+        "SCHED_FLAG_DL_OVERRUN",
+        "SCHED_FLAG_KEEP_PARAMS",
+        "SCHED_FLAG_KEEP_POLICY",
+        "SCHED_FLAG_RECLAIM",
+        "SCHED_FLAG_RESET_ON_FORK",
+    ],
+    refused: &[
+        ("SCHED_FLAG_UTIL_CLAMP_MAX", NO_UCLAMP),
+        ("SCHED_FLAG_UTIL_CLAMP_MIN", NO_UCLAMP),
+    ],
+    unknown: Unknown::Invalid,
+};
+
+const NO_UCLAMP: &str = "the guest kernel does not clamp utilisation, which is the host's to know";
+
+/// Classes of I/O priority (config.md#linux-process).
+pub static IO_PRIORITY_CLASSES: Names = Names {
+    what: "I/O priority class",
+    supported: &["IOPRIO_CLASS_BE", "IOPRIO_CLASS_IDLE", "IOPRIO_CLASS_RT"],
+    refused: &[],
+    unknown: Unknown::Invalid,
+};
+
+/// Execution domains (config-linux.md#personality).
+pub static PERSONALITIES: Names = Names {
+    what: "execution domain",
+    supported: &["LINUX", "LINUX32"],
+    refused: &[],
+    unknown: Unknown::Invalid,
+};
+
+/// Modes of a memory policy (config-linux.md#memory-policy). What is accepted is how it is anyway.
+pub(crate) static MEMORY_POLICY_MODES: Names = Names {
+    what: "memory policy",
+    supported: &["MPOL_DEFAULT", "MPOL_LOCAL"],
+    refused: &[
+        ("MPOL_BIND", ONE_NODE),
+        ("MPOL_INTERLEAVE", ONE_NODE),
+        ("MPOL_PREFERRED", ONE_NODE),
+        ("MPOL_PREFERRED_MANY", ONE_NODE),
+        ("MPOL_WEIGHTED_INTERLEAVE", ONE_NODE),
+    ],
+    unknown: Unknown::Invalid,
+};
+
+pub(crate) const ONE_NODE: &str = "the virtual machine has one memory node";

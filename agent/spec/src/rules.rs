@@ -1,5 +1,7 @@
 //! Rules that concern more than one value.
 
+mod scheduler;
+
 use serde_json::Value;
 
 use crate::mount::{MountKind, mount_kind, refusal};
@@ -62,6 +64,7 @@ pub(crate) fn apply_to_process(process: &Value, findings: &mut Findings) {
 }
 
 fn process_at(process: &Value, prefix: &str, findings: &mut Findings) {
+    scheduler::check(process, prefix, findings);
     if process
         .get("args")
         .and_then(Value::as_array)
@@ -92,6 +95,12 @@ fn process_at(process: &Value, prefix: &str, findings: &mut Findings) {
 
 fn has_namespace(document: &Value, name: &str) -> bool {
     list(document, "/linux/namespaces").any(|(_, namespace)| text(namespace, "type") == name)
+}
+
+fn joins_namespace(document: &Value, name: &str) -> bool {
+    list(document, "/linux/namespaces").any(|(_, namespace)| {
+        text(namespace, "type") == name && !text(namespace, "path").is_empty()
+    })
 }
 
 fn namespaces(document: &Value, findings: &mut Findings) {
@@ -131,10 +140,12 @@ fn namespaces(document: &Value, findings: &mut Findings) {
     for kind in ["uidMappings", "gidMappings"] {
         let mapped = list(document, &format!("/linux/{kind}")).next().is_some();
         let user = has_namespace(document, "user");
+        // Callers give the mappings of a namespace beside its path: they describe it.
+        let joined = joins_namespace(document, "user");
         let path = format_args!("linux.{kind}");
         if mapped && !user {
             findings.invalid(path, "is set without a user namespace");
-        } else if user && !mapped {
+        } else if user && !mapped && !joined {
             findings.invalid(path, "is required with a user namespace");
         }
     }
@@ -143,6 +154,13 @@ fn namespaces(document: &Value, findings: &mut Findings) {
         .and_then(Value::as_object);
     if offsets.is_some_and(|offsets| !offsets.is_empty()) && !has_namespace(document, "time") {
         findings.invalid("linux.timeOffsets", "is set without a time namespace");
+    } else if offsets.is_some_and(|offsets| !offsets.is_empty())
+        && joins_namespace(document, "time")
+    {
+        findings.invalid(
+            "linux.timeOffsets",
+            "cannot be set in a time namespace that exists",
+        );
     }
 }
 

@@ -32,7 +32,9 @@ pub enum Side {
 pub enum Verdict {
     /// Every value that passes the checks takes effect.
     Enforced(Enforcer),
-    /// Any value but an empty one is an error that gives this reason.
+    /// What passes the checks asks for nothing that has to be done, for this reason.
+    NoEffect(&'static str),
+    /// Any value but an empty one (null, false, 0, nothing in it) is an error that gives this reason.
     Refused(&'static str),
 }
 
@@ -56,6 +58,15 @@ impl Field {
             shape,
             required: false,
             verdict: Verdict::Enforced(enforcer),
+        }
+    }
+
+    pub(crate) const fn no_effect(name: &'static str, shape: Shape, reason: &'static str) -> Self {
+        Field {
+            name,
+            shape,
+            required: false,
+            verdict: Verdict::NoEffect(reason),
         }
     }
 
@@ -104,8 +115,19 @@ pub struct Names {
     pub supported: &'static [&'static str],
     /// The names that exist and are refused, with the reason.
     pub refused: &'static [(&'static str, &'static str)],
-    /// Whether an unknown name is dropped with a warning rather than an error.
-    pub unknown_is_warning: bool,
+    /// What happens to any other name.
+    pub unknown: Unknown,
+}
+
+/// What happens to a name that is in neither list of [`Names`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unknown {
+    /// There is no such thing: an error.
+    Invalid,
+    /// It is dropped with a warning.
+    Warning,
+    /// It exists, and is refused for this reason.
+    Refused(&'static str),
 }
 
 pub(crate) const U16: Shape = Shape::Int(0, u16::MAX as i128);

@@ -11,10 +11,8 @@ use crate::shape::Enforcer::{Both, Guest, Host};
 use crate::shape::{Field, I32, I64, ID, STRING_MAP, STRINGS, Shape, U16, U32, U64};
 use crate::text;
 
-const HOOKS_REASON: &str = "hooks are not supported";
 const WINDOWS_REASON: &str = "it belongs to Windows containers";
 const OTHER_PLATFORM: &str = "it belongs to another platform; Cloister runs Linux containers";
-const SCHEDULING_REASON: &str = "scheduling attributes are not supported";
 
 const fn both(name: &'static str, shape: Shape) -> Field {
     Field::enforced(name, Both, shape)
@@ -36,8 +34,9 @@ pub(crate) static ROOT: &[Field] = &[
     guest("hostname", Shape::Text(text::host_name)),
     guest("domainname", Shape::Text(text::host_name)),
     both("mounts", Shape::List(&Shape::Object(MOUNT))),
-    Field::refused("hooks", Shape::Object(HOOKS), HOOKS_REASON),
-    host("annotations", STRING_MAP),
+    both("hooks", Shape::Object(HOOKS)),
+    // Told to hooks.
+    both("annotations", STRING_MAP),
     both("linux", Shape::Object(linux::LINUX)).required(),
     Field::refused("solaris", Shape::Object(&[]), OTHER_PLATFORM),
     Field::refused("windows", Shape::Object(&[]), OTHER_PLATFORM),
@@ -62,10 +61,10 @@ pub(crate) const PROCESS: &[Field] = &[
     guest("capabilities", Shape::Object(CAPABILITIES)),
     guest("rlimits", Shape::List(&Shape::Object(RLIMITS))),
     guest("noNewPrivileges", Shape::Bool),
-    Field::refused(
+    Field::no_effect(
         "apparmorProfile",
-        Shape::Str,
-        "the guest kernel has no AppArmor",
+        Shape::Name(&names::APPARMOR_PROFILES),
+        "the guest kernel has no AppArmor: nothing is confined by it",
     ),
     guest("oomScoreAdj", Shape::Int(-1000, 1000)),
     Field::refused(
@@ -73,13 +72,10 @@ pub(crate) const PROCESS: &[Field] = &[
         Shape::Str,
         "the guest kernel has no SELinux",
     ),
-    Field::refused("ioPriority", Shape::Object(IO_PRIORITY), SCHEDULING_REASON),
-    Field::refused("scheduler", Shape::Object(SCHEDULER), SCHEDULING_REASON),
-    Field::refused(
-        "execCPUAffinity",
-        Shape::Object(EXEC_CPU_AFFINITY),
-        SCHEDULING_REASON,
-    ),
+    guest("ioPriority", Shape::Object(IO_PRIORITY)),
+    guest("scheduler", Shape::Object(SCHEDULER)),
+    // Of processes that are executed in a container, not of its first.
+    guest("execCPUAffinity", Shape::Object(EXEC_CPU_AFFINITY)),
 ];
 
 const CAPABILITY: Shape = Shape::Name(&names::CAPABILITIES);
@@ -112,12 +108,12 @@ const ID_MAPPING: &[Field] = &[
 ];
 
 const HOOKS: &[Field] = &[
-    guest("prestart", HOOK_LIST),
-    guest("createRuntime", HOOK_LIST),
-    guest("createContainer", HOOK_LIST),
+    host("prestart", HOOK_LIST),
+    host("createRuntime", HOOK_LIST),
+    host("createContainer", HOOK_LIST),
     guest("startContainer", HOOK_LIST),
-    guest("poststart", HOOK_LIST),
-    guest("poststop", HOOK_LIST),
+    host("poststart", HOOK_LIST),
+    host("poststop", HOOK_LIST),
 ];
 
 const HOOK_LIST: Shape = Shape::List(&Shape::Object(HOOK));
@@ -154,23 +150,31 @@ const RLIMITS: &[Field] = &[
     guest("soft", U64).required(),
 ];
 
-const IO_PRIORITY: &[Field] = &[guest("class", Shape::Str), guest("priority", I32)];
+const IO_PRIORITY: &[Field] = &[
+    guest("class", Shape::Name(&names::IO_PRIORITY_CLASSES)).required(),
+    guest("priority", Shape::Int(0, 7)).required(),
+];
+
+const SCHEDULER_FLAG: Shape = Shape::Name(&names::SCHEDULER_FLAGS);
 
 const SCHEDULER: &[Field] = &[
-    guest("policy", Shape::Str),
+    guest("policy", Shape::Name(&names::SCHEDULER_POLICIES)).required(),
     guest("nice", I32),
     guest("priority", I32),
-    guest("flags", STRINGS),
+    guest("flags", Shape::List(&SCHEDULER_FLAG)),
     guest("runtime", U64),
     guest("deadline", U64),
     guest("period", U64),
 ];
 
-const EXEC_CPU_AFFINITY: &[Field] = &[guest("initial", Shape::Str), guest("final", Shape::Str)];
+const EXEC_CPU_AFFINITY: &[Field] = &[
+    guest("initial", Shape::Text(text::cpu_list)),
+    guest("final", Shape::Text(text::cpu_list)),
+];
 
 const HOOK: &[Field] = &[
-    guest("path", Shape::Str),
-    guest("args", STRINGS),
-    guest("env", STRINGS),
-    guest("timeout", I64),
+    both("path", Shape::Text(text::absolute_path)).required(),
+    both("args", STRINGS),
+    both("env", STRINGS),
+    both("timeout", Shape::Int(1, i64::MAX as i128)),
 ];

@@ -62,6 +62,39 @@ pub(crate) fn absolute_path(text: &str) -> Check {
     }
 }
 
+/// A path that may be left empty.
+pub(crate) fn optional_path(text: &str) -> Check {
+    if text.is_empty() {
+        Ok(())
+    } else {
+        absolute_path(text)
+    }
+}
+
+/// A list of processors as in cpuset(7): `0-3,7`. Empty is none.
+pub(crate) fn cpu_list(text: &str) -> Check {
+    let number = |text: &str| {
+        // cpu_set_t of the C library holds 1024.
+        let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        digits
+            .then(|| text.parse::<u32>().ok())
+            .flatten()
+            .filter(|&n| n < 1024)
+    };
+    let valid = |part: &str| match part.split_once('-') {
+        Some((first, last)) => match (number(first), number(last)) {
+            (Some(first), Some(last)) => first <= last,
+            _ => false,
+        },
+        None => number(part).is_some(),
+    };
+    if text.is_empty() || text.split(',').all(|part| valid(part.trim())) {
+        Ok(())
+    } else {
+        Err(format!("{text:?} is not a list of processors like 0-3,7"))
+    }
+}
+
 /// The kernel holds 64 bytes (__NEW_UTS_LEN).
 pub(crate) fn host_name(text: &str) -> Check {
     if text.len() <= 64 {

@@ -5,7 +5,7 @@ use std::fmt;
 use serde_json::{Map, Value};
 
 use crate::error::Problem;
-use crate::shape::{Field, Names, Shape, Side, Verdict};
+use crate::shape::{Field, Names, Shape, Side, Unknown, Verdict};
 
 /// Where the walk is. Put into words only if there is something to say about it.
 #[derive(Clone, Copy)]
@@ -116,7 +116,7 @@ impl Findings {
                     }
                     false
                 }
-                Verdict::Enforced(enforcer) => {
+                Verdict::Enforced(_) | Verdict::NoEffect(_) => {
                     // An optional choice that is empty is no choice.
                     if !field.required
                         && matches!(field.shape, Shape::Name(_))
@@ -125,7 +125,7 @@ impl Findings {
                         return false;
                     }
                     self.value(value, &field.shape, &path);
-                    enforcer.is_seen_by(self.side)
+                    matches!(field.verdict, Verdict::Enforced(enforcer) if enforcer.is_seen_by(self.side))
                 }
             }
         });
@@ -188,7 +188,7 @@ impl Findings {
             let path = path.child(Segment::Index(index));
             index += 1;
             if let (Shape::Name(names), Some(text)) = (item, value.as_str())
-                && names.unknown_is_warning
+                && names.unknown == Unknown::Warning
                 && !names.supported.contains(&text)
             {
                 self.warnings
@@ -204,9 +204,12 @@ impl Findings {
         if names.supported.contains(&text) {
             return;
         }
-        match names.refused.iter().find(|(name, _)| *name == text) {
-            Some((_, reason)) => self.refused(path, format!("{text:?} is refused: {reason}")),
-            None => self.invalid(path, format!("unknown {} {text:?}", names.what)),
+        let refused = names.refused.iter().find(|(name, _)| *name == text);
+        match (refused.map(|(_, reason)| *reason), names.unknown) {
+            (Some(reason), _) | (None, Unknown::Refused(reason)) => {
+                self.refused(path, format!("{text:?} is refused: {reason}"));
+            }
+            (None, _) => self.invalid(path, format!("unknown {} {text:?}", names.what)),
         }
     }
 
@@ -218,11 +221,13 @@ impl Findings {
     }
 }
 
-/// Whether a value says nothing: null, false, or empty all the way down.
+/// Whether a value says nothing: null, false, zero, or empty all the way down. Those are what a
+/// caller writes who leaves a field alone.
 fn is_empty(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
-        Value::Bool(true) | Value::Number(_) => false,
+        Value::Bool(true) => false,
+        Value::Number(number) => number.as_u64() == Some(0),
         Value::String(text) => text.is_empty(),
         Value::Array(list) => list.is_empty(),
         Value::Object(object) => object.values().all(is_empty),

@@ -139,14 +139,6 @@ fn cpu(cpu: &Cpu) -> Vec<Setting> {
     if let Some(idle) = cpu.idle {
         settings.push(setting("cpu.idle", "cpu.idle", idle.to_string()));
     }
-    for (field, file, value) in [
-        ("cpu.cpus", "cpuset.cpus", &cpu.cpus),
-        ("cpu.mems", "cpuset.mems", &cpu.mems),
-    ] {
-        if !value.is_empty() {
-            settings.push(setting(field, file, value.as_str()));
-        }
-    }
     settings
 }
 
@@ -207,13 +199,8 @@ mod tests {
 
     #[test]
     fn quota_and_period_share_a_file() {
-        let both =
-            json!({"cpu": {"quota": 50_000, "period": 200_000, "shares": 1024, "cpus": "0-1"}});
-        let expected = [
-            ("cpu.weight", "39"),
-            ("cpu.max", "50000 200000"),
-            ("cpuset.cpus", "0-1"),
-        ];
+        let both = json!({"cpu": {"quota": 50_000, "period": 200_000, "shares": 1024}});
+        let expected = [("cpu.weight", "39"), ("cpu.max", "50000 200000")];
         assert_eq!(files(both), pairs(&expected));
         assert_eq!(
             files(json!({"cpu": {"quota": -1}})),

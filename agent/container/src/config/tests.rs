@@ -35,9 +35,8 @@ fn every_property_that_the_guest_enforces_has_a_member_here() {
     let config: Config = serde_json::from_value(full.clone()).unwrap();
     // And comes through to the init stage, but for what needs nothing done.
     let mut written = serde_json::to_value(config).unwrap();
-    let memory = &mut written["linux"]["resources"]["memory"];
-    memory["useHierarchy"] = json!(true);
-    memory["checkBeforeUpdate"] = json!(true);
+    written["linux"]["resources"]["memory"]["checkBeforeUpdate"] = json!(true);
+    written["linux"]["namespaces"][0]["path"] = json!("/text");
     assert_eq!(written, full);
 }
 

@@ -26,9 +26,9 @@ pub(crate) const TESTS: Tests = &[
 ];
 
 /// Longer than any test; killed by the deletion.
-const SLEEPER: &str = "exec sleep 1000";
+pub(crate) const SLEEPER: &str = "exec sleep 1000";
 
-fn process(script: &str) -> Value {
+pub(crate) fn process(script: &str) -> Value {
     json!({
         "args": ["/bin/sh", "-c", script],
         "cwd": "/",
@@ -62,7 +62,7 @@ fn reap(exec: &Exec) -> WaitStatus {
 }
 
 /// Executes to the end; gives the output and the exit code.
-fn exec(container: &Container, process: &Value) -> (String, Option<i32>) {
+pub(crate) fn exec(container: &Container, process: &Value) -> (String, Option<i32>) {
     let (read, stdio) = streams();
     let exec = container.exec(options(process, stdio)).unwrap();
     let mut output = String::new();
@@ -71,7 +71,7 @@ fn exec(container: &Container, process: &Value) -> (String, Option<i32>) {
 }
 
 /// Runs `look` beside the first process of a container, then kills that.
-fn beside(bundle: &Bundle, look: impl FnOnce(&mut Container)) {
+pub(crate) fn beside(bundle: &Bundle, look: impl FnOnce(&mut Container)) {
     bundle
         .run_with(|container| {
             look(container);
@@ -137,7 +137,7 @@ fn has_a_terminal_of_its_own() {
 fn errors_name_what_is_wrong() {
     let bundle = Bundle::script(SLEEPER);
     beside(&bundle, |container| {
-        let mut attempt = |change: fn(&mut Value), expected: &str| {
+        let attempt = |change: fn(&mut Value), expected: &str| {
             let mut process = process("true");
             change(&mut process);
             let (_read, stdio) = streams();

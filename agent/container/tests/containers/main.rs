@@ -13,9 +13,11 @@ mod cgroups;
 mod exec;
 mod failures;
 mod files;
+mod hooks;
 mod identity;
 mod lifecycle;
 mod namespaces;
+mod scheduling;
 mod seccomp;
 mod support;
 mod terminal;
@@ -35,9 +37,11 @@ fn main() -> ExitCode {
         ("exec", exec::TESTS),
         ("failures", failures::TESTS),
         ("files", files::TESTS),
+        ("hooks", hooks::TESTS),
         ("identity", identity::TESTS),
         ("lifecycle", lifecycle::TESTS),
         ("namespaces", namespaces::TESTS),
+        ("scheduling", scheduling::TESTS),
         ("seccomp", seccomp::TESTS),
         ("terminal", terminal::TESTS),
     ] {

@@ -49,9 +49,9 @@ impl Outcome {
 
 const TOOLS: &[&str] = &[
     "cat", "chmod", "chown", "date", "dd", "df", "echo", "env", "false", "grep", "head",
-    "hostname", "id", "ifconfig", "ip", "kill", "ls", "mkdir", "mknod", "mount", "od", "ps", "pwd",
-    "readlink", "rm", "sed", "sh", "sleep", "sort", "stat", "stty", "test", "touch", "tr", "true",
-    "tty", "ulimit", "umount", "uname", "wc",
+    "hostname", "id", "ifconfig", "ionice", "ip", "kill", "ls", "mkdir", "mknod", "mount", "od",
+    "ps", "pwd", "readlink", "rm", "sed", "sh", "sleep", "sort", "stat", "stty", "test", "touch",
+    "tr", "true", "tty", "ulimit", "umount", "uname", "wc",
 ];
 
 impl Bundle {
@@ -135,6 +135,7 @@ impl Bundle {
             rootfs: self.rootfs(),
             bind_sources: self.bind_sources.clone(),
             joins: Vec::new(),
+            bundle: self.dir.path().to_owned(),
             stdio,
             cgroup_parent: self.cgroup_parent.clone(),
             init_exe: std::env::current_exe().unwrap(),

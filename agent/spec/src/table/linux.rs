@@ -1,13 +1,14 @@
 //! The `linux` section (config-linux.md).
 
 use super::{
-    Field, I64, ID, ID_MAPPING, STRING_MAP, STRINGS, Shape, U16, U32, U64, both, guest, names, text,
+    Field, I64, ID, ID_MAPPING, STRING_MAP, STRINGS, Shape, U16, U32, U64, both, guest, host,
+    names, text,
 };
 
 const LABEL_REASON: &str = "the guest kernel has no SELinux";
 const V1_MEMORY: &str = "cgroup v2 has no such control";
-const HOST_BLOCK: &str =
-    "the device numbers are those of the host, which the virtual machine does not have";
+const NO_REALTIME: &str = "cgroup v2 has no realtime scheduling control";
+const NO_LEAF_WEIGHT: &str = "cgroup v2 has no leaf weights";
 
 pub(super) const LINUX: &[Field] = &[
     guest("devices", Shape::List(&Shape::Object(DEVICE))),
@@ -19,12 +20,8 @@ pub(super) const LINUX: &[Field] = &[
     guest("uidMappings", Shape::List(&Shape::Object(ID_MAPPING))),
     guest("gidMappings", Shape::List(&Shape::Object(ID_MAPPING))),
     guest("sysctl", STRING_MAP),
-    guest("resources", Shape::Object(RESOURCES)),
-    Field::refused(
-        "cgroupsPath",
-        Shape::Str,
-        "placing a sandbox in a cgroup of the host is not supported",
-    ),
+    both("resources", Shape::Object(RESOURCES)),
+    host("cgroupsPath", Shape::Str),
     both("namespaces", Shape::List(&Shape::Object(NAMESPACES))),
     guest("seccomp", Shape::Object(SECCOMP)),
     guest("rootfsPropagation", Shape::Name(&names::PROPAGATIONS)),
@@ -42,16 +39,12 @@ pub(super) const LINUX: &[Field] = &[
         Shape::Object(INTEL_RDT),
         "the virtual machine has no resource director",
     ),
-    Field::refused(
+    Field::no_effect(
         "memoryPolicy",
         Shape::Object(MEMORY_POLICY),
-        "NUMA policies are not supported",
+        "the virtual machine has one memory node, from which all memory comes",
     ),
-    Field::refused(
-        "personality",
-        Shape::Object(PERSONALITY),
-        "execution domains are not supported",
-    ),
+    guest("personality", Shape::Object(PERSONALITY)),
     guest("timeOffsets", Shape::Object(TIME_OFFSETS)),
 ];
 
@@ -63,10 +56,10 @@ const TIME_OFFSET: &[Field] = &[
 /// The properties of a resources object.
 pub(crate) const RESOURCES: &[Field] = &[
     guest("devices", Shape::List(&Shape::Object(DEVICE_RULE))),
-    guest("memory", Shape::Object(MEMORY)),
-    guest("cpu", Shape::Object(CPU)),
+    both("memory", Shape::Object(MEMORY)),
+    both("cpu", Shape::Object(CPU)),
     guest("pids", Shape::Object(PIDS)),
-    guest("blockIO", Shape::Object(BLOCK_IO)),
+    both("blockIO", Shape::Object(BLOCK_IO)),
     guest(
         "hugepageLimits",
         Shape::List(&Shape::Object(HUGEPAGE_LIMITS)),
@@ -119,7 +112,7 @@ const NET_DEVICES: &[Field] = &[guest("name", Shape::Str)];
 const NAMESPACES: &[Field] = &[
     both("type", Shape::Name(&names::NAMESPACES)).required(),
     // The host resolves it: only namespaces of the containers of one virtual machine can be shared.
-    both("path", Shape::Str),
+    both("path", Shape::Text(text::optional_path)),
 ];
 
 const INTEL_RDT: &[Field] = &[
@@ -134,12 +127,15 @@ const INTEL_RDT: &[Field] = &[
 ];
 
 const MEMORY_POLICY: &[Field] = &[
-    guest("mode", Shape::Str),
-    guest("nodes", Shape::Str),
-    guest("flags", STRINGS),
+    guest("mode", Shape::Name(&names::MEMORY_POLICY_MODES)).required(),
+    Field::refused("nodes", Shape::Str, names::ONE_NODE),
+    Field::refused("flags", STRINGS, names::ONE_NODE),
 ];
 
-const PERSONALITY: &[Field] = &[guest("domain", Shape::Str), guest("flags", STRINGS)];
+const PERSONALITY: &[Field] = &[
+    guest("domain", Shape::Name(&names::PERSONALITIES)).required(),
+    Field::refused("flags", STRINGS, "the specification defines no flag"),
+];
 
 const TIME_OFFSETS: &[Field] = &[
     guest("boottime", Shape::Object(TIME_OFFSET)),
@@ -155,60 +151,53 @@ const DEVICE_RULE: &[Field] = &[
 ];
 
 const MEMORY: &[Field] = &[
-    guest("limit", I64),
-    guest("reservation", I64),
-    guest("swap", I64),
+    both("limit", I64),
+    both("reservation", I64),
+    both("swap", I64),
     Field::refused("kernel", I64, V1_MEMORY),
     Field::refused("kernelTCP", I64, V1_MEMORY),
     Field::refused("swappiness", U64, V1_MEMORY),
     Field::refused("disableOOMKiller", Shape::Bool, V1_MEMORY),
-    // Always so with cgroup v2.
-    guest("useHierarchy", Shape::Bool),
+    Field::no_effect(
+        "useHierarchy",
+        Shape::Bool,
+        "a cgroup v2 is always accounted with those below it",
+    ),
     // Concerns updates: a new cgroup uses no memory.
     guest("checkBeforeUpdate", Shape::Bool),
 ];
 
 const CPU: &[Field] = &[
-    guest("shares", U64),
-    guest("quota", I64),
-    guest("burst", U64),
-    guest("period", U64),
-    Field::refused(
-        "realtimeRuntime",
-        I64,
-        "cgroup v2 has no realtime scheduling control",
-    ),
-    Field::refused(
-        "realtimePeriod",
-        U64,
-        "cgroup v2 has no realtime scheduling control",
-    ),
-    guest("cpus", Shape::Str),
-    guest("mems", Shape::Str),
-    guest("idle", Shape::Int(0, 1)),
+    both("shares", U64),
+    both("quota", I64),
+    both("burst", U64),
+    both("period", U64),
+    Field::refused("realtimeRuntime", I64, NO_REALTIME),
+    Field::refused("realtimePeriod", U64, NO_REALTIME),
+    // Processors and memory nodes of the host, which the virtual machine does not number.
+    host("cpus", Shape::Str),
+    host("mems", Shape::Str),
+    both("idle", Shape::Int(0, 1)),
 ];
 
 const PIDS: &[Field] = &[guest("limit", I64)];
 
 const WEIGHT_DEVICE: &[Field] = &[
-    guest("major", I64),
-    guest("minor", I64),
-    guest("weight", U16),
-    guest("leafWeight", U16),
+    host("major", DEVICE_MAJOR).required(),
+    host("minor", DEVICE_MINOR).required(),
+    host("weight", U16),
+    Field::refused("leafWeight", U16, NO_LEAF_WEIGHT),
 ];
 
 const BLOCK_IO: &[Field] = &[
-    guest("weight", U16),
-    Field::refused("leafWeight", U16, "cgroup v2 has no leaf weights"),
-    Field::refused(
-        "weightDevice",
-        Shape::List(&Shape::Object(WEIGHT_DEVICE)),
-        HOST_BLOCK,
-    ),
-    Field::refused("throttleReadBpsDevice", THROTTLE, HOST_BLOCK),
-    Field::refused("throttleWriteBpsDevice", THROTTLE, HOST_BLOCK),
-    Field::refused("throttleReadIOPSDevice", THROTTLE, HOST_BLOCK),
-    Field::refused("throttleWriteIOPSDevice", THROTTLE, HOST_BLOCK),
+    both("weight", U16),
+    Field::refused("leafWeight", U16, NO_LEAF_WEIGHT),
+    // Devices of the host, which reads and writes for the virtual machine.
+    host("weightDevice", Shape::List(&Shape::Object(WEIGHT_DEVICE))),
+    host("throttleReadBpsDevice", THROTTLE),
+    host("throttleWriteBpsDevice", THROTTLE),
+    host("throttleReadIOPSDevice", THROTTLE),
+    host("throttleWriteIOPSDevice", THROTTLE),
 ];
 
 const HUGEPAGE_LIMITS: &[Field] = &[
@@ -225,7 +214,15 @@ const NETWORK: &[Field] = &[
 
 const RDMA: &[Field] = &[guest("hcaHandles", U32), guest("hcaObjects", U32)];
 
-const THROTTLE_DEVICE: &[Field] = &[guest("major", I64), guest("minor", I64), guest("rate", U64)];
+const THROTTLE_DEVICE: &[Field] = &[
+    host("major", DEVICE_MAJOR).required(),
+    host("minor", DEVICE_MINOR).required(),
+    host("rate", U64),
+];
+
+/// 12 and 20 bits (linux/kdev_t.h).
+const DEVICE_MAJOR: Shape = Shape::Int(0, 0xfff);
+const DEVICE_MINOR: Shape = Shape::Int(0, 0xf_ffff);
 
 const ARGS: &[Field] = &[
     guest("index", Shape::Int(0, 5)).required(),
