@@ -66,6 +66,8 @@ pub struct CreatePlan {
     pub bind_sources: Vec<(u32, SharedPath)>,
     /// The standard streams.
     pub stdio: Stdio,
+    /// The bundle's directory on this machine, for hooks to be told.
+    pub bundle: String,
     /// Types of namespaces, and the containers with which each is shared.
     pub namespaces: Vec<(String, String)>,
 }
@@ -171,6 +173,7 @@ impl Agent {
                 })
                 .collect(),
             stdio: MessageField::some(plan.stdio),
+            bundle: plan.bundle,
             namespaces: plan
                 .namespaces
                 .into_iter()

@@ -187,6 +187,7 @@ impl Life<'_> {
                 bind_sources: binds.collect(),
                 stdio,
                 namespaces: Vec::new(),
+                bundle: self.launch.bundle.display().to_string(),
             };
             agent.create(id, plan).await.map_err(Failure::from)
         };
