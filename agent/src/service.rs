@@ -171,7 +171,13 @@ impl Agent for Service {
     async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> Reply<WaitResponse> {
         let id = &request.container_id;
         let exit = if request.exec_id.is_empty() {
-            self.containers.wait(id).await?
+            let mut owner = Owner {
+                containers: &self.containers,
+                id: request.owner.then_some(id),
+            };
+            let exit = self.containers.wait(id).await;
+            owner.id = None;
+            exit?
         } else {
             self.containers.wait_exec(id, &request.exec_id).await?
         };
@@ -213,6 +219,27 @@ impl Agent for Service {
         .await?;
         self.shutdown.notify_one();
         Ok(ShutdownResponse::default())
+    }
+}
+
+/// Whoever waits for a container of its own. If it goes away, so does the container.
+struct Owner<'a> {
+    containers: &'a Arc<Containers>,
+    id: Option<&'a String>,
+}
+
+impl Drop for Owner<'_> {
+    fn drop(&mut self) {
+        let Some(id) = self.id.cloned() else {
+            return;
+        };
+        let containers = Arc::clone(self.containers);
+        tokio::spawn(async move {
+            log::warn!("container {id:?}: the host has let go of it");
+            if let Err(e) = containers.delete(&id).await {
+                log::error!("{}", crate::chain(&e));
+            }
+        });
     }
 }
 

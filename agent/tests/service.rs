@@ -328,6 +328,33 @@ async fn a_program_that_does_not_exist_is_refused_and_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn a_container_goes_with_the_connection_of_its_owner() {
+    let guest = Guest::start().await;
+    guest.run("c", "sleep 1000", Stdio::default()).await;
+    let limit = Duration::from_millis(100);
+    tokio::time::timeout(limit, async {
+        let client = guest.connect();
+        let request = cloister_protocol::agent::WaitRequest {
+            container_id: "c".into(),
+            owner: true,
+            ..cloister_protocol::agent::WaitRequest::default()
+        };
+        client.wait(guest::context(), &request).await
+    })
+    .await
+    .unwrap_err();
+    for _ in 0..100 {
+        if guest.signal("c", 1, false).await.is_err_and(
+            |e| matches!(e, ttrpc::Error::RpcStatus(status) if status.code() == Code::NOT_FOUND),
+        ) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("the container is still there");
+}
+
+#[tokio::test]
 async fn a_container_outlives_the_connection_that_waits_for_it() {
     let guest = Guest::start().await;
     guest.run("c", "sleep 0.5; exit 5", Stdio::default()).await;

@@ -10,8 +10,8 @@ use std::time::Duration;
 use cloister_protocol::agent::{
     BindSource, CreateContainerRequest, DeleteContainerRequest, ExecRequest, HelloRequest,
     HelloResponse, PauseRequest, Process, ProcessesRequest, ResizeTerminalRequest, ResumeRequest,
-    SharedNamespace, SharedPath, SignalRequest, StartContainerRequest, StatsRequest, Stdio,
-    UpdateRequest, WaitOomRequest, WaitRequest,
+    SharedNamespace, SharedPath, ShutdownRequest, SignalRequest, StartContainerRequest,
+    StatsRequest, Stdio, UpdateRequest, WaitOomRequest, WaitRequest,
 };
 use cloister_protocol::agent_ttrpc::AgentClient;
 use cloister_protocol::{AGENT_PORT, VERSION};
@@ -293,14 +293,16 @@ impl Agent {
         Ok(())
     }
 
-    /// Waits, for as long as it takes, until a process has ended.
+    /// Waits, for as long as it takes, until a process has ended. What is waited for as its `owner`
+    /// ends when the caller does.
     ///
     /// # Errors
     /// The agent's reason, or that the connection broke.
-    pub async fn wait(&self, process: ProcessName<'_>) -> Result<Exit, AgentError> {
+    pub async fn wait(&self, process: ProcessName<'_>, owner: bool) -> Result<Exit, AgentError> {
         let request = WaitRequest {
             container_id: process.container.to_owned(),
             exec_id: process.exec.to_owned(),
+            owner,
             ..WaitRequest::default()
         };
         let answer = self.client.wait(context(), &request).await;
@@ -310,6 +312,17 @@ impl Agent {
             code: answer.exit_code & 0xff,
             signal: Signal::from_number(answer.signal).map_or(0, Signal::number),
         })
+    }
+
+    /// Ends every container of the guest, and then the guest.
+    ///
+    /// # Errors
+    /// The agent's reason.
+    pub async fn shutdown(&self) -> Result<(), AgentError> {
+        let request = ShutdownRequest::default();
+        let call = self.client.shutdown(context(), &request);
+        self.bounded("Shutdown", call).await?;
+        Ok(())
     }
 
     /// Stops every process of a container where it is.

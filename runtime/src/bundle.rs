@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use cloister_protocol::SPEC_MAX;
 use cloister_spec::Spec;
 use cloister_vmm_api::fs::MAX_EXPORTS;
-use oci_spec::runtime::{LinuxNamespaceType, Mount};
+use oci_spec::runtime::Mount;
 
+use crate::hooks::{self, HookError, Kind};
 use crate::launch::{Bind, Container};
+use crate::namespaces::{NamespaceError, Placement};
 use crate::paths::SPEC_FILE;
 
 /// A bundle whose specification holds.
@@ -66,6 +68,12 @@ pub enum BundleError {
         #[source]
         error: io::Error,
     },
+    /// A namespace cannot be had.
+    #[error(transparent)]
+    Namespace(#[from] NamespaceError),
+    /// A hook is none.
+    #[error("config.json: hooks")]
+    Hook(#[source] HookError),
     /// More bind mounts than a file server can hold.
     #[error("config.json: mounts: {count} bind mounts, {max} possible", max = MAX_EXPORTS - 1)]
     TooManyBinds {
@@ -75,15 +83,16 @@ pub enum BundleError {
 }
 
 impl Bundle {
-    /// Reads the bundle in `dir` and checks everything in it that can be checked.
+    /// Reads the bundle in `dir` and checks everything in it that can be checked. `root` is where
+    /// the containers are that it may want to share something with.
     ///
     /// # Errors
     /// The first thing that is wrong.
-    pub fn load(dir: &Path) -> Result<Self, BundleError> {
+    pub fn load(dir: &Path, root: &Path) -> Result<Self, BundleError> {
         let dir = fs::canonicalize(dir).map_err(|e| BundleError::Directory(dir.to_owned(), e))?;
         let bytes = read_spec(&dir)?;
         let spec = Spec::parse(&bytes, SPEC_FILE)?;
-        let container = container(&dir, spec.oci())?;
+        let container = container(&dir, root, spec.oci())?;
         Ok(Self {
             container,
             warnings: spec.warnings().to_vec(),
@@ -111,7 +120,11 @@ fn read_spec(dir: &Path) -> Result<Vec<u8>, BundleError> {
     }
 }
 
-fn container(dir: &Path, spec: &oci_spec::runtime::Spec) -> Result<Container, BundleError> {
+fn container(
+    dir: &Path,
+    root: &Path,
+    spec: &oci_spec::runtime::Spec,
+) -> Result<Container, BundleError> {
     // The field table requires the root.
     let path = spec.root().as_ref().map(|root| root.path().as_path());
     let rootfs = dir.join(path.unwrap_or(Path::new("rootfs")));
@@ -121,17 +134,28 @@ fn container(dir: &Path, spec: &oci_spec::runtime::Spec) -> Result<Container, Bu
         return Err(BundleError::RootfsFile(rootfs));
     }
     let namespaces = spec.linux().as_ref().and_then(|l| l.namespaces().as_ref());
-    let new_network = namespaces.is_some_and(|all| {
-        all.iter()
-            .any(|n| n.typ() == LinuxNamespaceType::Network && n.path().is_none())
-    });
+    let namespaces = namespaces.map_or(&[][..], Vec::as_slice);
+    let annotations = spec.annotations().clone().unwrap_or_default();
+    let placement = Placement::find(root, namespaces, &annotations)?;
+    if let Some(hooks) = spec.hooks() {
+        for kind in Kind::ALL {
+            // Those are the guest's to check.
+            if kind != Kind::StartContainer {
+                hooks::check(kind, kind.of(hooks)).map_err(BundleError::Hook)?;
+            }
+        }
+    }
     let process = spec.process().as_ref();
     Ok(Container {
         oci_version: spec.version().clone(),
         rootfs,
-        annotations: spec.annotations().clone().unwrap_or_default(),
+        annotations,
         binds: binds(dir, spec.mounts().as_deref().unwrap_or_default())?,
-        new_network,
+        new_namespaces: placement.new,
+        network: placement.network,
+        sandbox: placement.sandbox,
+        shared_namespaces: placement.shared,
+        hooks: spec.hooks().clone(),
         terminal: process.and_then(|p| p.terminal()).unwrap_or_default(),
     })
 }

@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use cloister_vmm_api::{Channel, ChannelError};
+use oci_spec::runtime::Hooks;
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
@@ -123,8 +124,16 @@ pub struct Container {
     pub annotations: HashMap<String, String>,
     /// The mounts that bind something of the host.
     pub binds: Vec<Bind>,
-    /// Whether it gets a network namespace of its own.
-    pub new_network: bool,
+    /// Namespaces (CLONE_NEW*) of this machine that its monitor makes to hold them.
+    pub new_namespaces: i32,
+    /// The network namespace of this machine that its monitor enters.
+    pub network: Option<PathBuf>,
+    /// The container whose virtual machine it goes into; `None` for one of its own.
+    pub sandbox: Option<String>,
+    /// Types of namespaces, and the containers with which each is shared.
+    pub shared_namespaces: Vec<(String, String)>,
+    /// The hooks.
+    pub hooks: Option<Hooks>,
     /// Whether its process has a terminal.
     pub terminal: bool,
 }
@@ -337,7 +346,11 @@ mod tests {
                 rootfs: "/b/rootfs".into(),
                 annotations: HashMap::from([("k".into(), "v".repeat(200_000))]),
                 binds: Vec::new(),
-                new_network: true,
+                new_namespaces: 0,
+                network: None,
+                sandbox: None,
+                shared_namespaces: Vec::new(),
+                hooks: None,
                 terminal: true,
             },
             terminal: Terminal::Socket,

@@ -18,6 +18,7 @@ pub mod id;
 pub mod launch;
 pub mod logger;
 pub mod monitor;
+pub mod namespaces;
 pub mod paths;
 pub mod process;
 pub mod signal;

@@ -110,6 +110,12 @@ impl ContainerPaths {
         self.dir.join(SPEC_FILE)
     }
 
+    /// Holds an empty file for each container in the virtual machine of this one.
+    #[must_use]
+    pub fn members(&self) -> PathBuf {
+        self.dir.join("members")
+    }
+
     /// Holds an empty file for each process that stands for one executed in the container.
     #[must_use]
     pub fn execs(&self) -> PathBuf {

@@ -6,6 +6,7 @@
 //!   config.json           the specification, as it was read
 //!   started               empty; made by whoever has started the user's program
 //!   paused                empty; there while the container is paused
+//!   members/ID            empty; each names a container in the virtual machine of this one
 //!   execs/PID-START       empty; each names a process that stands for one executed here
 //!   console.log agent.log vsock.sock
 //! ```
@@ -30,6 +31,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use oci_spec::runtime::Hooks;
 use serde::{Deserialize, Serialize};
 
 use crate::id::ContainerId;
@@ -71,11 +73,55 @@ pub struct State {
     pub vmm: Option<ProcessId>,
     /// The process of its own file server.
     pub fs: Option<ProcessId>,
+    /// The hooks that other commands run.
+    pub hooks: Option<Hooks>,
     /// How far it is.
     pub phase: Phase,
 }
 
+/// What hooks are told of a container (runtime.md#state).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HookState {
+    /// `ociVersion` of its specification.
+    pub oci_version: String,
+    /// The container.
+    pub id: String,
+    /// The bundle.
+    pub bundle: PathBuf,
+    /// The annotations.
+    pub annotations: HashMap<String, String>,
+}
+
+impl HookState {
+    /// The document; a container that has ended has no pid.
+    #[must_use]
+    pub fn json(&self, status: Status, pid: i32) -> Vec<u8> {
+        let mut document = serde_json::json!({
+            "ociVersion": self.oci_version,
+            "id": self.id,
+            "status": status.as_str(),
+            "bundle": self.bundle,
+            "annotations": self.annotations,
+        });
+        if status != Status::Stopped {
+            document["pid"] = pid.into();
+        }
+        document.to_string().into_bytes()
+    }
+}
+
 impl State {
+    /// What hooks are told.
+    #[must_use]
+    pub fn for_hooks(&self) -> HookState {
+        HookState {
+            oci_version: self.oci_version.clone(),
+            id: self.id.clone(),
+            bundle: self.bundle.clone(),
+            annotations: self.annotations.clone(),
+        }
+    }
+
     /// The processes that are the container's own.
     pub fn processes(&self) -> impl Iterator<Item = ProcessId> {
         [Some(self.monitor), self.vmm, self.fs]
@@ -463,32 +509,47 @@ pub fn mark_started(paths: &ContainerPaths) -> Result<(), StateError> {
     note(&path).map_err(|e| StateError::Access(path, e))
 }
 
-/// Notes that this process stands for one executed in a container, until the value is dropped.
+/// A note in a state directory that is taken back when the value is dropped.
 #[derive(Debug)]
-pub struct ExecNote(PathBuf);
+pub struct Note(PathBuf);
 
-impl ExecNote {
-    /// Makes the note in a container's state directory.
+impl Note {
+    fn make(dir: PathBuf, name: &str) -> Result<Self, StateError> {
+        let path = dir.join(name);
+        let made = match DirBuilder::new().mode(0o700).create(&dir) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
+            _ => note(&path),
+        };
+        match made {
+            Ok(()) => Ok(Self(path)),
+            Err(e) => Err(StateError::Access(path, e)),
+        }
+    }
+
+    /// Notes that a container is in the virtual machine of the one whose directory `machine` is.
     ///
     /// # Errors
     /// If it cannot be made.
-    pub fn make(paths: &ContainerPaths) -> Result<Self, StateError> {
+    pub fn member(machine: &ContainerPaths, id: &str) -> Result<Self, StateError> {
+        Self::make(machine.members(), id)
+    }
+
+    /// Notes that this process stands for one executed in a container.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn exec(paths: &ContainerPaths) -> Result<Self, StateError> {
         let dir = paths.execs();
-        let access = |e| StateError::Access(dir.clone(), e);
-        match DirBuilder::new().mode(0o700).create(&dir) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(access(e)),
-            _ => {}
-        }
-        let ProcessId { pid, start_time } = ProcessId::current().map_err(access)?;
-        let path = dir.join(format!("{pid}-{start_time}"));
-        note(&path).map_err(access)?;
-        Ok(Self(path))
+        let current = ProcessId::current();
+        let ProcessId { pid, start_time } =
+            current.map_err(|e| StateError::Access(dir.clone(), e))?;
+        Self::make(dir, &format!("{pid}-{start_time}"))
     }
 }
 
-impl Drop for ExecNote {
+impl Drop for Note {
     fn drop(&mut self) {
-        // Gone with the container's directory, or of a process that no longer runs.
+        // Gone with the directory, or of somebody who has been killed and is passed over.
         let _ = fs::remove_file(&self.0);
     }
 }

@@ -220,6 +220,52 @@ pub fn join(fd: &impl AsFd, flags: libc::c_int) -> io::Result<()> {
     check(unsafe { libc::setns(fd.as_fd().as_raw_fd(), flags) })
 }
 
+/// Gives the calling thread a working directory and a root of its own, which another mount
+/// namespace takes.
+///
+/// # Errors
+/// If the system refuses.
+pub fn own_directories() -> io::Result<()> {
+    // SAFETY: of all that can be unshared, this is what the thread's paths start from.
+    check(unsafe { libc::unshare(libc::CLONE_FS) })
+}
+
+/// mount_setattr(2) on a mount, or on the whole tree of mounts.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn set_mount_attributes(
+    mount: &impl AsFd,
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    recursive: bool,
+) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: set,
+        attr_clr: clear,
+        propagation,
+        userns_fd: 0,
+    };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the path is NUL-terminated, the attributes are of the size given, and both outlive
+    // the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// A moment by the clock on the wall here, as ps(1) writes it: the time if it is within a day
 /// before `now`, else the date.
 #[must_use]
@@ -260,6 +306,9 @@ pub fn start_afresh(command: &mut Command, network: Option<OwnedFd>) {
             // SAFETY: setns takes integers and fails if the descriptor is no such namespace.
             check(unsafe { libc::setns(network.as_raw_fd(), libc::CLONE_NEWNET) })?;
         }
+        // It must not outlive whoever waits for it.
+        // SAFETY: PR_SET_PDEATHSIG takes a number.
+        check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) })?;
         let flag = libc::CLOSE_RANGE_CLOEXEC.cast_signed();
         // SAFETY: this changes no descriptor but in what becomes of it in another program.
         check(unsafe { libc::close_range(3, libc::c_uint::MAX, flag) })

@@ -3,6 +3,7 @@
 //!
 //! The service reaps every child of its process, so each test needs a process of its own, which
 //! nextest gives it.
+#![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::fs;
 use std::io::{Read, Write};

@@ -70,7 +70,7 @@ impl Request<'_> {
         let options = self.options;
         refuse_descriptors(options.preserve_fds)?;
         let id = ContainerId::new(&options.id)?;
-        let bundle = Bundle::load(&options.bundle)?;
+        let bundle = Bundle::load(&options.bundle, &globals.root)?;
         for warning in &bundle.warnings {
             log::warn!("{warning}");
         }

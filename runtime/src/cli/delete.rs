@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use cloister::agent::{Agent, ProcessName};
+use cloister::hooks::{self, Kind, Surroundings};
 use cloister::id::ContainerId;
 use cloister::signal::Signal;
 use cloister::state::{State, StateDir, StateError, Status};
+use cloister::{monitor, namespaces};
 
 use super::args::DeleteOptions;
 use super::kill::kill_processes;
@@ -72,8 +74,42 @@ pub(crate) fn delete(globals: &Globals, options: &DeleteOptions) -> Result<u8, F
             return Err(anyhow::anyhow!(text).into());
         }
     }
+    clean_up_guest(globals, &state);
+    poststop(&state);
     dir.remove()?;
     Ok(0)
+}
+
+/// What a monitor that was killed has left in the virtual machine of another container.
+fn clean_up_guest(globals: &Globals, state: &State) {
+    let Some(sandbox) = &state.sandbox else {
+        return;
+    };
+    // With the sandbox all of it is gone.
+    let Ok((_, sandbox)) = namespaces::sandbox_state(&globals.root, sandbox) else {
+        return;
+    };
+    if let Some(server) = sandbox.fs
+        && let Err(e) = monitor::clean_up_guest(server, state.monitor)
+    {
+        log::warn!("cannot take the container's directories away: {e}");
+    }
+}
+
+/// Runs the hooks of the end; what fails is for the log.
+fn poststop(state: &State) {
+    let Some(hooks) = &state.hooks else {
+        return;
+    };
+    let list = Kind::Poststop.of(hooks);
+    let document = state.for_hooks().json(Status::Stopped, 0);
+    let surroundings = Surroundings {
+        dir: &state.bundle,
+        network: None,
+    };
+    for e in hooks::run_all(Kind::Poststop, list, &document, surroundings) {
+        log::warn!("{:#}", anyhow::Error::new(e));
+    }
 }
 
 /// Lets the guest kill the workload and write back its file systems, if it is able to.

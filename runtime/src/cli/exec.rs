@@ -17,7 +17,7 @@ use super::args::ExecOptions;
 use super::create::{connect_console, connect_pidfd, pid_file, refuse_descriptors};
 use super::spawn;
 use super::terminal::RawTerminal;
-use super::{Fatal, Globals};
+use super::{Fatal, Globals, refuse_option};
 
 /// runc's exit code for a program that was not executed.
 const EXIT_NOT_EXECUTED: u8 = 255;
@@ -38,6 +38,7 @@ fn execute(globals: &Globals, options: &ExecOptions) -> Result<u8, Fatal> {
         .words
         .split_first()
         .ok_or_else(|| anyhow!("no container is named"))?;
+    refuse_option(id)?;
     let id = ContainerId::new(id)?;
     let dir = StateDir::open(&globals.root, &id)?;
     let state = dir.load()?;

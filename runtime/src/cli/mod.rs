@@ -179,6 +179,14 @@ fn run(cli: Cli, exec_ns: u64) -> Result<u8, Fatal> {
     }
 }
 
+/// Where any words may follow, an option that is none would be taken for the first of them.
+fn refuse_option(word: &str) -> anyhow::Result<()> {
+    if word.starts_with('-') {
+        anyhow::bail!("{word}: no such option");
+    }
+    Ok(())
+}
+
 fn refused(command: &str) -> Fatal {
     anyhow::anyhow!("{command} is not supported: a container's processes are in a virtual machine")
         .into()

@@ -13,7 +13,7 @@ use cloister_protocol::agent::Process;
 use super::args::{ListFormat, PsOptions};
 use super::list::user_name;
 use super::start::runtime;
-use super::{Fatal, Globals};
+use super::{Fatal, Globals, refuse_option};
 
 /// Linux's major numbers of Unix98 pseudoterminals (Documentation/admin-guide/devices.txt).
 const PTS_MAJORS: std::ops::RangeInclusive<u32> = 136..=143;
@@ -23,6 +23,7 @@ pub(crate) fn ps(globals: &Globals, options: &PsOptions) -> Result<u8, Fatal> {
         .words
         .split_first()
         .ok_or_else(|| anyhow!("no container is named"))?;
+    refuse_option(id)?;
     let columns = Columns::parse(words)?;
     let id = ContainerId::new(id)?;
     let dir = StateDir::open(&globals.root, &id)?;

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use cloister::agent::{Agent, AgentError};
+use cloister::hooks::{self, Kind, Surroundings};
 use cloister::id::ContainerId;
 use cloister::state::{Phase, State, StateDir, Status};
 
+use super::kill::kill_processes;
 use super::{Fatal, Globals};
 
 /// How long a monitor whose machine is gone may take to write its last word.
@@ -44,7 +46,27 @@ pub(crate) fn start(globals: &Globals, id: &str) -> Result<u8, Fatal> {
         Err(e) => return Err(e.into()),
     }
     dir.mark_started()?;
+    poststart(&dir, &state)?;
     Ok(0)
+}
+
+/// As runc: a hook that fails is the end of the container.
+fn poststart(dir: &StateDir, state: &State) -> Result<(), Fatal> {
+    let Some(hooks) = &state.hooks else {
+        return Ok(());
+    };
+    let list = Kind::Poststart.of(hooks);
+    let document = state.for_hooks().json(Status::Running, state.monitor.pid);
+    let surroundings = Surroundings {
+        dir: &state.bundle,
+        network: None,
+    };
+    if let Err(e) = hooks::run(Kind::Poststart, list, &document, surroundings) {
+        log::warn!("container {} is killed: a hook has failed", dir.id());
+        kill_processes(state)?;
+        return Err(e.into());
+    }
+    Ok(())
 }
 
 /// Whether the program of a container has ended, and by its own doing.

@@ -298,7 +298,7 @@ fn a_hook_runs_in_the_network_namespace_that_is_asked_for() {
     let read = || PathBuf::from(fs::read_to_string(dir.path().join("net")).unwrap().trim());
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            sys::new_network_namespace().unwrap();
+            sys::new_namespaces(libc::CLONE_NEWNET).unwrap();
             run_in(&dir, &[shell(line)]).unwrap();
             assert_ne!(read(), ours);
             let surroundings = Surroundings {

@@ -22,12 +22,12 @@ use super::stdio::Ended;
 use super::streams::{Inherited, Plan, Relays};
 use super::terminal::Pty;
 use crate::agent::{Agent, AgentError, Exit, ProcessName};
-use crate::id::ContainerId;
 use crate::launch::{ExecLaunch, Order, Report, Terminal};
+use crate::namespaces;
 use crate::paths::ContainerPaths;
 use crate::process::ProcessId;
 use crate::signal::Signal;
-use crate::state::{ExecNote, Phase, StateDir, StateError};
+use crate::state::Note;
 use crate::sys::{self, SignalFd};
 use crate::text::chain;
 
@@ -78,12 +78,10 @@ pub fn exec_in_foreground(
 /// Executes a process and accompanies it as its monitor.
 pub(super) fn exec_detached(launch: &ExecLaunch, parts: ExecParts) -> Report {
     let paths = ContainerPaths::new(&launch.root, &launch.id);
-    let result = ExecNote::make(&paths)
-        .map_err(Failure::from)
-        .and_then(|_note| {
-            join_monitor(launch.monitor)?;
-            accompany(launch, parts, None)
-        });
+    let result = Note::exec(&paths).map_err(Failure::from).and_then(|_note| {
+        join_monitor(launch.monitor)?;
+        accompany(launch, parts, None)
+    });
     match result {
         Ok(Exit { code, signal }) => Report::Exited { code, signal },
         Err(failure) => Report::Failed {
@@ -209,31 +207,21 @@ impl Companion<'_> {
         if let Some(control) = &self.control {
             let _ = control.send(&Report::Started);
         }
-        let exit = match agent.wait(self.name()).await {
+        let exit = match agent.wait(self.name(), true).await {
             // With the container everything in it was killed, and nobody was left to say so.
-            Err(AgentError::Lost { .. }) if self.container_has_ended()? => Exit {
-                code: 0,
-                signal: Signal::KILL.number(),
-            },
+            Err(AgentError::Lost { .. })
+                if namespaces::has_ended(&self.launch.root, &self.launch.id, END_LIMIT) =>
+            {
+                Exit {
+                    code: 0,
+                    signal: Signal::KILL.number(),
+                }
+            }
             result => result?,
         };
         self.is_over.set(true);
         self.end(relays, &ended).await?;
         Ok(exit)
-    }
-
-    /// Whether the container has ended, or is about to, by its own doing.
-    fn container_has_ended(&self) -> Result<bool, Failure> {
-        let ended = self.launch.monitor.wait_ended(END_LIMIT);
-        let ended = ended.map_err(Failure::Own)?;
-        let id = ContainerId::new(&self.launch.id).map_err(|_| Failure::MonitorGone)?;
-        let state = StateDir::open(&self.launch.root, &id).and_then(|dir| dir.load());
-        Ok(match state.map(|state| state.phase) {
-            Ok(Phase::Exited { error, .. }) => error.is_none(),
-            // It was deleted.
-            Err(StateError::NotFound(_)) => ended,
-            _ => false,
-        })
     }
 
     /// Delivers the last bytes.

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use super::machine::MachineError;
 use crate::agent::AgentError;
+use crate::hooks::HookError;
 use crate::launch::MESSAGE_MAX;
+use crate::namespaces::NamespaceError;
 use crate::paths::ContainerPaths;
 use crate::signal::Signal;
 use crate::state::StateError;
@@ -42,6 +44,11 @@ pub(crate) enum Failure {
     MonitorGone,
     #[error("cannot enter the container's namespaces")]
     Network(#[source] io::Error),
+    #[error(transparent)]
+    Namespace(#[from] NamespaceError),
+    /// The hook's own words need no introduction.
+    #[error(transparent)]
+    Hook(#[from] HookError),
     #[error(transparent)]
     State(#[from] StateError),
     #[error("cannot write the pid file {}", .0.display())]

@@ -19,7 +19,8 @@ use std::time::Duration;
 
 use cloister_protocol::agent::SharedPath;
 use cloister_protocol::{LOG_PORT, READY_PORT};
-use cloister_vmm_api::{Channel, ChannelError, Event, ExitReason, Request, fs};
+use cloister_vmm_api::fs::Reply;
+use cloister_vmm_api::{Channel, ChannelError, Event, ExitReason, Request};
 use rustix::io::{Errno, ioctl_fionbio};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -29,15 +30,18 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::failure::Failure;
+use super::hooks::HookRunner;
 use super::machine::{Machine, ROOTFS_NAME, SHARE_TAG, Worker, bind_name};
 use super::signals::{self, Meaning};
 use super::stdio::{Ended, QUIET};
 use super::streams::{Plan, Relays};
 use super::terminal::Pty;
 use super::timeline::Timeline;
-use crate::agent::{Agent, CreatePlan, Exit, ProcessName};
+use crate::agent::{Agent, AgentError, CreatePlan, Exit, ProcessName};
 use crate::launch::{Launch, Order, Report, Terminal};
+use crate::namespaces;
 use crate::paths::ContainerPaths;
+use crate::signal::Signal;
 use crate::state::{self, Phase, State};
 use crate::sys::{self, SignalFd, Watched};
 use crate::text::printable;
@@ -61,12 +65,17 @@ enum Stage {
 pub(crate) struct Life<'a> {
     pub(crate) launch: &'a Launch,
     pub(crate) paths: &'a ContainerPaths,
+    /// The state directory of the container whose virtual machine it is in.
     pub(crate) dir: &'a OwnedFd,
+    /// What the names of what it shares begin with.
+    pub(crate) names: &'a str,
     pub(crate) control: AsyncChannel,
     pub(crate) signals: AsyncFd<Watched<SignalFd>>,
-    pub(crate) vmm: AsyncChannel,
-    pub(crate) fs: AsyncChannel,
-    pub(crate) machine: RefCell<&'a mut Machine>,
+    /// Those of its own virtual machine.
+    pub(crate) vmm: Option<AsyncChannel>,
+    pub(crate) fs: Option<AsyncChannel>,
+    pub(crate) machine: RefCell<Option<&'a mut Machine>>,
+    pub(crate) hooks: Option<&'a HookRunner>,
     pub(crate) pty: Option<&'a Pty>,
     pub(crate) timeline: &'a RefCell<Timeline>,
     pub(crate) state: RefCell<&'a mut State>,
@@ -160,14 +169,13 @@ impl Life<'_> {
         let id = &self.launch.id;
         let config = &self.launch.config;
         let Parts { ready, spec, plan } = parts;
-        let stream = match timeout(config.boot_timeout, ready).await {
-            Ok(Ok(stream)) => stream,
-            // The machine has ended, and the watcher is about to say how.
-            Ok(Err(_)) => std::future::pending().await,
-            Err(_) => return Err(Failure::NoAgent(config.boot_timeout)),
+        let hooks = async {
+            match self.hooks {
+                Some(hooks) => hooks.create().await,
+                None => Ok(()),
+            }
         };
-        self.reached("agent_connected");
-        let (agent, _) = Agent::greet(stream, config.request_timeout).await?;
+        let ((), agent) = tokio::try_join!(hooks, self.agent(ready))?;
         self.reached("agent_ready");
 
         if let Some(pty) = self.pty {
@@ -178,15 +186,17 @@ impl Life<'_> {
         let size = self.progress.size.get();
         let stdio = plan.stdio(size);
         let create = async {
-            let rootfs = shared(ROOTFS_NAME.into());
-            let binds = &self.launch.container.binds;
-            let binds = binds.iter().map(|b| (b.index, shared(bind_name(b))));
+            let container = &self.launch.container;
+            let shared = |name: &str| shared(format!("{}{name}", self.names));
+            let rootfs = shared(ROOTFS_NAME);
+            let binds = container.binds.iter();
+            let binds = binds.map(|b| (b.index, shared(&bind_name(b))));
             let plan = CreatePlan {
                 spec,
                 rootfs,
                 bind_sources: binds.collect(),
                 stdio,
-                namespaces: Vec::new(),
+                namespaces: container.shared_namespaces.clone(),
                 bundle: self.launch.bundle.display().to_string(),
             };
             agent.create(id, plan).await.map_err(Failure::from)
@@ -211,14 +221,52 @@ impl Life<'_> {
             }
             self.reached("process_started");
             state::mark_started(self.paths)?;
+            if let Some(hooks) = self.hooks
+                && let Err(e) = hooks.started().await
+            {
+                self.progress.stage.set(Stage::Booting);
+                return Err(e);
+            }
             self.report(&Report::Started);
         }
-        let exit = agent.wait(ProcessName::init(id)).await?;
+        let owner = self.launch.container.sandbox.is_some();
+        let exit = match agent.wait(ProcessName::init(id), owner).await {
+            // With the sandbox everything in it was killed, and nobody was left to say so.
+            Err(AgentError::Lost { .. }) if self.sandbox_has_ended() => Exit {
+                code: 0,
+                signal: Signal::KILL.number(),
+            },
+            result => result?,
+        };
         self.reached("exit_seen");
         self.progress.exit.set(Some(exit));
         self.progress.stage.set(Stage::Ending);
         self.end(&agent, relays, &ended).await?;
         Ok(exit)
+    }
+
+    /// The agent of the machine: it calls when its machine is the container's own.
+    async fn agent(&self, ready: oneshot::Receiver<UnixStream>) -> Result<Agent, Failure> {
+        let config = &self.launch.config;
+        if self.launch.container.sandbox.is_some() {
+            return Ok(Agent::connect(self.dir, config.request_timeout).await?);
+        }
+        let stream = match timeout(config.boot_timeout, ready).await {
+            Ok(Ok(stream)) => stream,
+            // The machine has ended, and the watcher is about to say how.
+            Ok(Err(_)) => std::future::pending().await,
+            Err(_) => return Err(Failure::NoAgent(config.boot_timeout)),
+        };
+        self.reached("agent_connected");
+        Ok(Agent::greet(stream, config.request_timeout).await?.0)
+    }
+
+    /// Whether the container that the sandbox was made with has ended by its own doing.
+    fn sandbox_has_ended(&self) -> bool {
+        let Some(sandbox) = &self.launch.container.sandbox else {
+            return false;
+        };
+        namespaces::has_ended(&self.launch.root, sandbox, GONE_LIMIT)
     }
 
     /// Tells the world that the container stands.
@@ -261,6 +309,12 @@ impl Life<'_> {
             log::warn!("cannot take container {} apart: {e}", self.launch.id);
         }
         self.reached("container_deleted");
+        if self.paths.members().exists() && self.launch.container.sandbox.is_none() {
+            // Those who share the machine hear how theirs have ended before it goes away.
+            if let Err(e) = agent.shutdown().await {
+                log::warn!("cannot end what else is in the sandbox: {e}");
+            }
+        }
         if self.launch.timeline.is_some() {
             self.stop_in_order().await;
         }
@@ -270,7 +324,10 @@ impl Life<'_> {
     /// Has the VMM say its last word, which holds its part of the timeline.
     async fn stop_in_order(&self) {
         self.progress.stopping.set(true);
-        if let Err(e) = self.vmm.send(&Request::Stop) {
+        let Some(vmm) = &self.vmm else {
+            return;
+        };
+        if let Err(e) = vmm.send(&Request::Stop) {
             log::warn!("the VMM's timeline is lost: {e}");
             return;
         }
@@ -302,8 +359,12 @@ impl Life<'_> {
         ready: oneshot::Sender<UnixStream>,
         log: mpsc::Sender<UnixStream>,
     ) -> Failure {
-        let mut vm = std::pin::pin!(self.watch_vm(ready, log));
-        let mut fs = std::pin::pin!(self.watch_fs());
+        let (Some(vmm), Some(fs)) = (&self.vmm, &self.fs) else {
+            // Of another's machine only the agent is seen.
+            return std::future::pending().await;
+        };
+        let mut vm = std::pin::pin!(self.watch_vm(vmm, ready, log));
+        let mut fs = std::pin::pin!(self.watch_fs(fs));
         let failure = tokio::select! {
             biased;
             (failure, killed) = &mut vm => {
@@ -339,12 +400,13 @@ impl Life<'_> {
     /// Ends with the VMM, and says whether it was killed without a last word.
     async fn watch_vm(
         &self,
+        vmm: &AsyncChannel,
         ready: oneshot::Sender<UnixStream>,
         log: mpsc::Sender<UnixStream>,
     ) -> (Failure, bool) {
         let mut ready = Some(ready);
         loop {
-            let (event, mut fds) = match self.vmm.recv::<Event>().await {
+            let (event, mut fds) = match vmm.recv::<Event>().await {
                 Ok(Some(message)) => message,
                 Ok(None) => {
                     let how = self.how_it_ended(|machine| &mut machine.vmm);
@@ -387,11 +449,11 @@ impl Life<'_> {
     }
 
     /// Ends with the file server, and says whether it gave a reason.
-    async fn watch_fs(&self) -> (Failure, bool) {
+    async fn watch_fs(&self, fs: &AsyncChannel) -> (Failure, bool) {
         loop {
-            match self.fs.recv::<fs::Reply>().await {
-                Ok(Some((fs::Reply::Ready, _))) => self.reached("fs_ready"),
-                Ok(Some((fs::Reply::Error { message }, _))) => {
+            match fs.recv::<Reply>().await {
+                Ok(Some((Reply::Ready, _))) => self.reached("fs_ready"),
+                Ok(Some((Reply::Error { message }, _))) => {
                     return (Failure::FileServer(printable(&message, REASON_MAX)), true);
                 }
                 Ok(None) => {
@@ -407,7 +469,11 @@ impl Life<'_> {
     fn how_it_ended(&self, which: impl FnOnce(&mut Machine) -> &mut Worker) -> String {
         use std::os::unix::process::ExitStatusExt;
         let mut machine = self.machine.borrow_mut();
-        match which(&mut machine).reap(GONE_LIMIT) {
+        let status = match machine.as_mut() {
+            Some(machine) => which(machine).reap(GONE_LIMIT),
+            None => None,
+        };
+        match status {
             None => "has closed its control socket".into(),
             Some(status) => match (status.signal(), status.code()) {
                 (Some(signal), _) => format!("was killed by signal {signal}"),

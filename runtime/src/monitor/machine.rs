@@ -86,6 +86,8 @@ pub(crate) enum MachineError {
     Config(#[source] ConfigError),
     #[error("cannot start {}", .0.display())]
     Spawn(PathBuf, #[source] io::Error),
+    #[error("cannot share directories with the sandbox")]
+    Attach(#[source] io::Error),
     #[error("cannot speak to {program}")]
     Channel {
         program: &'static str,
@@ -255,7 +257,8 @@ impl Machine {
         drop(fds);
 
         let fs = Worker::spawn(&config.fs, slot)?;
-        let (exports, fds) = exports(container, backend)?;
+        let (exports, mut fds) = exports(container)?;
+        fds.insert(0, backend.into());
         let serve = fs::Request::Serve {
             config: ServeConfig {
                 api_version: API_VERSION,
@@ -313,10 +316,7 @@ fn listen(
 }
 
 /// The entries of the share, and the descriptors that go with them.
-fn exports(
-    container: &Container,
-    backend: UnixStream,
-) -> Result<(Vec<Export>, Vec<OwnedFd>), MachineError> {
+pub(crate) fn exports(container: &Container) -> Result<(Vec<Export>, Vec<OwnedFd>), MachineError> {
     // The root file system stays writable for the agent, which makes mount points in it before it
     // makes it read-only.
     let rootfs = Export {
@@ -324,8 +324,7 @@ fn exports(
         readonly: false,
     };
     let mut exports = vec![rootfs];
-    let mut fds = vec![backend.into()];
-    fds.push(open_path("the root file system", &container.rootfs)?);
+    let mut fds = vec![open_path("the root file system", &container.rootfs)?];
     for bind in &container.binds {
         exports.push(Export {
             name: bind_name(bind),

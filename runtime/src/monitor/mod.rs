@@ -12,8 +12,11 @@
 //! their own because they may block.
 
 mod agent_log;
+mod attach;
 mod exec;
 mod failure;
+mod guest;
+mod hooks;
 mod life;
 mod machine;
 mod signals;
@@ -34,10 +37,13 @@ use log::LevelFilter;
 use tokio::sync::mpsc;
 
 pub use exec::exec_in_foreground;
+pub use guest::clean_up_guest;
 pub use machine::vm_config;
 
 use self::exec::ExecParts;
 use self::failure::Failure;
+use self::guest::Guest;
+use self::hooks::HookRunner;
 use self::life::{AsyncChannel, End, Life, Progress};
 use self::machine::{ControlSlot, Machine};
 use self::streams::{Inherited, Plan};
@@ -46,6 +52,7 @@ use self::timeline::Timeline;
 use crate::agent::Exit;
 use crate::launch::{self, ExecLaunch, Job, Launch, LaunchError, Received, Report, Terminal};
 use crate::logger;
+use crate::namespaces;
 use crate::paths::ContainerPaths;
 use crate::process::ProcessId;
 use crate::signal::Signal;
@@ -136,6 +143,10 @@ pub unsafe fn run(control: RawFd) -> Result<u8, StartError> {
     timeline.at("monitor_main", main_ns);
     let monitor = Monitor {
         paths: ContainerPaths::new(&launch.root, &launch.id),
+        machine_paths: ContainerPaths::new(
+            &launch.root,
+            launch.container.sandbox.as_ref().unwrap_or(&launch.id),
+        ),
         timeline: RefCell::new(timeline),
         launch,
     };
@@ -180,15 +191,25 @@ fn end_as(report: &Report) -> u8 {
 struct Monitor {
     launch: Launch,
     paths: ContainerPaths,
+    /// The files of the container whose virtual machine this one is in.
+    machine_paths: ContainerPaths,
     timeline: RefCell<Timeline>,
 }
 
 /// What came of a container.
 struct Outcome {
     end: End,
-    machine: Option<Machine>,
-    state: Option<State>,
+    remains: Remains,
     control: Channel,
+}
+
+/// What was made for a container, whatever has come of it.
+#[derive(Default)]
+struct Remains {
+    machine: Option<Machine>,
+    guest: Option<Guest>,
+    state: Option<State>,
+    hooks: Option<HookRunner>,
 }
 
 impl Monitor {
@@ -203,8 +224,7 @@ impl Monitor {
     ) -> u8 {
         // Reports go out over one descriptor while orders are awaited on the other.
         let orders = rustix::io::fcntl_dupfd_cloexec(&control, 10);
-        let mut machine = None;
-        let mut state = None;
+        let mut remains = Remains::default();
         let result = orders
             .map_err(|e| Failure::Own(e.into()))
             .and_then(|orders| {
@@ -216,7 +236,7 @@ impl Monitor {
                     inherited,
                     console_socket,
                 };
-                self.live(parts, &mut machine, &mut state)
+                self.live(parts, &mut remains)
             });
         let end = result.unwrap_or_else(|failure| End {
             result: Err(failure),
@@ -224,20 +244,14 @@ impl Monitor {
         });
         self.finish(Outcome {
             end,
-            machine,
-            state,
+            remains,
             control,
         })
     }
 
-    /// Starts the machine and lives the container's life. What was started is left in `machine`
-    /// and `state`, whatever happens.
-    fn live(
-        &self,
-        parts: Parts,
-        machine_slot: &mut Option<Machine>,
-        state_slot: &mut Option<State>,
-    ) -> Result<End, Failure> {
+    /// Starts the machine, or goes into another's, and lives the container's life. What was made is
+    /// left in `remains`, whatever happens.
+    fn live(&self, parts: Parts, remains: &mut Remains) -> Result<End, Failure> {
         let Parts {
             orders,
             signals,
@@ -249,26 +263,30 @@ impl Monitor {
         let Launch {
             config, container, ..
         } = &self.launch;
-        let dir = self.open_dir()?;
-        let mut machine = Machine::start(config, container, &self.paths, &dir, &mut slot)?;
-        self.timeline.borrow_mut().reached("machine_started");
+        let dir = self.open_dir(&self.paths)?;
+        let mut channels = (None, None);
+        if container.sandbox.is_none() {
+            let machine = Machine::start(config, container, &self.paths, &dir, &mut slot)?;
+            let machine = remains.machine.insert(machine);
+            self.timeline.borrow_mut().reached("machine_started");
+            channels = (machine.vmm.take_channel(), machine.fs.take_channel());
+        }
 
         // The guest boots; the rest is done meanwhile.
-        let channels = (machine.vmm.take_channel(), machine.fs.take_channel());
-        let state = self.first_state(&machine);
-        let machine = machine_slot.insert(machine);
-        let state = state_slot.insert(state?);
-        let (Some(vmm), Some(fs)) = channels else {
-            return Err(Failure::Own(io::Error::other(
-                "a control socket is missing",
-            )));
-        };
+        let state = remains.state.insert(self.first_state(&remains.machine)?);
         state::write(&self.paths, state)?;
         state::keep_spec(&self.paths, &spec)?;
-        if container.new_network {
-            // Before any thread is started: they all belong to it.
-            sys::new_namespaces(libc::CLONE_NEWNET).map_err(Failure::Network)?;
+        if let Some(hooks) = &container.hooks {
+            let runner = HookRunner::new(hooks.clone(), state.for_hooks());
+            remains.hooks = Some(runner.map_err(Failure::Own)?);
         }
+        // Before any thread is started that is to belong to them.
+        self.enter_namespaces()?;
+        if container.sandbox.is_some() {
+            let guest = Guest::join(&self.launch, &self.machine_paths, state.monitor)?;
+            remains.guest = Some(guest);
+        }
+        let machine_dir = self.open_dir(&self.machine_paths)?;
         let pty = match (self.launch.terminal, console_socket) {
             (Terminal::Socket, Some(socket)) => Some(Pty::open(socket).map_err(Failure::Terminal)?),
             _ => None,
@@ -278,7 +296,10 @@ impl Monitor {
             (Terminal::Inherited { .. }, None) => Plan::caller_terminal(inherited)?,
             (_, None) => Plan::separate(inherited)?,
         };
-        let log_file = self.agent_log()?;
+        let log_file = match container.sandbox {
+            None => Some(self.agent_log()?),
+            Some(_) => None,
+        };
 
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
@@ -286,24 +307,33 @@ impl Monitor {
             .build()
             .map_err(Failure::Own)?;
         let end = runtime.block_on(async {
+            let channel = |channel: Option<Channel>| {
+                let channel = channel.map(AsyncChannel::new).transpose();
+                channel.map_err(Failure::Own)
+            };
             let life = Life {
                 launch: &self.launch,
                 paths: &self.paths,
-                dir: &dir,
+                dir: &machine_dir,
+                names: remains.guest.as_ref().map_or("", Guest::prefix),
                 control: AsyncChannel::new(orders).map_err(Failure::Own)?,
                 signals: sys::watch(signals).map_err(Failure::Own)?,
-                vmm: AsyncChannel::new(vmm).map_err(Failure::Own)?,
-                fs: AsyncChannel::new(fs).map_err(Failure::Own)?,
-                machine: RefCell::new(machine),
+                vmm: channel(channels.0)?,
+                fs: channel(channels.1)?,
+                machine: RefCell::new(remains.machine.as_mut()),
+                hooks: remains.hooks.as_ref(),
                 pty: pty.as_ref(),
                 timeline: &self.timeline,
                 state: RefCell::new(state),
                 progress: Progress::new(self.launch.terminal),
             };
             let (log_sender, log_receiver) = mpsc::channel(1);
-            let log_task = tokio::spawn(agent_log::collect(log_receiver, log_file));
+            let log_task =
+                log_file.map(|file| tokio::spawn(agent_log::collect(log_receiver, file)));
             let end = life.run(spec, plan, log_sender).await;
-            if end.result.is_err() {
+            if end.result.is_err()
+                && let Some(log_task) = log_task
+            {
                 // What the agent said last may be the reason.
                 let _ = tokio::time::timeout(LOG_LIMIT, log_task).await;
             }
@@ -314,14 +344,42 @@ impl Monitor {
         end
     }
 
+    /// Enters the namespaces of this machine that the monitor holds for its container.
+    fn enter_namespaces(&self) -> Result<(), Failure> {
+        let container = &self.launch.container;
+        if container.new_namespaces != 0 {
+            sys::new_namespaces(container.new_namespaces).map_err(Failure::Network)?;
+        }
+        if let Some(path) = &container.network {
+            File::open(path)
+                .and_then(|network| sys::join(&network, libc::CLONE_NEWNET))
+                .map_err(Failure::Network)?;
+        }
+        for (kind, other) in &container.shared_namespaces {
+            let Some(flag) = namespaces::held_by_name(kind) else {
+                continue;
+            };
+            let (_, state) = namespaces::sandbox_state(&self.launch.root, other)?;
+            let monitor = state.monitor.open().map_err(Failure::Own)?;
+            let monitor = monitor.ok_or(Failure::MonitorGone)?;
+            sys::join(&monitor, flag).map_err(Failure::Network)?;
+        }
+        Ok(())
+    }
+
     /// Tells how it ended and leaves nothing, in the order in which the caller cares.
     fn finish(&self, outcome: Outcome) -> u8 {
         let Outcome {
             end,
-            mut machine,
-            state,
+            remains,
             control,
         } = outcome;
+        let Remains {
+            mut machine,
+            guest,
+            state,
+            hooks,
+        } = remains;
         if let Some(machine) = &mut machine {
             machine.kill();
         }
@@ -331,15 +389,20 @@ impl Monitor {
                 signal: *signal,
             },
             Err(failure) if end.was_created => Report::Lost {
-                message: failure.message(&self.paths),
+                message: failure.message(&self.machine_paths),
             },
             Err(failure) => Report::Failed {
-                message: failure.message(&self.paths),
+                message: failure.message(&self.machine_paths),
             },
         };
         if !matches!(report, Report::Exited { .. }) {
             // Its reason is known; before anybody is told, nothing of it is left.
             drop(machine.take());
+        }
+        drop(guest);
+        if let Some(hooks) = hooks.filter(|_| self.is_removed(&report)) {
+            // As with runc, also when it was the hooks before that failed.
+            hooks.stopped();
         }
         self.leave_state(&report, state);
         self.timeline.borrow_mut().reached("cleaned_up");
@@ -361,6 +424,11 @@ impl Monitor {
         end_as(&report)
     }
 
+    /// Whether nothing stays of the container that ended so.
+    fn is_removed(&self, report: &Report) -> bool {
+        matches!(report, Report::Failed { .. }) || self.launch.remove
+    }
+
     /// Removes the state directory, or leaves in it how the container ended.
     fn leave_state(&self, report: &Report, state: Option<State>) {
         let failed = matches!(report, Report::Failed { .. });
@@ -368,7 +436,7 @@ impl Monitor {
             // Not written yet, as a rule.
             let _ = std::fs::remove_file(path);
         }
-        if failed || self.launch.remove {
+        if self.is_removed(report) {
             if let Err(e) = state::remove(&self.paths) {
                 log::error!("{}", chain(&e));
             }
@@ -397,11 +465,11 @@ impl Monitor {
         }
     }
 
-    fn open_dir(&self) -> Result<OwnedFd, Failure> {
+    fn open_dir(&self, paths: &ContainerPaths) -> Result<OwnedFd, Failure> {
         use rustix::fs::{Mode, OFlags};
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        rustix::fs::open(self.paths.dir(), flags, Mode::empty())
-            .map_err(|e| state::StateError::Access(self.paths.dir().to_owned(), e.into()).into())
+        rustix::fs::open(paths.dir(), flags, Mode::empty())
+            .map_err(|e| state::StateError::Access(paths.dir().to_owned(), e.into()).into())
     }
 
     fn agent_log(&self) -> Result<File, Failure> {
@@ -415,7 +483,8 @@ impl Monitor {
             .map_err(|e| state::StateError::Access(path, e).into())
     }
 
-    fn first_state(&self, machine: &Machine) -> Result<State, Failure> {
+    fn first_state(&self, machine: &Option<Machine>) -> Result<State, Failure> {
+        let machine = machine.as_ref();
         let Launch {
             id,
             bundle,
@@ -431,9 +500,10 @@ impl Monitor {
             created: rfc3339_nano_now(),
             annotations: container.annotations.clone(),
             monitor: ProcessId::current().map_err(Failure::Own)?,
-            sandbox: None,
-            vmm: Some(machine.vmm.id),
-            fs: Some(machine.fs.id),
+            sandbox: container.sandbox.clone(),
+            vmm: machine.map(|machine| machine.vmm.id),
+            fs: machine.map(|machine| machine.fs.id),
+            hooks: container.hooks.clone(),
             phase: Phase::Creating,
         })
     }

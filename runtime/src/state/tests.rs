@@ -18,6 +18,7 @@ pub(crate) fn state(id: &str) -> State {
         sandbox: None,
         vmm: Some(me),
         fs: Some(me),
+        hooks: None,
         phase: Phase::Created,
     }
 }
@@ -89,7 +90,11 @@ fn the_status_follows_from_files_and_liveness() {
 fn damage_and_other_versions_are_named() {
     let root = tempfile::tempdir().unwrap();
     let dir = StateDir::create(root.path(), &id("a")).unwrap();
-    fs::write(dir.paths().state(), "{\"version\": 1}").unwrap();
+    fs::write(
+        dir.paths().state(),
+        format!("{{\"version\": {STATE_VERSION}}}"),
+    )
+    .unwrap();
     let error = dir.load().unwrap_err().to_string();
     assert!(error.ends_with("state.json is damaged"), "{error}");
     fs::write(dir.paths().state(), "{\"version\": 99, \"new\": true}").unwrap();

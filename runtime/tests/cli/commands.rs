@@ -21,21 +21,28 @@ fn what_is_unknown_is_named() {
 }
 
 #[test]
-fn runcs_other_commands_are_not_implemented_by_name() {
+fn checkpoints_are_refused_by_name() {
     let setup = Setup::new(&["cat"]);
-    for command in [
-        "exec",
-        "ps",
-        "pause",
-        "resume",
-        "update",
-        "events",
-        "checkpoint",
-        "restore",
-    ] {
+    for command in ["checkpoint", "restore"] {
         setup
             .run(&[command, "--some", "x", "-y", "--", "z"])
-            .fails(1, &[&format!("not implemented: {command}")]);
+            .fails(1, &[&format!("{command} is not supported: ")]);
+    }
+}
+
+#[test]
+fn options_that_are_none_are_not_taken_for_containers() {
+    let setup = Setup::new(&["cat"]);
+    setup
+        .run(&["exec", "--some", "x", "ls"])
+        .fails(255, &["exec failed: --some: no such option"]);
+    setup
+        .run(&["ps", "--some", "x"])
+        .fails(1, &["--some: no such option"]);
+    for command in ["pause", "resume", "update", "events"] {
+        setup
+            .run(&[command, "--some", "x"])
+            .fails(1, &["unexpected argument '--some'"]);
     }
 }
 

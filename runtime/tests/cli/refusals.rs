@@ -43,14 +43,20 @@ fn bundles_that_cannot_be_run() {
 #[test]
 fn fields_that_cannot_be_held_are_named() {
     let setup = Setup::new(&["cat"]).with(|spec| {
-        spec["linux"]["namespaces"][2]["path"] = "/proc/1/ns/net".into();
-        spec["hooks"] = serde_json::json!({"prestart": [{"path": "/bin/true"}]});
+        spec["linux"]["namespaces"][2]["path"] = "/proc/self/ns/net".into();
     });
     refused(
         &setup,
         &["run", "x"],
-        &["linux.namespaces[2].path", "hooks"],
+        &[
+            "linux.namespaces[2].path: refused: ",
+            "the network of this machine",
+        ],
     );
+    let setup = Setup::new(&["cat"]).with(|spec| {
+        spec["hooks"] = serde_json::json!({"prestart": [{"path": "true"}]});
+    });
+    refused(&setup, &["run", "x"], &["hooks", "prestart", "absolute"]);
     let bind = |source: &str| {
         let source = source.to_owned();
         move |spec: &mut serde_json::Value| {
@@ -78,7 +84,7 @@ fn options_that_cannot_be_held_are_named() {
     refused(
         &setup,
         &["run", "--pidfd-socket", "/s", "x"],
-        &["--pidfd-socket"],
+        &["cannot connect to the pidfd socket /s"],
     );
     refused(&setup, &["--rootless=true", "run", "x"], &["--rootless"]);
     refused(

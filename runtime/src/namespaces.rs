@@ -1,0 +1,469 @@
+//! `linux.namespaces[].path`: which namespaces of other containers, or of this machine, a
+//! container asks for.
+//!
+//! A container's processes are in a virtual machine, where the only namespaces to join are those
+//! of the containers in it. A path that leads to what a monitor holds for its container, or to the
+//! monitor itself (`/proc/PID/ns/TYPE`), stands for that container's namespace; the new container
+//! then goes into the same virtual machine. A network namespace that is no container's is the one
+//! that the sandbox is to be connected to.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
+
+use crate::id::ContainerId;
+use crate::state::{Phase, State, StateDir, StateError, Status};
+
+/// Why a namespace cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum NamespaceError {
+    /// The path leads nowhere.
+    #[error("config.json: linux.namespaces[{index}].path: {}", path.display())]
+    Open {
+        /// Which namespace.
+        index: usize,
+        /// Its path.
+        path: PathBuf,
+        /// Why it cannot be opened.
+        #[source]
+        error: io::Error,
+    },
+    /// The path leads to something else.
+    #[error("config.json: linux.namespaces[{index}].path: {} is not a {kind} namespace", path.display())]
+    Other {
+        /// Which namespace.
+        index: usize,
+        /// Its path.
+        path: PathBuf,
+        /// What it should be.
+        kind: &'static str,
+    },
+    /// It cannot be shared with a virtual machine.
+    #[error(
+        "config.json: linux.namespaces[{index}].path: refused: {} is no container's {kind} namespace, and a virtual machine cannot be in one of this machine's", path.display()
+    )]
+    Host {
+        /// Which namespace.
+        index: usize,
+        /// Its path.
+        path: PathBuf,
+        /// Its type.
+        kind: &'static str,
+    },
+    /// The network of this machine.
+    #[error(
+        "config.json: linux.namespaces[{index}].path: refused: {} is the network of this machine, which a virtual machine cannot join; give it a network namespace of its own", path.display()
+    )]
+    HostNetwork {
+        /// Which namespace.
+        index: usize,
+        /// Its path.
+        path: PathBuf,
+    },
+    /// No container shares that.
+    #[error(
+        "config.json: linux.namespaces[{index}].path: refused: a container's {kind} namespace cannot be shared with another"
+    )]
+    Unshareable {
+        /// Which namespace.
+        index: usize,
+        /// Its type.
+        kind: &'static str,
+    },
+    /// They belong to different virtual machines.
+    #[error(
+        "config.json: linux.namespaces[{index}].path: container {container} is in another virtual machine than {other}"
+    )]
+    Split {
+        /// Which namespace.
+        index: usize,
+        /// Whose it is.
+        container: String,
+        /// The container that decides on the virtual machine.
+        other: String,
+    },
+    /// An annotation names a sandbox that is not there.
+    #[error(
+        "config.json: annotations[{annotation:?}]: there is no sandbox {id:?} to put the container into"
+    )]
+    NoSandbox {
+        /// The annotation.
+        annotation: &'static str,
+        /// What it says.
+        id: String,
+    },
+    /// The other container cannot take one in.
+    #[error("container {0}, whose virtual machine it is, is not running")]
+    Stopped(String),
+}
+
+/// Where a container goes, as far as others are concerned.
+#[derive(Debug, Default)]
+pub struct Placement {
+    /// The container whose virtual machine it goes into; `None` for one of its own.
+    pub sandbox: Option<String>,
+    /// Types of namespaces by the specification's names, and the containers that they are shared
+    /// with.
+    pub shared: Vec<(String, String)>,
+    /// The network namespace of this machine that the sandbox is connected to.
+    pub network: Option<PathBuf>,
+    /// Namespaces (CLONE_NEW*) that the monitor makes to hold them.
+    pub new: i32,
+}
+
+/// The annotations by which a caller says that a container belongs to a pod: the type, the type's
+/// word for a container in a sandbox, and the sandbox.
+const PODS: [(&str, &str); 2] = [
+    (
+        "io.kubernetes.cri.container-type",
+        "io.kubernetes.cri.sandbox-id",
+    ),
+    (
+        "io.kubernetes.cri-o.ContainerType",
+        "io.kubernetes.cri-o.SandboxID",
+    ),
+];
+
+/// A container that another can share something with.
+struct Candidate {
+    id: String,
+    state: State,
+}
+
+impl Candidate {
+    /// The container whose virtual machine it is in.
+    fn sandbox(&self) -> &str {
+        self.state.sandbox.as_deref().unwrap_or(&self.id)
+    }
+}
+
+impl Placement {
+    /// Finds out where a container goes.
+    ///
+    /// # Errors
+    /// A namespace that cannot be had, or a sandbox that is not there.
+    pub fn find(
+        root: &Path,
+        namespaces: &[LinuxNamespace],
+        annotations: &std::collections::HashMap<String, String>,
+    ) -> Result<Self, NamespaceError> {
+        let mut this = Self::default();
+        let has_paths = namespaces.iter().any(|namespace| path(namespace).is_some());
+        let pod = pod(annotations);
+        if !has_paths && pod.is_none() {
+            this.new = namespaces.iter().filter_map(|n| held(n.typ())).sum();
+            return Ok(this);
+        }
+        let candidates = candidates(root);
+        if let Some((annotation, sandbox)) = pod {
+            this.sandbox = Some(find_sandbox(&candidates, annotation, sandbox)?);
+        }
+        for (index, namespace) in namespaces.iter().enumerate() {
+            match path(namespace) {
+                Some(path) => this.add_path(index, namespace.typ(), path, &candidates)?,
+                None => this.new += held(namespace.typ()).unwrap_or(0),
+            }
+        }
+        Ok(this)
+    }
+
+    fn add_path(
+        &mut self,
+        index: usize,
+        typ: LinuxNamespaceType,
+        path: &Path,
+        candidates: &[Candidate],
+    ) -> Result<(), NamespaceError> {
+        let (kind, link) = names(typ);
+        let open = |error| NamespaceError::Open {
+            index,
+            path: path.to_owned(),
+            error,
+        };
+        let file = File::open(path).map_err(open)?;
+        let metadata = file.metadata().map_err(open)?;
+        let identity = (metadata.dev(), metadata.ino());
+        if !is_namespace(&file, link).map_err(open)? {
+            return Err(NamespaceError::Other {
+                index,
+                path: path.to_owned(),
+                kind,
+            });
+        }
+        let by_path = path_owner(path);
+        let owner = candidates.iter().find(|candidate| {
+            let pid = candidate.state.monitor.pid;
+            if held(typ).is_none() || by_path == Some(pid) {
+                return by_path == Some(pid);
+            }
+            let own = fs::metadata(format!("/proc/{pid}/ns/{link}"));
+            own.is_ok_and(|own| (own.dev(), own.ino()) == identity) && !is_own(link, identity)
+        });
+        match owner {
+            Some(_) if matches!(typ, LinuxNamespaceType::Mount | LinuxNamespaceType::User) => {
+                Err(NamespaceError::Unshareable { index, kind })
+            }
+            Some(owner) => {
+                let sandbox = self
+                    .sandbox
+                    .get_or_insert_with(|| owner.sandbox().to_owned());
+                if sandbox != owner.sandbox() {
+                    return Err(NamespaceError::Split {
+                        index,
+                        container: owner.id.clone(),
+                        other: sandbox.clone(),
+                    });
+                }
+                self.shared.push((kind.to_owned(), owner.id.clone()));
+                Ok(())
+            }
+            None if typ == LinuxNamespaceType::Network && is_own(link, identity) => {
+                Err(NamespaceError::HostNetwork {
+                    index,
+                    path: path.to_owned(),
+                })
+            }
+            None if typ == LinuxNamespaceType::Network => {
+                self.network = Some(path.to_owned());
+                Ok(())
+            }
+            None => Err(NamespaceError::Host {
+                index,
+                path: path.to_owned(),
+                kind,
+            }),
+        }
+    }
+}
+
+fn path(namespace: &LinuxNamespace) -> Option<&Path> {
+    let path = namespace.path().as_deref();
+    path.filter(|path| !path.as_os_str().is_empty())
+}
+
+/// Whether a container says that it belongs to another's sandbox, and to which.
+fn pod(annotations: &std::collections::HashMap<String, String>) -> Option<(&'static str, &str)> {
+    PODS.iter().find_map(|(kind, sandbox)| {
+        let is_inside = annotations
+            .get(*kind)
+            .is_some_and(|kind| kind == "container");
+        let id = annotations.get(*sandbox).filter(|_| is_inside)?;
+        Some((*sandbox, id.as_str()))
+    })
+}
+
+/// The container that made a pod's sandbox: the one of that id, or one that says so.
+fn find_sandbox(
+    candidates: &[Candidate],
+    annotation: &'static str,
+    id: &str,
+) -> Result<String, NamespaceError> {
+    let found = candidates.iter().find(|candidate| {
+        let own = candidate.state.annotations.get(annotation);
+        candidate.state.sandbox.is_none()
+            && (candidate.id == id || own.is_some_and(|own| own == id))
+    });
+    let found = found.ok_or_else(|| NamespaceError::NoSandbox {
+        annotation,
+        id: id.to_owned(),
+    })?;
+    Ok(found.id.clone())
+}
+
+/// The containers that live.
+fn candidates(root: &Path) -> Vec<Candidate> {
+    let dirs = StateDir::all(root).unwrap_or_default();
+    dirs.iter()
+        .filter_map(|dir| {
+            let state = dir.load().ok()?;
+            let lives = !matches!(dir.status(&state), Status::Creating | Status::Stopped);
+            lives.then(|| Candidate {
+                id: dir.id().to_string(),
+                state,
+            })
+        })
+        .collect()
+}
+
+/// What the monitor of a container holds of its namespaces on this machine.
+fn held(typ: LinuxNamespaceType) -> Option<i32> {
+    match typ {
+        LinuxNamespaceType::Network => Some(libc::CLONE_NEWNET),
+        LinuxNamespaceType::Ipc => Some(libc::CLONE_NEWIPC),
+        LinuxNamespaceType::Uts => Some(libc::CLONE_NEWUTS),
+        _ => None,
+    }
+}
+
+/// What the monitor of a container holds of a type that is given by the specification's name.
+#[must_use]
+pub fn held_by_name(kind: &str) -> Option<i32> {
+    [
+        LinuxNamespaceType::Network,
+        LinuxNamespaceType::Ipc,
+        LinuxNamespaceType::Uts,
+    ]
+    .into_iter()
+    .find(|typ| names(*typ).0 == kind)
+    .and_then(held)
+}
+
+/// The specification's name of a type, and procfs's.
+fn names(typ: LinuxNamespaceType) -> (&'static str, &'static str) {
+    match typ {
+        LinuxNamespaceType::Mount => ("mount", "mnt"),
+        LinuxNamespaceType::Cgroup => ("cgroup", "cgroup"),
+        LinuxNamespaceType::Uts => ("uts", "uts"),
+        LinuxNamespaceType::Ipc => ("ipc", "ipc"),
+        LinuxNamespaceType::User => ("user", "user"),
+        LinuxNamespaceType::Pid => ("pid", "pid"),
+        LinuxNamespaceType::Network => ("network", "net"),
+        LinuxNamespaceType::Time => ("time", "time"),
+    }
+}
+
+/// The process that a path names: `/proc/PID/ns/TYPE`.
+fn path_owner(path: &Path) -> Option<i32> {
+    let rest = path.strip_prefix("/proc").ok()?;
+    let mut parts = rest.components();
+    let pid = parts.next()?.as_os_str().to_str()?.parse().ok()?;
+    (parts.next()?.as_os_str() == "ns").then_some(pid)
+}
+
+/// Whether an open file is a namespace of a type: what procfs calls it.
+fn is_namespace(file: &File, link: &str) -> io::Result<bool> {
+    let target = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    let target = target.to_string_lossy();
+    // A namespace that is mounted somewhere is known by its place, not by its name.
+    let stat = rustix::fs::fstatfs(file)?;
+    if stat.f_type != NSFS_MAGIC {
+        return Ok(false);
+    }
+    Ok(target
+        .split_once(":[")
+        .is_none_or(|(name, _)| name == link || name == format!("{link}_for_children")))
+}
+
+/// linux/magic.h
+const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
+
+/// Whether a namespace is that of this process.
+fn is_own(link: &str, identity: (u64, u64)) -> bool {
+    let own = fs::metadata(format!("/proc/self/ns/{link}"));
+    own.is_ok_and(|own| (own.dev(), own.ino()) == identity)
+}
+
+/// The state of a container that others share something with.
+///
+/// # Errors
+/// [`NamespaceError::Stopped`] if it has ended.
+pub fn sandbox_state(root: &Path, id: &str) -> Result<(StateDir, State), NamespaceError> {
+    let stopped = || NamespaceError::Stopped(id.to_owned());
+    let name = ContainerId::new(id).map_err(|_| stopped())?;
+    let dir = StateDir::open(root, &name).map_err(|_| stopped())?;
+    let state = dir.load().map_err(|_| stopped())?;
+    match dir.status(&state) {
+        Status::Stopped | Status::Creating => Err(stopped()),
+        Status::Created | Status::Running | Status::Paused => Ok((dir, state)),
+    }
+}
+
+/// Whether a container has ended, or is about to, by its own doing; one that was deleted has.
+#[must_use]
+pub fn has_ended(root: &Path, id: &str, limit: Duration) -> bool {
+    let Ok(id) = ContainerId::new(id) else {
+        return false;
+    };
+    let load = || StateDir::open(root, &id).and_then(|dir| dir.load());
+    if let Ok(state) = load()
+        && !matches!(state.monitor.wait_ended(limit), Ok(true))
+    {
+        return false;
+    }
+    match load().map(|state| state.phase) {
+        Ok(Phase::Exited { error, .. }) => error.is_none(),
+        Err(StateError::NotFound(_)) => true,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use oci_spec::runtime::LinuxNamespaceBuilder;
+
+    use super::*;
+
+    fn find(typ: LinuxNamespaceType, path: &str) -> Result<Placement, String> {
+        let root = tempfile::tempdir().unwrap();
+        let builder = LinuxNamespaceBuilder::default().typ(typ);
+        let namespace = match path {
+            "" => builder.build(),
+            path => builder.path(path).build(),
+        };
+        Placement::find(root.path(), &[namespace.unwrap()], &HashMap::new())
+            .map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn new_namespaces_are_held_where_they_can_be() {
+        let placement = find(LinuxNamespaceType::Network, "").unwrap();
+        assert_eq!(placement.new, libc::CLONE_NEWNET);
+        assert_eq!(find(LinuxNamespaceType::Pid, "").unwrap().new, 0);
+    }
+
+    #[test]
+    fn what_is_no_containers_is_refused_by_name() {
+        let error = find(LinuxNamespaceType::Network, "/proc/self/ns/net").unwrap_err();
+        assert!(
+            error.contains("linux.namespaces[0].path: refused"),
+            "{error}"
+        );
+        assert!(error.contains("the network of this machine"), "{error}");
+        let error = find(LinuxNamespaceType::Ipc, "/proc/self/ns/ipc").unwrap_err();
+        assert!(error.contains("no container's ipc namespace"), "{error}");
+        let error = find(LinuxNamespaceType::Ipc, "/proc/self/ns/uts").unwrap_err();
+        assert!(error.ends_with("is not a ipc namespace"), "{error}");
+        let error = find(LinuxNamespaceType::Pid, "/etc/passwd").unwrap_err();
+        assert!(
+            error.ends_with("/etc/passwd is not a pid namespace"),
+            "{error}"
+        );
+        let error = find(LinuxNamespaceType::Pid, "/nonesuch").unwrap_err();
+        assert_eq!(error, "config.json: linux.namespaces[0].path: /nonesuch");
+    }
+
+    #[test]
+    fn a_pod_is_known_by_its_annotations() {
+        let annotations = |kind: &str| {
+            HashMap::from([
+                (
+                    "io.kubernetes.cri.container-type".to_owned(),
+                    kind.to_owned(),
+                ),
+                ("io.kubernetes.cri.sandbox-id".to_owned(), "pod".to_owned()),
+            ])
+        };
+        assert_eq!(
+            pod(&annotations("container")),
+            Some(("io.kubernetes.cri.sandbox-id", "pod"))
+        );
+        assert_eq!(pod(&annotations("sandbox")), None);
+        let root = tempfile::tempdir().unwrap();
+        let error = Placement::find(root.path(), &[], &annotations("container")).unwrap_err();
+        assert!(error.to_string().contains("no sandbox \"pod\""), "{error}");
+    }
+
+    #[test]
+    fn a_path_names_a_process() {
+        assert_eq!(path_owner(Path::new("/proc/12/ns/net")), Some(12));
+        assert_eq!(path_owner(Path::new("/proc/self/ns/net")), None);
+        assert_eq!(path_owner(Path::new("/run/netns/x")), None);
+    }
+}
