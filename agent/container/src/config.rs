@@ -174,6 +174,10 @@ pub(crate) struct Mount {
     pub(crate) kind: String,
     #[serde(default)]
     pub(crate) options: Vec<String>,
+    #[serde(default)]
+    pub(crate) uid_mappings: Vec<IdMapping>,
+    #[serde(default)]
+    pub(crate) gid_mappings: Vec<IdMapping>,
 }
 
 /// The `linux` section (config-linux.md).

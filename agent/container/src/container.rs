@@ -17,8 +17,9 @@ use serde::Serialize;
 use crate::cgroup::Cgroup;
 use crate::channel::{self, Report, START, Setup, Task};
 use crate::config::Resources;
-use crate::config::{Config, ConsoleSize, IdMapping, NAMESPACES};
+use crate::config::{Config, ConsoleSize, NAMESPACES};
 use crate::error::{Context, Failure, reason};
+use crate::idmap::{IdMap, map_text};
 use crate::init;
 use crate::sys;
 use crate::{Error, Result};
@@ -419,7 +420,8 @@ fn check_id(id: &str) -> Result<()> {
 }
 
 /// Opens the root file system and the sources of bind mounts as detached mounts: here, where the
-/// caller sees them, and not in the namespaces of the container.
+/// caller sees them, and not in the namespaces of the container. New file systems have none; what is
+/// opened for them is the user namespace by which their ids are mapped.
 fn open_mounts(
     config: &Config,
     options: &CreateOptions,
@@ -430,7 +432,12 @@ fn open_mounts(
     let mut positions = BTreeMap::new();
     for (index, mount) in config.mounts.iter().enumerate() {
         let kind = mount_kind(&mount.kind, mount.options.iter().map(String::as_str));
+        let id_map = IdMap::of(mount, &config.linux);
         let Ok(MountKind::Bind(recursive)) = kind else {
+            if let Some(id_map) = id_map {
+                positions.insert(index, mounts.len() - 1);
+                mounts.push(id_map.namespace(index)?);
+            }
             continue;
         };
         let source = options
@@ -440,6 +447,9 @@ fn open_mounts(
         let source = init::clone_tree(source, recursive)
             .doing(|| format!("mounts[{index}].source: {}", mount.source))
             .map_err(Failure::blamed_on_spec)?;
+        if let Some(id_map) = id_map {
+            id_map.apply(index, &source)?;
+        }
         positions.insert(index, mounts.len() - 1);
         mounts.push(source);
     }
@@ -608,13 +618,6 @@ fn configure(
         cgroup.delegate(root.host_id)?;
     }
     channel::write_all(channel, b"M").doing(|| "release the init stage")
-}
-
-fn map_text(mappings: &[IdMapping]) -> String {
-    mappings
-        .iter()
-        .map(|map| format!("{} {} {}\n", map.container_id, map.host_id, map.size))
-        .collect()
 }
 
 /// The window size that was asked for.

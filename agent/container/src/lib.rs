@@ -56,6 +56,7 @@ mod config;
 mod container;
 mod error;
 mod exec;
+mod idmap;
 pub mod init;
 mod seccomp;
 mod sys;

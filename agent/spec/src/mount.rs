@@ -1,7 +1,8 @@
 //! Mounts: file system types and options (config.md#mounts).
 //!
-//! The specification lets a runtime pass options it does not know to the file system. Cloister does
-//! not: an option is in one of the tables here or it is refused by name.
+//! An option that is not in the table here belongs to the file system: it is passed on, and the
+//! kernel refuses it by name if the file system does not know it. A bind mount has no file system of
+//! its own to pass it on to: there such an option is refused here.
 
 /// What a mount attaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,61 +22,36 @@ pub struct FileSystem {
     pub name: &'static str,
     /// Its name for the kernel.
     pub kernel_name: &'static str,
-    /// The options it takes, without `=value`.
-    pub options: &'static [&'static str],
 }
 
-/// The file systems that can be mounted.
+const fn file_system(name: &'static str) -> FileSystem {
+    FileSystem {
+        name,
+        kernel_name: name,
+    }
+}
+
+/// The file systems that can be mounted: those that the guest's kernel makes from nothing. Others
+/// would be made from a device or from directories of the host, by names that mean something else in
+/// the virtual machine.
 ///
 /// `cgroup` gives a cgroup v2 mount: specifications say `cgroup` for whatever the machine has.
 pub(crate) static FILE_SYSTEMS: &[FileSystem] = &[
+    file_system("binfmt_misc"),
+    file_system("bpf"),
     FileSystem {
         name: "cgroup",
         kernel_name: "cgroup2",
-        options: &[],
     },
-    FileSystem {
-        name: "cgroup2",
-        kernel_name: "cgroup2",
-        options: &[],
-    },
-    FileSystem {
-        name: "devpts",
-        kernel_name: "devpts",
-        options: &["gid", "max", "mode", "newinstance", "ptmxmode", "uid"],
-    },
-    FileSystem {
-        name: "mqueue",
-        kernel_name: "mqueue",
-        options: &[],
-    },
-    FileSystem {
-        name: "proc",
-        kernel_name: "proc",
-        options: &["gid", "hidepid", "subset"],
-    },
-    FileSystem {
-        name: "sysfs",
-        kernel_name: "sysfs",
-        options: &[],
-    },
-    FileSystem {
-        name: "tmpfs",
-        kernel_name: "tmpfs",
-        options: &[
-            "gid",
-            "huge",
-            "inode32",
-            "inode64",
-            "mode",
-            "mpol",
-            "noswap",
-            "nr_blocks",
-            "nr_inodes",
-            "size",
-            "uid",
-        ],
-    },
+    file_system("cgroup2"),
+    file_system("devpts"),
+    file_system("hugetlbfs"),
+    file_system("mqueue"),
+    file_system("proc"),
+    file_system("ramfs"),
+    file_system("securityfs"),
+    file_system("sysfs"),
+    file_system("tmpfs"),
 ];
 
 /// What an option does.
@@ -115,6 +91,13 @@ pub enum MountOption {
     Superblock(&'static str),
     /// The directory's content is copied into the new tmpfs.
     CopyUp,
+    /// Users and groups are mapped, with `recursive` also in the mounts below.
+    IdMap {
+        /// Whether it reaches the mounts below.
+        recursive: bool,
+    },
+    /// A link at the destination is mounted over, not followed.
+    NoFollow,
     /// The default, or without effect on the file systems in the table of file systems.
     Nothing,
     /// Known and refused, with the reason.
@@ -191,19 +174,18 @@ pub(crate) static MOUNT_OPTIONS: &[(&str, MountOption)] = {
         ("async", MountOption::Superblock("async")),
         ("atime", access_time(Relative, false)),
         ("bind", MountOption::Bind { recursive: false }),
+        ("copy-symlink", MountOption::Refused(SOURCE_LINK)),
         ("defaults", MountOption::Nothing),
+        ("dest-nofollow", MountOption::NoFollow),
         ("dev", attribute(NoDev, false, false)),
         ("diratime", attribute(NoDirAtime, false, false)),
         ("dirsync", MountOption::Superblock("dirsync")),
         ("exec", attribute(NoExec, false, false)),
-        ("idmap", MountOption::Refused(crate::table::IDMAP_REASON)),
+        ("idmap", MountOption::IdMap { recursive: false }),
         ("iversion", MountOption::Nothing),
         ("lazytime", MountOption::Superblock("lazytime")),
         ("loud", MountOption::Nothing),
-        (
-            "mand",
-            MountOption::Refused("Linux has no mandatory locks since 5.15"),
-        ),
+        ("mand", MountOption::Refused(NO_LOCKS)),
         ("noatime", access_time(Never, false)),
         ("nodev", attribute(NoDev, true, false)),
         ("nodiratime", attribute(NoDirAtime, true, false)),
@@ -216,18 +198,22 @@ pub(crate) static MOUNT_OPTIONS: &[(&str, MountOption)] = {
         ("nosuid", attribute(NoSuid, true, false)),
         ("nosymfollow", attribute(NoSymFollow, true, false)),
         ("private", propagation(Private, false)),
+        ("rasync", MountOption::Nothing),
         ("ratime", access_time(Relative, true)),
         ("rbind", MountOption::Bind { recursive: true }),
         ("rdev", attribute(NoDev, false, true)),
         ("rdiratime", attribute(NoDirAtime, false, true)),
+        ("rdirsync", MountOption::Refused(NOT_RECURSIVE)),
         ("relatime", access_time(Relative, false)),
         ("remount", MountOption::Remount),
         ("rexec", attribute(NoExec, false, true)),
-        ("ridmap", MountOption::Refused(crate::table::IDMAP_REASON)),
+        ("ridmap", MountOption::IdMap { recursive: true }),
+        ("rmand", MountOption::Refused(NO_LOCKS)),
         ("rnoatime", access_time(Never, true)),
         ("rnodev", attribute(NoDev, true, true)),
         ("rnodiratime", attribute(NoDirAtime, true, true)),
         ("rnoexec", attribute(NoExec, true, true)),
+        ("rnomand", MountOption::Nothing),
         ("rnorelatime", access_time(Relative, true)),
         ("rnostrictatime", access_time(Relative, true)),
         ("rnosuid", attribute(NoSuid, true, true)),
@@ -242,11 +228,13 @@ pub(crate) static MOUNT_OPTIONS: &[(&str, MountOption)] = {
         ("rstrictatime", access_time(Strict, true)),
         ("rsuid", attribute(NoSuid, false, true)),
         ("rsymfollow", attribute(NoSymFollow, false, true)),
+        ("rsync", MountOption::Refused(NOT_RECURSIVE)),
         ("runbindable", propagation(Unbindable, true)),
         ("rw", attribute(ReadOnly, false, false)),
         ("shared", propagation(Shared, false)),
         ("silent", MountOption::Nothing),
         ("slave", propagation(Slave, false)),
+        ("src-nofollow", MountOption::Refused(SOURCE_LINK)),
         ("strictatime", access_time(Strict, false)),
         ("suid", attribute(NoSuid, false, false)),
         ("symfollow", attribute(NoSymFollow, false, false)),
@@ -255,6 +243,11 @@ pub(crate) static MOUNT_OPTIONS: &[(&str, MountOption)] = {
         ("unbindable", propagation(Unbindable, false)),
     ]
 };
+
+const NO_LOCKS: &str = "Linux has no mandatory locks since 5.15";
+const NOT_RECURSIVE: &str = "it is a property of a file system, not of the mounts below";
+const SOURCE_LINK: &str =
+    "links in the source are followed on the host, where the source is shared from";
 
 /// The option of this name that does not depend on the file system.
 pub fn mount_option(name: &str) -> Option<MountOption> {
@@ -294,7 +287,7 @@ pub fn mount_kind<'a>(
         .ok_or_else(|| {
             let known: Vec<&str> = FILE_SYSTEMS.iter().map(|fs| fs.name).collect();
             format!(
-                "refused: file system {fs_type:?} cannot be mounted, only {} can",
+                "refused: file system {fs_type:?} cannot be mounted inside the virtual machine, only {} can",
                 known.join(", ")
             )
         })
@@ -311,16 +304,11 @@ pub(crate) fn refusal(kind: MountKind, option: &str) -> Option<String> {
         (Some(MountOption::Superblock(_)), MountKind::Bind(_)) => Some(format!(
             "{quoted} is refused: it is a property of the file system, which a bind mount does not change"
         )),
-        (Some(_), _) => None,
-        (None, MountKind::FileSystem(fs)) => {
-            let name = option.split_once('=').map_or(option, |(name, _)| name);
-            (!fs.options.contains(&name)).then(|| {
-                format!(
-                    "{quoted} is refused: not a mount option that Cloister knows for {}",
-                    fs.name
-                )
-            })
+        (Some(MountOption::IdMap { .. } | MountOption::NoFollow), MountKind::Remount) => {
+            Some(format!("{quoted} is refused: a remount cannot change it"))
         }
+        // The file system's own, or nobody's: the kernel says which.
+        (Some(_), _) | (None, MountKind::FileSystem(_)) => None,
         (None, MountKind::Bind(_)) => Some(format!(
             "{quoted} is refused: not a mount option that Cloister knows for bind mounts"
         )),

@@ -4,7 +4,7 @@ mod scheduler;
 
 use serde_json::Value;
 
-use crate::mount::{MountKind, mount_kind, refusal};
+use crate::mount::{MountKind, MountOption, mount_kind, mount_option, refusal};
 use crate::text::{NEWEST, parse_version};
 use crate::walk::Findings;
 
@@ -185,6 +185,7 @@ fn mounts(document: &Value, findings: &mut Findings) {
                         findings.refused(format_args!("{path}.options[{option_index}]"), reason);
                     }
                 }
+                id_mappings(document, mount, &path, findings);
                 if matches!(kind, MountKind::Bind(_)) && text(mount, "source").is_empty() {
                     findings.invalid(
                         format_args!("{path}.source"),
@@ -193,6 +194,40 @@ fn mounts(document: &Value, findings: &mut Findings) {
                 }
             }
         }
+    }
+}
+
+/// "If specified, it MUST be specified along with gidMappings", and the two options without either
+/// mean the mappings of the container (config.md#posix-platform-mounts, #linux-mount-options).
+fn id_mappings(
+    document: &Value,
+    mount: &Value,
+    path: &std::fmt::Arguments<'_>,
+    findings: &mut Findings,
+) {
+    let mapped = |name| list(mount, &format!("/{name}")).next().is_some();
+    let [uids, gids] = ["uidMappings", "gidMappings"].map(mapped);
+    for (one, other, name) in [(uids, gids, "gidMappings"), (gids, uids, "uidMappings")] {
+        if one && !other {
+            findings.invalid(format_args!("{path}.{name}"), "is required with its twin");
+        }
+    }
+    let options = strings(mount, "options").enumerate();
+    let asked = options
+        .filter(|(_, option)| matches!(mount_option(option), Some(MountOption::IdMap { .. })))
+        .last();
+    let container = list(document, "/linux/uidMappings").next().is_some();
+    if let Some((index, option)) = asked
+        && !uids
+        && !gids
+        && !container
+    {
+        findings.invalid(
+            format_args!("{path}.options[{index}]"),
+            format!(
+                "{option:?} needs uidMappings and gidMappings, of the mount or of the container"
+            ),
+        );
     }
 }
 

@@ -87,24 +87,14 @@ const MOUNT: &[Field] = &[
     both("type", Shape::Str),
     // Each option has a verdict of its own: see mount.rs.
     both("options", STRINGS),
-    Field::refused(
-        "uidMappings",
-        Shape::List(&Shape::Object(ID_MAPPING)),
-        IDMAP_REASON,
-    ),
-    Field::refused(
-        "gidMappings",
-        Shape::List(&Shape::Object(ID_MAPPING)),
-        IDMAP_REASON,
-    ),
+    guest("uidMappings", Shape::List(&Shape::Object(ID_MAPPING))),
+    guest("gidMappings", Shape::List(&Shape::Object(ID_MAPPING))),
 ];
 
-pub(crate) const IDMAP_REASON: &str = "id-mapped mounts are not supported";
-
 const ID_MAPPING: &[Field] = &[
-    guest("containerID", U32).required(),
-    guest("hostID", U32).required(),
-    guest("size", U32).required(),
+    guest("containerID", ID).required(),
+    guest("hostID", ID).required(),
+    guest("size", Shape::Int(1, u32::MAX as i128)).required(),
 ];
 
 const HOOKS: &[Field] = &[

@@ -4,29 +4,28 @@
 //! descriptor: there is no moment at which it is visible without its restrictions, and no
 //! path that could be exchanged in between (CVE-2021-30465).
 
+mod options;
+mod protect;
+
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use cloister_spec::{
-    AccessTime, Attribute, FileSystem, MountKind, MountOption, Propagation, mount_kind,
-    mount_option,
-};
-use rustix::fs::{AtFlags, CWD};
+use cloister_spec::{FileSystem, MountKind, mount_kind};
+use rustix::fs::CWD;
 use rustix::io::Errno;
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
-};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 
 use super::copy_up::copy_up;
 use super::path::{Create, Resolved, Root, clean};
 use crate::config::Mount;
 use crate::error::{Context, Failure};
+use crate::idmap;
 use crate::sys::{MountAttr, mount_setattr};
-
-/// MOUNT_ATTR__ATIME: the attributes that exclude each other.
-const ACCESS_TIME_MASK: u64 = 0x70;
-const NO_SYM_FOLLOW: u64 = 0x20_0000;
+use options::Options;
+pub(crate) use options::root_propagation;
+use protect::guard_proc;
+pub(crate) use protect::{make_read_only, mask, open_null};
 
 pub(crate) const READ_ONLY: u64 = MountAttrFlags::MOUNT_ATTR_RDONLY.bits() as u64;
 
@@ -39,139 +38,13 @@ pub(crate) struct Outside<'a> {
     pub(crate) cgroup_namespace: bool,
 }
 
-/// What the options of one mount come to.
-#[derive(Debug, Default)]
-struct Options {
-    attr: MountAttr,
-    recursive: MountAttr,
-    propagation: Vec<(u64, bool)>,
-    superblock: Vec<&'static str>,
-    data: Vec<String>,
-    copy_up: bool,
-}
-
-impl Options {
-    fn parse(options: &[String]) -> Self {
-        let mut parsed = Options::default();
-        for text in options {
-            match mount_option(text) {
-                None => parsed.data.push(text.clone()),
-                Some(MountOption::Attribute {
-                    attribute,
-                    set,
-                    recursive,
-                }) => {
-                    let bit = attribute_bit(attribute);
-                    let attr = parsed.attr(recursive);
-                    // The last word counts.
-                    (attr.set, attr.clear) = if set {
-                        (attr.set | bit, attr.clear & !bit)
-                    } else {
-                        (attr.set & !bit, attr.clear | bit)
-                    };
-                }
-                Some(MountOption::AccessTime { mode, recursive }) => {
-                    let attr = parsed.attr(recursive);
-                    attr.clear |= ACCESS_TIME_MASK;
-                    attr.set = attr.set & !ACCESS_TIME_MASK | access_time_bits(mode);
-                }
-                Some(MountOption::Propagation {
-                    propagation,
-                    recursive,
-                }) => {
-                    parsed
-                        .propagation
-                        .push((propagation_bits(propagation), recursive));
-                }
-                Some(MountOption::Superblock(flag)) => parsed.superblock.push(flag),
-                Some(MountOption::CopyUp) => parsed.copy_up = true,
-                Some(
-                    MountOption::Bind { .. }
-                    | MountOption::Remount
-                    | MountOption::Nothing
-                    | MountOption::Refused(_),
-                ) => {}
-            }
-        }
-        parsed
-    }
-
-    fn attr(&mut self, recursive: bool) -> &mut MountAttr {
-        if recursive {
-            &mut self.recursive
-        } else {
-            &mut self.attr
-        }
-    }
-
-    /// Gives a detached or attached mount its attributes.
-    fn apply(&self, mount: &OwnedFd) -> io::Result<()> {
-        if self.recursive != MountAttr::default() {
-            mount_setattr(mount, &self.recursive, true)?;
-        }
-        if self.attr != MountAttr::default() {
-            mount_setattr(mount, &self.attr, false)?;
-        }
-        Ok(())
-    }
-
-    fn apply_propagation(&self, mount: &OwnedFd) -> io::Result<()> {
-        for (propagation, recursive) in &self.propagation {
-            mount_setattr(mount, &MountAttr::propagation(*propagation), *recursive)?;
-        }
-        Ok(())
-    }
-}
-
-fn attribute_bit(attribute: Attribute) -> u64 {
-    let flag = match attribute {
-        Attribute::ReadOnly => MountAttrFlags::MOUNT_ATTR_RDONLY,
-        Attribute::NoSuid => MountAttrFlags::MOUNT_ATTR_NOSUID,
-        Attribute::NoDev => MountAttrFlags::MOUNT_ATTR_NODEV,
-        Attribute::NoExec => MountAttrFlags::MOUNT_ATTR_NOEXEC,
-        Attribute::NoDirAtime => MountAttrFlags::MOUNT_ATTR_NODIRATIME,
-        Attribute::NoSymFollow => return NO_SYM_FOLLOW,
-    };
-    u64::from(flag.bits())
-}
-
-fn access_time_bits(mode: AccessTime) -> u64 {
-    let flag = match mode {
-        AccessTime::Relative => MountAttrFlags::MOUNT_ATTR_RELATIME,
-        AccessTime::Never => MountAttrFlags::MOUNT_ATTR_NOATIME,
-        AccessTime::Strict => MountAttrFlags::MOUNT_ATTR_STRICTATIME,
-    };
-    u64::from(flag.bits())
-}
-
-fn propagation_bits(propagation: Propagation) -> u64 {
-    let flag = match propagation {
-        Propagation::Private => MountPropagationFlags::PRIVATE,
-        Propagation::Shared => MountPropagationFlags::SHARED,
-        Propagation::Slave => MountPropagationFlags::DOWNSTREAM,
-        Propagation::Unbindable => MountPropagationFlags::UNBINDABLE,
-    };
-    u64::from(flag.bits())
-}
-
-/// The attribute for `linux.rootfsPropagation`, and whether it is recursive.
-pub(crate) fn root_propagation(name: &str) -> Option<(u64, bool)> {
-    match mount_option(name) {
-        Some(MountOption::Propagation {
-            propagation,
-            recursive,
-        }) => Some((propagation_bits(propagation), recursive)),
-        _ => None,
-    }
-}
-
-/// Makes mount number `index`. Gives the mount if it is to become read-only once devices and
-/// directories have been made in it.
+/// Makes mount number `index`; `outer` is what the caller has opened for it. Gives the mount if it is
+/// to become read-only once devices and directories have been made in it.
 pub(crate) fn mount(
     root: &Root,
     index: usize,
     mount: &Mount,
-    bind_source: Option<OwnedFd>,
+    outer: Option<OwnedFd>,
     outside: &Outside<'_>,
 ) -> Result<Option<OwnedFd>, Failure> {
     let context = || format!("mounts[{index}]: {} on {:?}", mount.kind, mount.destination);
@@ -193,14 +66,19 @@ pub(crate) fn mount(
             Ok(None)
         }
         MountKind::Bind(_) => {
-            let source = bind_source
+            let source = outer
                 .ok_or_else(|| Failure::new(format!("mounts[{index}]: no source was opened")))?;
             let create = if is_directory(&source).doing(context)? {
                 Create::Directory
             } else {
                 Create::File
             };
-            let target = root.create(&destination, create).doing(context)?;
+            let target = if options.no_follow {
+                root.create_no_follow(&destination, create)
+            } else {
+                root.create(&destination, create)
+            };
+            let target = target.doing(context)?;
             guard_proc(root, index, &target, Some(&source))?;
             options.apply(&source).doing(context)?;
             options.apply_propagation(&source).doing(context)?;
@@ -208,9 +86,12 @@ pub(crate) fn mount(
             Ok(None)
         }
         MountKind::FileSystem(fs) => {
-            let target = root
-                .create(&destination, Create::Directory)
-                .doing(context)?;
+            let target = if options.no_follow {
+                root.create_no_follow(&destination, Create::Directory)
+            } else {
+                root.create(&destination, Create::Directory)
+            };
+            let target = target.doing(context)?;
             if matches!(fs.name, "proc" | "sysfs") && target.through_link {
                 // CVE-2019-19921: a link could lead the mask of /proc astray.
                 return Err(Failure::invalid(format!(
@@ -224,9 +105,24 @@ pub(crate) fn mount(
             if !mount.source.is_empty() {
                 options.data.push(format!("source={}", mount.source));
             }
-            new_file_system(fs, &destination, &target, options, outside, &context)
+            let id_map = outer.map(|namespace| IdMapBy { index, namespace });
+            new_file_system(
+                fs,
+                &destination,
+                &target,
+                options,
+                id_map,
+                outside,
+                &context,
+            )
         }
     }
+}
+
+/// The user namespace by which the ids of mount number `index` are mapped.
+struct IdMapBy {
+    index: usize,
+    namespace: OwnedFd,
 }
 
 fn new_file_system(
@@ -234,6 +130,7 @@ fn new_file_system(
     destination: &Path,
     target: &Resolved,
     mut options: Options,
+    id_map: Option<IdMapBy>,
     outside: &Outside<'_>,
     context: &dyn Fn() -> String,
 ) -> Result<Option<OwnedFd>, Failure> {
@@ -245,12 +142,7 @@ fn new_file_system(
     let mount = if fs.kernel_name == "cgroup2" && !outside.cgroup_namespace {
         // Without a cgroup namespace a new mount would show the whole hierarchy.
         let mount = clone_tree(CWD, outside.cgroup, false).doing(context)?;
-        mount_setattr(
-            &mount,
-            &MountAttr::propagation(propagation_bits(Propagation::Private)),
-            true,
-        )
-        .doing(context)?;
+        mount_setattr(&mount, &MountAttr::propagation(options::PRIVATE), true).doing(context)?;
         mount
     } else {
         if fs.name == "tmpfs" && !options.data.iter().any(|data| data.starts_with("mode=")) {
@@ -261,6 +153,9 @@ fn new_file_system(
         }
         create_file_system(fs.kernel_name, &options).map_err(|error| error.into_failure(context))?
     };
+    if let Some(IdMapBy { index, namespace }) = id_map {
+        idmap::map(index, &mount, &namespace, false)?;
+    }
     options.apply(&mount).doing(context)?;
     if options.copy_up {
         copy_up(&target.fd, &mount).doing(context)?;
@@ -362,57 +257,6 @@ fn context_log(context: &OwnedFd) -> String {
     log
 }
 
-/// Refuses what would put something of the image's or the user's choice into procfs.
-///
-/// Not a matter of the specification: programs trust `/proc` (runc refuses the same).
-fn guard_proc(
-    root: &Root,
-    index: usize,
-    target: &Resolved,
-    bind_source: Option<&OwnedFd>,
-) -> Result<(), Failure> {
-    /// What container engines mount their own versions of.
-    const ALLOWED: [&str; 10] = [
-        "cpuinfo",
-        "diskstats",
-        "loadavg",
-        "meminfo",
-        "slabinfo",
-        "stat",
-        "swaps",
-        "sys/crypto/fips_enabled",
-        "sys/kernel/ns_last_pid",
-        "uptime",
-    ];
-    let Ok(inside) = target.path.strip_prefix("/proc") else {
-        return Ok(());
-    };
-    let refuse = |reason: &str| {
-        Err(Failure::invalid(format!(
-            "mounts[{index}].destination: {:?} {reason}",
-            target.path
-        )))
-    };
-    if inside == Path::new("") {
-        let is_proc = |fd: &OwnedFd| {
-            rustix::fs::fstatfs(fd).is_ok_and(|stat| stat.f_type == rustix::fs::PROC_SUPER_MAGIC)
-        };
-        return match bind_source {
-            Some(source) if is_proc(source) => Ok(()),
-            _ => refuse("can only be a procfs"),
-        };
-    }
-    // A directory of that name that is no procfs is an ordinary directory.
-    let proc = root.open(Path::new("/proc"), rustix::fs::OFlags::PATH);
-    let proc_is_mounted = proc
-        .and_then(|fd| Ok(rustix::fs::fstatfs(&fd)?))
-        .is_ok_and(|stat| stat.f_type == rustix::fs::PROC_SUPER_MAGIC);
-    if proc_is_mounted && !ALLOWED.iter().any(|allowed| inside == Path::new(allowed)) {
-        return refuse("cannot be mounted because it is inside /proc");
-    }
-    Ok(())
-}
-
 fn is_directory(fd: &OwnedFd) -> io::Result<bool> {
     let stat = rustix::fs::fstat(fd)?;
     Ok(rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir())
@@ -455,66 +299,4 @@ pub(crate) fn detached(kernel_name: &str, data: &[&str], attributes: u64) -> io:
     let mount = create_file_system(kernel_name, &options).map_err(|error| error.error)?;
     options.apply(&mount)?;
     Ok(mount)
-}
-
-/// `linux.maskedPaths`: files become `/dev/null`, directories an empty read-only tmpfs.
-///
-/// `empty` keeps that tmpfs for all of them.
-pub(crate) fn mask(
-    root: &Root,
-    path: &str,
-    null: &OwnedFd,
-    empty: &mut Option<OwnedFd>,
-) -> io::Result<()> {
-    let Some(target) = open_if_there(root, path)? else {
-        return Ok(());
-    };
-    if !is_directory(&target)? {
-        return attach(&clone_tree(null, "", false)?, &target);
-    }
-    if let Some(empty) = empty {
-        return attach(&clone_tree(empty, "", false)?, &target);
-    }
-    let mount = detached(
-        "tmpfs",
-        &["mode=755", "nr_blocks=1", "nr_inodes=1"],
-        READ_ONLY,
-    )?;
-    attach(&mount, &target)?;
-    *empty = Some(mount);
-    Ok(())
-}
-
-/// `linux.readonlyPaths`.
-pub(crate) fn make_read_only(root: &Root, path: &str) -> io::Result<()> {
-    let Some(target) = open_if_there(root, path)? else {
-        return Ok(());
-    };
-    let mount = clone_tree(&target, "", true)?;
-    mount_setattr(&mount, &MountAttr::new(READ_ONLY, 0), false)?;
-    attach(&mount, &target)
-}
-
-/// Paths that do not exist need no protection.
-fn open_if_there(root: &Root, path: &str) -> io::Result<Option<OwnedFd>> {
-    match root.open(&PathBuf::from(path), rustix::fs::OFlags::PATH) {
-        Ok(fd) => Ok(Some(fd)),
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {
-            Ok(None)
-        }
-        Err(error) => Err(error),
-    }
-}
-
-/// Opens the caller's `/dev/null` and makes sure that it is that.
-pub(crate) fn open_null() -> io::Result<OwnedFd> {
-    let fd = super::path::open_outside(Path::new("/dev/null"))?;
-    let stat = rustix::fs::statat(&fd, "", AtFlags::EMPTY_PATH)?;
-    let is_null = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_char_device()
-        && stat.st_rdev == rustix::fs::makedev(1, 3);
-    if is_null {
-        Ok(fd)
-    } else {
-        Err(io::Error::other("/dev/null is not the null device"))
-    }
 }

@@ -63,6 +63,15 @@ impl Root {
 
     /// Opens a path, after creating what is missing of it.
     pub(crate) fn create(&self, path: &Path, last: Create) -> io::Result<Resolved> {
+        self.create_and(path, last, true)
+    }
+
+    /// The same; a link at the end of the path is not followed but opened itself.
+    pub(crate) fn create_no_follow(&self, path: &Path, last: Create) -> io::Result<Resolved> {
+        self.create_and(path, last, false)
+    }
+
+    fn create_and(&self, path: &Path, last: Create, follow: bool) -> io::Result<Resolved> {
         let mut walk = Walk::new(&self.0)?;
         let mut pending = components(path);
         pending.reverse();
@@ -77,7 +86,7 @@ impl Root {
             } else {
                 Create::Directory
             };
-            match walk.enter(&name, create)? {
+            match walk.enter(&name, create, follow || !pending.is_empty())? {
                 Entered::Yes => {}
                 Entered::Link(target) => {
                     links += 1;
@@ -202,7 +211,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn enter(&mut self, name: &OsStr, create: Create) -> io::Result<Entered> {
+    fn enter(&mut self, name: &OsStr, create: Create, follow: bool) -> io::Result<Entered> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let open = || rustix::fs::openat(self.here(), name, flags, Mode::empty());
         let fd = match open() {
@@ -213,7 +222,7 @@ impl<'a> Walk<'a> {
             result => result?,
         };
         let stat = rustix::fs::fstat(&fd)?;
-        if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
+        if follow && FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
             let target = rustix::fs::readlinkat(&fd, c"", Vec::new())?;
             return Ok(Entered::Link(PathBuf::from(OsStr::from_bytes(
                 target.as_bytes(),

@@ -16,6 +16,7 @@ mod files;
 mod hooks;
 mod identity;
 mod lifecycle;
+mod mounts;
 mod namespaces;
 mod scheduling;
 mod seccomp;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         ("hooks", hooks::TESTS),
         ("identity", identity::TESTS),
         ("lifecycle", lifecycle::TESTS),
+        ("mounts", mounts::TESTS),
         ("namespaces", namespaces::TESTS),
         ("scheduling", scheduling::TESTS),
         ("seccomp", seccomp::TESTS),

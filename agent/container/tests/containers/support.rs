@@ -48,7 +48,7 @@ impl Outcome {
 }
 
 const TOOLS: &[&str] = &[
-    "cat", "chmod", "chown", "date", "dd", "df", "echo", "env", "false", "grep", "head",
+    "cat", "chmod", "chown", "cut", "date", "dd", "df", "echo", "env", "false", "grep", "head",
     "hostname", "id", "ifconfig", "ionice", "ip", "kill", "ls", "mkdir", "mknod", "mount", "od",
     "ps", "pwd", "readlink", "rm", "sed", "sh", "sleep", "sort", "stat", "stty", "test", "touch",
     "tr", "true", "tty", "ulimit", "umount", "uname", "wc",
