@@ -96,7 +96,8 @@ fn create(channel: &OwnedFd, setup: &Setup) -> Result<Infallible, Failure> {
     session_keyring(&setup.id)?;
     let procfs = Procfs::mount().doing(|| "mount procfs")?;
     namespaces(config, &setup.joins, &procfs)?;
-    let terminal = rootfs::build(setup, rootfs, sources, &procfs)?;
+    let mut warnings = Vec::new();
+    let terminal = rootfs::build(setup, rootfs, sources, &procfs, &mut warnings)?;
     drop(procfs);
     if let Some(terminal) = terminal {
         take_terminal(channel, terminal)?;
@@ -108,7 +109,7 @@ fn create(channel: &OwnedFd, setup: &Setup) -> Result<Infallible, Failure> {
         personality: config.linux.personality.as_ref(),
         first_of: Some(setup),
     };
-    become_program(channel, &program)
+    become_program(channel, &program, warnings)
 }
 
 /// Joins a container and becomes a further process of it.
@@ -146,7 +147,7 @@ fn exec(channel: &OwnedFd, join: &Join) -> Result<Infallible, Failure> {
         personality: join.personality.as_ref(),
         first_of: None,
     };
-    become_program(channel, &program)
+    become_program(channel, &program, Vec::new())
 }
 
 /// The program that the stage becomes.
@@ -159,7 +160,11 @@ struct Program<'a> {
 }
 
 /// Gives up what the program must not have, and executes it: when told to, or at once.
-fn become_program(channel: &OwnedFd, program: &Program<'_>) -> Result<Infallible, Failure> {
+fn become_program(
+    channel: &OwnedFd,
+    program: &Program<'_>,
+    mut warnings: Vec<String>,
+) -> Result<Infallible, Failure> {
     let process = program.process;
     let args = process
         .args
@@ -187,7 +192,6 @@ fn become_program(channel: &OwnedFd, program: &Program<'_>) -> Result<Infallible
         // Takes CAP_SYS_ADMIN, so before the capabilities go.
         filter.load()?;
     }
-    let mut warnings = Vec::new();
     user::become_user(process, &mut warnings)?;
     let name = process.args.first().map_or("", String::as_str);
     let path = program::find(name, &env)?;

@@ -26,7 +26,9 @@ fn setting(field: &str, file: impl Into<String>, value: impl Into<String>) -> Se
 pub(super) fn apply(cgroup: &Cgroup, resources: &Resources) -> Result<(), Failure> {
     let mut settings = memory(&resources.memory);
     settings.extend(cpu(&resources.cpu));
-    if let Some(limit) = resources.pids.limit.filter(|&limit| limit != 0) {
+    if let Some(limit) = resources.pids.limit {
+        // "0 is a valid limit value" (config-linux.md#pids): none but the first, which counts here.
+        let limit = if limit == 0 { 1 } else { limit };
         settings.push(setting("pids.limit", "pids.max", limit_text(limit)));
     }
     for limit in &resources.hugepage_limits {
@@ -39,6 +41,12 @@ pub(super) fn apply(cgroup: &Cgroup, resources: &Resources) -> Result<(), Failur
             Err(error)
                 if file == "memory.swap.max"
                     && matches!(value.as_str(), "0" | "max")
+                    && error.kind() == io::ErrorKind::NotFound => {}
+            // Kubernetes limits every size of the host's to nothing; of a size that the machine
+            // does not have there is nothing.
+            Err(error)
+                if file.starts_with("hugetlb.")
+                    && value == "0"
                     && error.kind() == io::ErrorKind::NotFound => {}
             result => write_result(result, field, file, value)?,
         }

@@ -35,7 +35,11 @@ const LINKS: [(&str, &str); 5] = [
 ];
 
 /// Makes the default and the listed devices and links.
-pub(crate) fn create(root: &Root, listed: &[Device]) -> Result<(), Failure> {
+pub(crate) fn create(
+    root: &Root,
+    listed: &[Device],
+    warnings: &mut Vec<String>,
+) -> Result<(), Failure> {
     let dev = root
         .create(Path::new("/dev"), Create::Directory)
         .doing(|| "create /dev")?
@@ -55,7 +59,7 @@ pub(crate) fn create(root: &Root, listed: &[Device]) -> Result<(), Failure> {
         }
     }
     for (index, device) in listed.iter().enumerate() {
-        exists_here(index, device)?;
+        warnings.extend(exists_here(index, device));
         root.create_parent(&device.path)
             .and_then(|(dir, name)| node(root, &dir, &name, device))
             .doing(|| format!("linux.devices[{index}]: {}", device.path.display()))?;
@@ -74,28 +78,29 @@ pub(crate) fn create(root: &Root, listed: &[Device]) -> Result<(), Failure> {
     rustix::fs::symlinkat("pts/ptmx", &dev, "ptmx").doing(|| "link /dev/ptmx")
 }
 
-/// A listed character device has to exist on this machine: a node that leads nowhere
-/// would be a device that is promised and not there.
-fn exists_here(index: usize, device: &Device) -> Result<(), Failure> {
-    if !matches!(device.kind.as_str(), "c" | "u") {
-        return Ok(());
-    }
-    let known = format!("/sys/dev/char/{}:{}", device.major, device.minor);
-    match rustix::fs::stat(known.as_str()) {
-        Ok(_) => Ok(()),
-        Err(_) => Err(Failure::invalid(format!(
-            "linux.devices[{index}]: {}: the machine has no character device {}:{}",
-            device.path.display(),
-            device.major,
-            device.minor
-        ))),
-    }
+/// A node is made for whatever number is listed, as by runc: callers list all devices of the host for
+/// a privileged container. One that leads nowhere is worth a word.
+fn exists_here(index: usize, device: &Device) -> Option<String> {
+    let (kind, word) = match device.kind.as_str() {
+        "b" => ("block", "block"),
+        "p" => return None,
+        _ => ("char", "character"),
+    };
+    let (major, minor) = (device.major, device.minor);
+    let known = format!("/sys/dev/{kind}/{major}:{minor}");
+    rustix::fs::stat(known.as_str()).is_err().then(|| {
+        let path = device.path.display();
+        format!(
+            "linux.devices[{index}]: {path}: the virtual machine has no {word} device {major}:{minor}, the node leads nowhere"
+        )
+    })
 }
 
 /// Makes the node `name` in `dir`, which is where the device's path leads.
 fn node(root: &Root, dir: &OwnedFd, name: &OsStr, device: &Device) -> io::Result<()> {
     let (kind, number) = match device.kind.as_str() {
         "p" => (FileType::Fifo, 0),
+        "b" => (FileType::BlockDevice, makedev(device.major, device.minor)),
         _ => (
             FileType::CharacterDevice,
             makedev(device.major, device.minor),
@@ -126,7 +131,7 @@ fn node(root: &Root, dir: &OwnedFd, name: &OsStr, device: &Device) -> io::Result
             }
         }
         // A user namespace cannot make nodes: the machine's own takes its place.
-        Err(Errno::PERM) if kind == FileType::CharacterDevice => {
+        Err(Errno::PERM) if kind != FileType::Fifo => {
             let outside = open_outside(&device.path)?;
             let stat = rustix::fs::statat(&outside, "", AtFlags::EMPTY_PATH)?;
             if FileType::from_raw_mode(stat.st_mode) != kind || stat.st_rdev != number {

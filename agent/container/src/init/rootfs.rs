@@ -29,6 +29,7 @@ pub(crate) fn build(
     rootfs: OwnedFd,
     mut sources: Vec<Option<OwnedFd>>,
     procfs: &Procfs,
+    warnings: &mut Vec<String>,
 ) -> Result<Option<Terminal>, Failure> {
     let config = &setup.config;
     // Nothing that happens here shows in the namespace this one is a copy of.
@@ -55,7 +56,7 @@ pub(crate) fn build(
                 .is_ok_and(|kind| matches!(kind, cloister_spec::MountKind::Bind(_)))
     });
     if own_dev {
-        devices::create(&root, &config.linux.devices)?;
+        devices::create(&root, &config.linux.devices, warnings)?;
     } else if !config.linux.devices.is_empty() {
         return Err(Failure::invalid(
             "linux.devices: cannot be made in a /dev that is a bind mount",

@@ -17,6 +17,9 @@ pub(crate) const TESTS: Tests = &[
         a_process_over_its_memory_limit_is_killed,
     ),
     ("too_many_processes_fail", too_many_processes_fail),
+    ("a_limit_of_no_processes", a_limit_of_no_processes),
+    ("huge_pages", huge_pages),
+    ("processors", processors),
     (
         "a_limit_without_its_controller_is_an_error",
         a_limit_without_its_controller_is_an_error,
@@ -109,6 +112,59 @@ fn too_many_processes_fail() {
         .set("/linux/resources/pids", json!({"limit": 3}))
         .run();
     assert!(outcome.stderr.contains("can't fork"), "{outcome:?}");
+}
+
+fn a_limit_of_no_processes() {
+    if !has_controller("pids") {
+        return;
+    }
+    let outcome = Bundle::script("echo start; (echo below) || echo none")
+        .set("/linux/resources/pids", json!({"limit": 0}))
+        .run();
+    assert!(!outcome.stdout.contains("below"), "{outcome:?}");
+    let outcome = Bundle::script("cat /sys/fs/cgroup/pids.max")
+        .set("/linux/resources/pids", json!({"limit": -1}));
+    let outcome = outcome.run();
+    assert_eq!(outcome.lines(), ["max"]);
+}
+
+fn huge_pages() {
+    // Of a size that no machine has, nothing can be used.
+    let limit = |size: &str, limit: u64| {
+        Bundle::script("true").set(
+            "/linux/resources/hugepageLimits",
+            json!([{"pageSize": size, "limit": limit}]),
+        )
+    };
+    limit("3GB", 0).run();
+    assert_eq!(
+        limit("3GB", 1 << 30).error(),
+        "linux.resources.hugepageLimits: the machine has no hugetlb.3GB.max (cgroup controller \"hugetlb\")"
+    );
+    if has_controller("hugetlb") {
+        let script = "cat /sys/fs/cgroup/hugetlb.2MB.max";
+        let outcome = Bundle::script(script)
+            .set(
+                "/linux/resources/hugepageLimits",
+                json!([{"pageSize": "2MB", "limit": 4_194_304}]),
+            )
+            .run();
+        assert_eq!(outcome.lines(), ["4194304"]);
+    }
+}
+
+fn processors() {
+    if !has_controller("cpu") {
+        return;
+    }
+    let script = "cd /sys/fs/cgroup; cat cpu.max cpu.max.burst cpu.idle";
+    let outcome = Bundle::script(script)
+        .set(
+            "/linux/resources/cpu",
+            json!({"quota": 50_000, "period": 100_000, "burst": 10_000, "idle": 1}),
+        )
+        .run();
+    assert_eq!(outcome.lines(), ["50000 100000", "10000", "1"]);
 }
 
 fn a_limit_without_its_controller_is_an_error() {

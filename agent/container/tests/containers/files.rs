@@ -17,6 +17,7 @@ pub(crate) const TESTS: Tests = &[
     ),
     ("default_devices", default_devices),
     ("listed_devices", listed_devices),
+    ("devices_that_do_not_exist", devices_that_do_not_exist),
     (
         "a_listed_device_meets_another_file",
         a_listed_device_meets_another_file,
@@ -210,11 +211,36 @@ fn a_listed_device_meets_another_file() {
     let device = json!([{"path": "/etc/passwd", "type": "c", "major": 1, "minor": 5}]);
     let error = Bundle::script("true").set("/linux/devices", device).error();
     assert_eq!(error, "linux.devices[0]: /etc/passwd: file exists");
-    let device = json!([{"path": "/dev/x", "type": "c", "major": 1, "minor": 4000}]);
-    let error = Bundle::script("true").set("/linux/devices", device).error();
+}
+
+fn devices_that_do_not_exist() {
+    let outcome = Bundle::script("stat -c '%n %F %t:%T' /dev/x /dev/y; cat /dev/y 2>&1; true")
+        .set(
+            "/linux/devices",
+            json!([
+                {"path": "/dev/x", "type": "b", "major": 259, "minor": 4000},
+                {"path": "/dev/y", "type": "c", "major": 1, "minor": 4000},
+            ]),
+        )
+        .push(
+            "/linux/resources/devices",
+            json!({"allow": true, "type": "c", "major": 1, "minor": 4000, "access": "r"}),
+        )
+        .run();
     assert_eq!(
-        error,
-        "linux.devices[0]: /dev/x: the machine has no character device 1:4000"
+        outcome.lines(),
+        [
+            "/dev/x block special file 103:fa0",
+            "/dev/y character special file 1:fa0",
+            "cat: can't open '/dev/y': No such device or address",
+        ]
+    );
+    assert_eq!(
+        outcome.warnings[..2],
+        [
+            "linux.devices[0]: /dev/x: the virtual machine has no block device 259:4000, the node leads nowhere",
+            "linux.devices[1]: /dev/y: the virtual machine has no character device 1:4000, the node leads nowhere",
+        ]
     );
 }
 
