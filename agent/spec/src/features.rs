@@ -4,11 +4,21 @@ use serde_json::{Value, json};
 
 use crate::mount::{MOUNT_OPTIONS, MountOption};
 use crate::names::{
-    CAPABILITIES, NAMESPACES, SECCOMP_ACTIONS, SECCOMP_ARCHS, SECCOMP_FLAGS, SECCOMP_OPERATORS,
+    CAPABILITIES, MEMORY_POLICY_MODES, NAMESPACES, SECCOMP_ACTIONS, SECCOMP_ARCHS, SECCOMP_FLAGS,
+    SECCOMP_OPERATORS,
 };
 use crate::shape::{Field, Shape, Verdict};
 use crate::table::ROOT;
 use crate::text::NEWEST;
+
+/// Annotations of a specification that change what the runtime does: those by which a container finds
+/// the virtual machine of its pod. One that ends with a dot is a prefix (features.md#unsafe-annotations-in-configjson).
+const UNSAFE_ANNOTATIONS: [&str; 4] = [
+    "io.kubernetes.cri-o.ContainerType",
+    "io.kubernetes.cri-o.SandboxID",
+    "io.kubernetes.cri.container-type",
+    "io.kubernetes.cri.sandbox-id",
+];
 
 /// The features structure of `cloister features`, in its JSON form.
 pub fn features() -> Value {
@@ -56,12 +66,21 @@ pub fn features() -> Value {
             },
             "apparmor": { "enabled": enforced(&["process", "apparmorProfile"]) },
             "selinux": { "enabled": enforced(&["process", "selinuxLabel"]) },
-            "intelRdt": { "enabled": enforced(&["linux", "intelRdt"]) },
+            "intelRdt": {
+                "enabled": enforced(&["linux", "intelRdt"]),
+                "schemata": enforced(&["linux", "intelRdt"]),
+                "monitoring": enforced(&["linux", "intelRdt"]),
+            },
+            "memoryPolicy": { "modes": MEMORY_POLICY_MODES.supported, "flags": [] },
             "mountExtensions": {
                 "idmap": { "enabled": enforced(&["mounts", "uidMappings"]) },
             },
             "netDevices": { "enabled": enforced(&["linux", "netDevices"]) },
         },
+        "annotations": {
+            "org.cloister.version": env!("CARGO_PKG_VERSION"),
+        },
+        "potentiallyUnsafeConfigAnnotations": UNSAFE_ANNOTATIONS,
     })
 }
 

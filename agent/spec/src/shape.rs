@@ -49,6 +49,8 @@ pub struct Field {
     pub required: bool,
     /// What happens to it. The members of an enforced object have verdicts of their own.
     pub verdict: Verdict,
+    /// What a reader of the specification would not expect; empty if nothing.
+    pub note: &'static str,
 }
 
 impl Field {
@@ -58,6 +60,7 @@ impl Field {
             shape,
             required: false,
             verdict: Verdict::Enforced(enforcer),
+            note: "",
         }
     }
 
@@ -67,6 +70,7 @@ impl Field {
             shape,
             required: false,
             verdict: Verdict::NoEffect(reason),
+            note: "",
         }
     }
 
@@ -76,7 +80,13 @@ impl Field {
             shape,
             required: false,
             verdict: Verdict::Refused(reason),
+            note: "",
         }
+    }
+
+    pub(crate) const fn note(mut self, note: &'static str) -> Self {
+        self.note = note;
+        self
     }
 
     pub(crate) const fn required(mut self) -> Self {

@@ -35,8 +35,7 @@ pub(crate) static ROOT: &[Field] = &[
     guest("domainname", Shape::Text(text::host_name)),
     both("mounts", Shape::List(&Shape::Object(MOUNT))),
     both("hooks", Shape::Object(HOOKS)),
-    // Told to hooks.
-    both("annotations", STRING_MAP),
+    both("annotations", STRING_MAP).note("told to hooks; the sandbox of a pod is found by them"),
     both("linux", Shape::Object(linux::LINUX)).required(),
     Field::refused("solaris", Shape::Object(&[]), OTHER_PLATFORM),
     Field::refused("windows", Shape::Object(&[]), OTHER_PLATFORM),
@@ -74,8 +73,8 @@ pub(crate) const PROCESS: &[Field] = &[
     ),
     guest("ioPriority", Shape::Object(IO_PRIORITY)),
     guest("scheduler", Shape::Object(SCHEDULER)),
-    // Of processes that are executed in a container, not of its first.
-    guest("execCPUAffinity", Shape::Object(EXEC_CPU_AFFINITY)),
+    guest("execCPUAffinity", Shape::Object(EXEC_CPU_AFFINITY))
+        .note("processors are those of the virtual machine, numbered from 0"),
 ];
 
 const CAPABILITY: Shape = Shape::Name(&names::CAPABILITIES);
@@ -84,9 +83,8 @@ const CAPABILITY_SET: Shape = Shape::List(&CAPABILITY);
 const MOUNT: &[Field] = &[
     both("destination", Shape::Text(text::not_empty)).required(),
     both("source", Shape::Str),
-    both("type", Shape::Str),
-    // Each option has a verdict of its own: see mount.rs.
-    both("options", STRINGS),
+    both("type", Shape::Str).note("file systems that the kernel makes from nothing, see below"),
+    both("options", STRINGS).note("each option has a verdict of its own, see below"),
     guest("uidMappings", Shape::List(&Shape::Object(ID_MAPPING))),
     guest("gidMappings", Shape::List(&Shape::Object(ID_MAPPING))),
 ];
@@ -100,8 +98,11 @@ const ID_MAPPING: &[Field] = &[
 const HOOKS: &[Field] = &[
     host("prestart", HOOK_LIST),
     host("createRuntime", HOOK_LIST),
-    host("createContainer", HOOK_LIST),
-    guest("startContainer", HOOK_LIST),
+    host("createContainer", HOOK_LIST).note(
+        "runs in the host's mount namespace: that of the container is in the virtual machine",
+    ),
+    guest("startContainer", HOOK_LIST)
+        .note("runs as the container's user; without `env`, with the container's environment"),
     host("poststart", HOOK_LIST),
     host("poststop", HOOK_LIST),
 ];

@@ -231,6 +231,11 @@ fn file_systems_from_nothing() {
 }
 
 fn every_recursive_attribute() {
+    // Where the tests' files are may have attributes of its own.
+    let tmpfs = |path: &str| {
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("tmpfs", path, "tmpfs", flags, None).unwrap();
+    };
     for (option, expected) in [
         ("rro", "ro,relatime"),
         ("rnosuid", "rw,nosuid,relatime"),
@@ -243,20 +248,16 @@ fn every_recursive_attribute() {
     ] {
         let bundle = Bundle::script("grep -E ' /data(/sub)? ' /proc/self/mountinfo");
         let source = source(&bundle);
+        tmpfs(&source);
         let sub = format!("{source}/sub");
         fs::create_dir(&sub).unwrap();
-        rustix::mount::mount(
-            "tmpfs",
-            &sub,
-            "tmpfs",
-            rustix::mount::MountFlags::empty(),
-            None,
-        )
-        .unwrap();
+        tmpfs(&sub);
         let outcome = bundle
             .mount(json!({"destination": "/data", "source": source, "options": ["rbind", option]}))
             .run_with(|_| {});
-        rustix::mount::unmount(&sub, rustix::mount::UnmountFlags::DETACH).unwrap();
+        for path in [&sub, &source] {
+            rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH).unwrap();
+        }
         let outcome = outcome.unwrap();
         let attributes: Vec<_> = outcome
             .lines()

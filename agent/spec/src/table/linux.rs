@@ -11,7 +11,9 @@ const NO_REALTIME: &str = "cgroup v2 has no realtime scheduling control";
 const NO_LEAF_WEIGHT: &str = "cgroup v2 has no leaf weights";
 
 pub(super) const LINUX: &[Field] = &[
-    guest("devices", Shape::List(&Shape::Object(DEVICE))),
+    guest("devices", Shape::List(&Shape::Object(DEVICE))).note(
+        "numbers name devices of the virtual machine; a node that leads nowhere is made with a warning",
+    ),
     Field::refused(
         "netDevices",
         Shape::Map(&Shape::Object(NET_DEVICES)),
@@ -21,7 +23,8 @@ pub(super) const LINUX: &[Field] = &[
     guest("gidMappings", Shape::List(&Shape::Object(ID_MAPPING))),
     guest("sysctl", STRING_MAP),
     both("resources", Shape::Object(RESOURCES)),
-    host("cgroupsPath", Shape::Str),
+    host("cgroupsPath", Shape::Str)
+        .note("where the processes of the sandbox are on the host; inside there is a cgroup of its own"),
     both("namespaces", Shape::List(&Shape::Object(NAMESPACES))),
     guest("seccomp", Shape::Object(SECCOMP)),
     guest("rootfsPropagation", Shape::Name(&names::PROPAGATIONS)),
@@ -63,7 +66,8 @@ pub(crate) const RESOURCES: &[Field] = &[
     guest(
         "hugepageLimits",
         Shape::List(&Shape::Object(HUGEPAGE_LIMITS)),
-    ),
+    )
+    .note("a limit of 0 holds for a page size that the virtual machine does not have"),
     Field::refused(
         "network",
         Shape::Object(NETWORK),
@@ -74,7 +78,7 @@ pub(crate) const RESOURCES: &[Field] = &[
         Shape::Map(&Shape::Object(RDMA)),
         "the virtual machine has no RDMA devices",
     ),
-    guest("unified", STRING_MAP),
+    guest("unified", STRING_MAP).note("files of the cgroup in the virtual machine"),
 ];
 
 const THROTTLE: Shape = Shape::List(&Shape::Object(THROTTLE_DEVICE));
@@ -111,8 +115,9 @@ const NET_DEVICES: &[Field] = &[guest("name", Shape::Str)];
 
 const NAMESPACES: &[Field] = &[
     both("type", Shape::Name(&names::NAMESPACES)).required(),
-    // The host resolves it: only namespaces of the containers of one virtual machine can be shared.
-    both("path", Shape::Text(text::optional_path)),
+    both("path", Shape::Text(text::optional_path)).note(
+        "only namespaces of containers in the same virtual machine can be shared, and a network namespace of the host's",
+    ),
 ];
 
 const INTEL_RDT: &[Field] = &[
@@ -163,8 +168,7 @@ const MEMORY: &[Field] = &[
         Shape::Bool,
         "a cgroup v2 is always accounted with those below it",
     ),
-    // Concerns updates: a new cgroup uses no memory.
-    guest("checkBeforeUpdate", Shape::Bool),
+    guest("checkBeforeUpdate", Shape::Bool).note("of updates: a new cgroup uses no memory"),
 ];
 
 const CPU: &[Field] = &[
@@ -174,13 +178,13 @@ const CPU: &[Field] = &[
     both("period", U64),
     Field::refused("realtimeRuntime", I64, NO_REALTIME),
     Field::refused("realtimePeriod", U64, NO_REALTIME),
-    // Processors and memory nodes of the host, which the virtual machine does not number.
-    host("cpus", Shape::Str),
-    host("mems", Shape::Str),
+    host("cpus", Shape::Text(text::cpu_list))
+        .note("processors of the host, which the virtual machine does not number"),
+    host("mems", Shape::Text(text::cpu_list)).note("memory nodes of the host"),
     both("idle", Shape::Int(0, 1)),
 ];
 
-const PIDS: &[Field] = &[guest("limit", I64)];
+const PIDS: &[Field] = &[guest("limit", I64).note("0: no process but the first; -1: no limit")];
 
 const WEIGHT_DEVICE: &[Field] = &[
     host("major", DEVICE_MAJOR).required(),
@@ -192,8 +196,9 @@ const WEIGHT_DEVICE: &[Field] = &[
 const BLOCK_IO: &[Field] = &[
     both("weight", U16),
     Field::refused("leafWeight", U16, NO_LEAF_WEIGHT),
-    // Devices of the host, which reads and writes for the virtual machine.
-    host("weightDevice", Shape::List(&Shape::Object(WEIGHT_DEVICE))),
+    host("weightDevice", Shape::List(&Shape::Object(WEIGHT_DEVICE))).note(
+        "as the next four: devices of the host, which reads and writes for the virtual machine",
+    ),
     host("throttleReadBpsDevice", THROTTLE),
     host("throttleWriteBpsDevice", THROTTLE),
     host("throttleReadIOPSDevice", THROTTLE),
