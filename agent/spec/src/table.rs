@@ -166,6 +166,6 @@ const EXEC_CPU_AFFINITY: &[Field] = &[
 const HOOK: &[Field] = &[
     both("path", Shape::Text(text::absolute_path)).required(),
     both("args", STRINGS),
-    both("env", STRINGS),
+    both("env", Shape::List(&Shape::Text(text::environment))),
     both("timeout", Shape::Int(1, i64::MAX as i128)),
 ];

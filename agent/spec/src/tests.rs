@@ -1,3 +1,4 @@
+mod callers;
 mod documentation;
 mod every_field;
 mod refused;

@@ -14,6 +14,9 @@ pub(super) fn check(process: &Value, prefix: &str, findings: &mut Findings) {
     };
     let path = |name: &str| format!("{prefix}scheduler.{name}");
     let policy = text(scheduler, "policy");
+    if policy.is_empty() {
+        return;
+    }
     let number = |name| scheduler.get(name).and_then(Value::as_i64).unwrap_or(0);
     let fair = matches!(policy, "SCHED_OTHER" | "SCHED_BATCH" | "SCHED_IDLE");
     let deadline = policy == "SCHED_DEADLINE";

@@ -86,3 +86,128 @@ fn what_is_refused_names_its_field() {
         .retain(|n| n["type"] != "network");
     assert!(verdict(&document).contains("would join the host's network"));
 }
+
+#[test]
+fn kernel_parameters_and_their_namespaces() {
+    let sysctl = |key: &str, namespaces: &[&str]| {
+        let mut document = base();
+        let list: Vec<_> = namespaces
+            .iter()
+            .map(|kind| json!({"type": kind}))
+            .collect();
+        document["linux"]["namespaces"] = json!(list);
+        document["linux"]["sysctl"] = json!({key: "1"});
+        if namespaces.contains(&"user") {
+            let map = json!([{"containerID": 0, "hostID": 1, "size": 1}]);
+            document["linux"]["uidMappings"] = map.clone();
+            document["linux"]["gidMappings"] = map;
+        }
+        document["hostname"] = json!("");
+        verdict(&document)
+    };
+    for (key, namespace) in [
+        ("kernel.msgmax", "ipc"),
+        ("kernel.msgmnb", "ipc"),
+        ("kernel.msgmni", "ipc"),
+        ("kernel.sem", "ipc"),
+        ("kernel.shmall", "ipc"),
+        ("kernel.shmmax", "ipc"),
+        ("kernel.shmmni", "ipc"),
+        ("kernel.shm_rmid_forced", "ipc"),
+        ("fs.mqueue.msg_max", "ipc"),
+        ("kernel.domainname", "uts"),
+        ("user.max_user_namespaces", "user"),
+        ("net.ipv4.ip_forward", "network"),
+        ("net/ipv4/conf/eth0.1/forwarding", "network"),
+    ] {
+        let all = ["mount", "network", namespace];
+        let listed = if namespace == "network" {
+            &all[..2]
+        } else {
+            &all[..]
+        };
+        assert_eq!(sysctl(key, listed), "accepted", "{key}");
+        if namespace != "network" {
+            assert_eq!(
+                sysctl(key, &all[..2]),
+                format!(
+                    "config.json: linux.sysctl[{key:?}]: cannot be set without a {namespace} namespace"
+                )
+            );
+        }
+    }
+    for (key, reason) in [
+        ("kernel.hostname", "hostname sets it"),
+        (
+            "vm.swappiness",
+            "it does not belong to a namespace of the container",
+        ),
+        (
+            "kernel.core_pattern",
+            "it does not belong to a namespace of the container",
+        ),
+        (
+            "fs.file-max",
+            "it does not belong to a namespace of the container",
+        ),
+    ] {
+        assert_eq!(
+            sysctl(key, &["mount", "network", "uts", "ipc"]),
+            format!("config.json: linux.sysctl[{key:?}]: refused: {reason}")
+        );
+    }
+}
+
+#[test]
+fn options_of_mounts_that_are_refused() {
+    for (option, reason) in [
+        ("mand", "Linux has no mandatory locks since 5.15"),
+        ("rmand", "Linux has no mandatory locks since 5.15"),
+        (
+            "rsync",
+            "it is a property of a file system, not of the mounts below",
+        ),
+        (
+            "rdirsync",
+            "it is a property of a file system, not of the mounts below",
+        ),
+        (
+            "copy-symlink",
+            "links in the source are followed on the host, where the source is shared from",
+        ),
+        (
+            "src-nofollow",
+            "links in the source are followed on the host, where the source is shared from",
+        ),
+        (
+            "lazytime",
+            "it is a property of the file system, which a bind mount does not change",
+        ),
+        (
+            "mode=755",
+            "not a mount option that Cloister knows for bind mounts",
+        ),
+    ] {
+        let mount = json!([{"destination": "/x", "source": "/y", "options": ["bind", option]}]);
+        assert_eq!(
+            with("/mounts", mount),
+            format!("config.json: mounts[0].options[1]: {option:?} is refused: {reason}")
+        );
+    }
+}
+
+#[test]
+fn namespaces_that_cannot_be_the_hosts() {
+    for (kind, reason) in [
+        ("network", "the container would join the host's network"),
+        ("mount", "the container would join the sandbox's mounts"),
+    ] {
+        let mut document = base();
+        let namespaces = document["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.retain(|namespace| namespace["type"] != kind);
+        assert_eq!(
+            verdict(&document),
+            format!("config.json: linux.namespaces: refused: without a {kind} namespace {reason}")
+        );
+    }
+}
