@@ -13,13 +13,17 @@
 )]
 
 mod bad_input;
+mod control;
+mod exec;
 mod exit_status;
 mod faults;
 mod harness;
 mod hello;
+mod hooks;
 mod inside;
 mod lifecycle;
 mod parallel;
+mod pods;
 mod rootfs;
 mod stdio;
 mod terminal;

@@ -24,8 +24,9 @@ fn setting(field: &str, file: impl Into<String>, value: impl Into<String>) -> Se
 }
 
 pub(super) fn apply(cgroup: &Cgroup, resources: &Resources) -> Result<(), Failure> {
-    let mut settings = memory(&resources.memory);
-    settings.extend(cpu(&resources.cpu));
+    let current = |file: &str| cgroup.read(file).ok();
+    let mut settings = memory(&resources.memory, current);
+    settings.extend(cpu(&resources.cpu, current));
     if let Some(limit) = resources.pids.limit {
         // "0 is a valid limit value" (config-linux.md#pids): none but the first, which counts here.
         let limit = if limit == 0 { 1 } else { limit };
@@ -90,7 +91,8 @@ fn limit_text(limit: i64) -> String {
     }
 }
 
-fn memory(memory: &Memory) -> Vec<Setting> {
+/// `current` tells what is in a file.
+fn memory(memory: &Memory, current: impl Fn(&str) -> Option<String>) -> Vec<Setting> {
     let mut settings = Vec::new();
     let set = |value: Option<i64>| value.filter(|&value| value != 0);
     if let Some(limit) = set(memory.limit) {
@@ -101,7 +103,12 @@ fn memory(memory: &Memory) -> Vec<Setting> {
         let swap = if swap < 0 {
             swap
         } else {
-            swap - memory.limit.unwrap_or(0)
+            let limit = memory.limit.or_else(|| {
+                // An update of the one alone.
+                let limit = current("memory.max")?;
+                limit.trim().parse().ok()
+            });
+            (swap - limit.unwrap_or(0)).max(0)
         };
         settings.push(setting("memory.swap", "memory.swap.max", limit_text(swap)));
     }
@@ -115,9 +122,8 @@ fn memory(memory: &Memory) -> Vec<Setting> {
     settings
 }
 
-fn cpu(cpu: &Cpu) -> Vec<Setting> {
-    /// The kernel's default.
-    const PERIOD: u64 = 100_000;
+/// `current` tells what is in a file.
+fn cpu(cpu: &Cpu, current: impl Fn(&str) -> Option<String>) -> Vec<Setting> {
     let mut settings = Vec::new();
     if let Some(shares) = cpu.shares.filter(|&shares| shares != 0) {
         settings.push(setting(
@@ -128,18 +134,23 @@ fn cpu(cpu: &Cpu) -> Vec<Setting> {
     }
     let quota = cpu.quota.filter(|&quota| quota != 0);
     let period = cpu.period.filter(|&period| period != 0);
-    if quota.is_some() || period.is_some() {
-        let value = format!(
-            "{} {}",
-            limit_text(quota.unwrap_or(-1)),
-            period.unwrap_or(PERIOD)
-        );
-        let field = if quota.is_some() {
-            "cpu.quota"
-        } else {
-            "cpu.period"
-        };
-        settings.push(setting(field, "cpu.max", value));
+    match (quota, period) {
+        (None, None) => {}
+        (Some(quota), Some(period)) => {
+            let value = format!("{} {period}", limit_text(quota));
+            settings.push(setting("cpu.quota", "cpu.max", value));
+        }
+        // The period stays.
+        (Some(quota), None) => settings.push(setting("cpu.quota", "cpu.max", limit_text(quota))),
+        (None, Some(period)) => {
+            let current = current("cpu.max").unwrap_or_default();
+            let quota = current.split_ascii_whitespace().next().unwrap_or("max");
+            settings.push(setting(
+                "cpu.period",
+                "cpu.max",
+                format!("{quota} {period}"),
+            ));
+        }
     }
     if let Some(burst) = cpu.burst {
         settings.push(setting("cpu.burst", "cpu.max.burst", burst.to_string()));
@@ -176,8 +187,15 @@ mod tests {
 
     fn files(resources: serde_json::Value) -> Vec<(String, String)> {
         let resources: Resources = serde_json::from_value(resources).unwrap();
-        let mut settings = memory(&resources.memory);
-        settings.extend(cpu(&resources.cpu));
+        let current = |file: &str| {
+            let text = match file {
+                "memory.max" => "30\n",
+                _ => "7000 100000\n",
+            };
+            Some(text.to_owned())
+        };
+        let mut settings = memory(&resources.memory, current);
+        settings.extend(cpu(&resources.cpu, current));
         settings.into_iter().map(|s| (s.file, s.value)).collect()
     }
 
@@ -203,6 +221,10 @@ mod tests {
             pairs(&[("memory.max", "max"), ("memory.swap.max", "max")])
         );
         assert_eq!(files(json!({"memory": {"limit": 0}})), []);
+        assert_eq!(
+            files(json!({"memory": {"swap": 50}})),
+            pairs(&[("memory.swap.max", "20")])
+        );
     }
 
     #[test]
@@ -212,11 +234,11 @@ mod tests {
         assert_eq!(files(both), pairs(&expected));
         assert_eq!(
             files(json!({"cpu": {"quota": -1}})),
-            pairs(&[("cpu.max", "max 100000")])
+            pairs(&[("cpu.max", "max")])
         );
         assert_eq!(
             files(json!({"cpu": {"period": 5000}})),
-            pairs(&[("cpu.max", "max 5000")])
+            pairs(&[("cpu.max", "7000 5000")])
         );
     }
 

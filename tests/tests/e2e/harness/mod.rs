@@ -4,7 +4,7 @@ mod bundle;
 mod command;
 mod residue;
 
-pub(crate) use bundle::Bundle;
+pub(crate) use bundle::{Bundle, busybox_rootfs};
 pub(crate) use command::{Cmd, Finished};
 pub(crate) use residue::Residue;
 
