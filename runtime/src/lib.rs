@@ -12,6 +12,7 @@
 
 pub mod agent;
 pub mod bundle;
+pub mod cgroup;
 pub mod config;
 pub mod hooks;
 pub mod id;
