@@ -91,8 +91,13 @@ impl SandboxCgroup {
                 this.keep(made);
             }
             Some(unit) => {
-                let result = this.create_unit(&unit, plan, resources, pid);
-                if let Err(e) = result {
+                let failed = |error| CgroupError::Systemd {
+                    unit: unit.name.clone(),
+                    error,
+                };
+                let rounded = systemd::start(&unit, version, resources, overhead, pid);
+                let rounded = rounded.map_err(failed)?;
+                if let Err(e) = this.complete_unit(plan, &rounded, pid) {
                     // Stopping the unit ends what is in it.
                     tree::move_back(&this.origin, &this.paths, pid);
                     let _ = systemd::stop(&unit.name);
@@ -103,26 +108,19 @@ impl SandboxCgroup {
         Ok(this)
     }
 
-    fn create_unit(
+    /// Does what systemd does not: it does not know every limit, nor every hierarchy.
+    fn complete_unit(
         &mut self,
-        unit: &Unit,
         plan: &Plan,
         resources: &LinuxResources,
         pid: u32,
     ) -> Result<(), CgroupError> {
-        let failed = |error| CgroupError::Systemd {
-            unit: unit.name.clone(),
-            error,
-        };
-        let rounded =
-            systemd::start(unit, self.version, resources, self.overhead, pid).map_err(failed)?;
-        // systemd does not know every limit, nor join every hierarchy.
         let made = self.make_directories(plan, resources)?;
-        let settings = limits::settings(self.version, &rounded, self.overhead)?;
+        let settings = limits::settings(self.version, resources, self.overhead)?;
         limits::apply(&settings, &self.paths)?;
         tree::join_all(&self.paths, &plan.hierarchies, pid)?;
         self.keep(made);
-        // Whatever systemd has made goes with the unit.
+        // What systemd has made goes with the unit.
         self.created.extend(self.paths.values().cloned());
         Ok(())
     }

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
 use serde::{Deserialize, Serialize};
 
+pub(super) use self::v2::{PERIOD, weight_of_shares, with_overhead};
 use super::file::{self, is_gone, parse_list};
 use super::{CgroupError, Hierarchies, Version};
 
@@ -38,7 +39,7 @@ pub struct Overhead {
 
 impl Overhead {
     /// A limit of memory: negative ones stand for none.
-    fn memory(self, limit: i64) -> i64 {
+    pub(super) fn memory(self, limit: i64) -> i64 {
         match u64::try_from(limit) {
             Ok(bytes) => {
                 let bytes = bytes.saturating_add(self.memory_bytes);
