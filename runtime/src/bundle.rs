@@ -34,8 +34,8 @@ pub enum BundleError {
     #[error("cannot enter the bundle {}", .0.display())]
     Directory(PathBuf, #[source] io::Error),
     /// There is no specification in it; the wording is runc's.
-    #[error("JSON specification file config.json not found in {}", .0.display())]
-    NoSpec(PathBuf),
+    #[error("JSON specification file {} not found in {}", .0.display(), .1.display())]
+    NoSpec(PathBuf, PathBuf),
     /// The specification cannot be read.
     #[error("cannot read {}", .0.display())]
     Read(PathBuf, #[source] io::Error),
@@ -83,14 +83,16 @@ pub enum BundleError {
 }
 
 impl Bundle {
-    /// Reads the bundle in `dir` and checks everything in it that can be checked. `root` is where
-    /// the containers are that it may want to share something with.
+    /// Reads the bundle in `dir` and checks everything in it that can be checked. `file` is its
+    /// specification if that is not `config.json`; `root` is where the containers are that it may
+    /// want to share something with.
     ///
     /// # Errors
     /// The first thing that is wrong.
-    pub fn load(dir: &Path, root: &Path) -> Result<Self, BundleError> {
+    pub fn load(dir: &Path, file: Option<&Path>, root: &Path) -> Result<Self, BundleError> {
         let dir = fs::canonicalize(dir).map_err(|e| BundleError::Directory(dir.to_owned(), e))?;
-        let bytes = read_spec(&dir)?;
+        let file = file.unwrap_or(Path::new(SPEC_FILE));
+        let bytes = read_spec(&dir, file)?;
         let spec = Spec::parse(&bytes, SPEC_FILE)?;
         let container = container(&dir, root, spec.oci())?;
         Ok(Self {
@@ -102,12 +104,12 @@ impl Bundle {
     }
 }
 
-fn read_spec(dir: &Path) -> Result<Vec<u8>, BundleError> {
-    let path = dir.join(SPEC_FILE);
+fn read_spec(dir: &Path, file: &Path) -> Result<Vec<u8>, BundleError> {
+    let path = dir.join(file);
     let file = match File::open(&path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            return Err(BundleError::NoSpec(dir.to_owned()));
+            return Err(BundleError::NoSpec(file.to_owned(), dir.to_owned()));
         }
         Err(e) => return Err(BundleError::Read(path, e)),
     };
@@ -133,7 +135,11 @@ fn container(
     if !rootfs.is_dir() {
         return Err(BundleError::RootfsFile(rootfs));
     }
-    let namespaces = spec.linux().as_ref().and_then(|l| l.namespaces().as_ref());
+    let linux = spec.linux().as_ref();
+    let cgroups_path = linux
+        .and_then(|linux| linux.cgroups_path().as_ref())
+        .map(|path| path.display().to_string());
+    let namespaces = linux.and_then(|linux| linux.namespaces().as_ref());
     let namespaces = namespaces.map_or(&[][..], Vec::as_slice);
     let annotations = spec.annotations().clone().unwrap_or_default();
     let placement = Placement::find(root, namespaces, &annotations)?;
@@ -156,6 +162,8 @@ fn container(
         sandbox: placement.sandbox,
         shared_namespaces: placement.shared,
         hooks: spec.hooks().clone(),
+        cgroups_path: cgroups_path.unwrap_or_default(),
+        resources: linux.and_then(|linux| linux.resources().clone()),
         terminal: process.and_then(|p| p.terminal()).unwrap_or_default(),
     })
 }

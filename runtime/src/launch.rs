@@ -12,10 +12,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use cloister_vmm_api::{Channel, ChannelError};
-use oci_spec::runtime::Hooks;
+use oci_spec::runtime::{Hooks, LinuxResources};
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::Driver;
 use crate::config::Config;
 use crate::logger::LogFormat;
 use crate::process::ProcessId;
@@ -36,6 +37,8 @@ pub struct Launch {
     pub bundle: PathBuf,
     /// What of the specification concerns the host.
     pub container: Container,
+    /// Who makes its cgroup on this machine; `None` if there is to be none.
+    pub cgroup_driver: Option<Driver>,
     /// How its terminal is wired, if it has one.
     pub terminal: Terminal,
     /// Whether the user's program is started at once.
@@ -134,6 +137,10 @@ pub struct Container {
     pub shared_namespaces: Vec<(String, String)>,
     /// The hooks.
     pub hooks: Option<Hooks>,
+    /// Where its cgroup on this machine is to be, in the form of the driver.
+    pub cgroups_path: String,
+    /// What of its limits concerns this machine.
+    pub resources: Option<LinuxResources>,
     /// Whether its process has a terminal.
     pub terminal: bool,
 }
@@ -351,8 +358,11 @@ mod tests {
                 sandbox: None,
                 shared_namespaces: Vec::new(),
                 hooks: None,
+                cgroups_path: String::new(),
+                resources: None,
                 terminal: true,
             },
+            cgroup_driver: Some(Driver::Cgroupfs),
             terminal: Terminal::Socket,
             start: false,
             remove: false,

@@ -34,6 +34,7 @@ use std::time::{Duration, Instant};
 use oci_spec::runtime::Hooks;
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::SandboxCgroup;
 use crate::id::ContainerId;
 use crate::paths::ContainerPaths;
 use crate::process::ProcessId;
@@ -73,6 +74,8 @@ pub struct State {
     pub vmm: Option<ProcessId>,
     /// The process of its own file server.
     pub fs: Option<ProcessId>,
+    /// Its cgroup on this machine, if it has one.
+    pub cgroup: Option<SandboxCgroup>,
     /// The hooks that other commands run.
     pub hooks: Option<Hooks>,
     /// How far it is.

@@ -65,9 +65,13 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "FILE")]
     pub(crate) timeline: Option<PathBuf>,
 
-    /// Accepted as callers of runc give it: a container's cgroups are those of its own kernel
+    /// Have systemd make the cgroup of a sandbox's processes: cgroupsPath is SLICE:PREFIX:NAME
     #[arg(long)]
     pub(crate) systemd_cgroup: bool,
+
+    /// Who makes the cgroup of a sandbox's processes, as crun's callers say it
+    #[arg(long, value_name = "WHO", value_enum, default_value_t)]
+    pub(crate) cgroup_manager: CgroupManager,
 
     /// Whether to run without root's rights: only `false`, or `auto`, which means the same
     #[arg(long, value_name = "WHEN", value_enum, default_value_t, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
@@ -79,6 +83,15 @@ pub(crate) struct Cli {
 
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum CgroupManager {
+    #[default]
+    Cgroupfs,
+    Systemd,
+    /// Nobody: the processes stay in the caller's.
+    Disabled,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -197,6 +210,10 @@ pub(crate) struct CreateOptions {
     /// The directory with config.json
     #[arg(long, short, value_name = "DIR", default_value = ".")]
     pub(crate) bundle: PathBuf,
+
+    /// File with the specification, in place of config.json in the bundle
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
 
     /// Socket that receives the master side of the container's terminal
     #[arg(long, value_name = "SOCKET")]
@@ -426,7 +443,7 @@ pub(crate) struct UpdateOptions {
     #[arg(long, value_name = "0|1")]
     pub(crate) cpu_idle: Option<i64>,
 
-    /// Accepted and without effect, as the kernel no longer has this limit
+    /// Refused: cgroup v2 has no such limit
     #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
     pub(crate) kernel_memory: Option<String>,
 

@@ -70,12 +70,13 @@ impl Request<'_> {
         let options = self.options;
         refuse_descriptors(options.preserve_fds)?;
         let id = ContainerId::new(&options.id)?;
-        let bundle = Bundle::load(&options.bundle, &globals.root)?;
+        let bundle = Bundle::load(&options.bundle, options.config.as_deref(), &globals.root)?;
         for warning in &bundle.warnings {
             log::warn!("{warning}");
         }
         self.check_terminal(bundle.container.terminal)?;
-        vm_config(&globals.config).context("the configuration makes no virtual machine")?;
+        vm_config(&globals.config, &bundle.container)
+            .context("the configuration makes no virtual machine")?;
         let pid_file = options.pid_file.as_deref().map(pid_file).transpose()?;
         parts_are_there(&globals.config)?;
 
@@ -108,6 +109,7 @@ impl Request<'_> {
             id: id.to_string(),
             bundle: bundle.dir,
             container: bundle.container,
+            cgroup_driver: globals.cgroup_driver,
             terminal,
             start: self.mode != Mode::Create,
             remove: !self.keep,

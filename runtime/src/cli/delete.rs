@@ -76,6 +76,9 @@ pub(crate) fn delete(globals: &Globals, options: &DeleteOptions) -> Result<u8, F
     }
     clean_up_guest(globals, &state);
     poststop(&state);
+    if let Some(cgroup) = &state.cgroup {
+        cgroup.remove()?;
+    }
     dir.remove()?;
     Ok(0)
 }

@@ -203,7 +203,7 @@ fn hugetlb(files: &HashMap<String, String>) -> Value {
         let size = name
             .strip_prefix("hugetlb.")
             .and_then(|name| name.strip_suffix(".current"));
-        if let Some(size) = size {
+        if let Some(size) = size.filter(|size| !size.ends_with(".rsvd")) {
             let usage: u64 = text.trim().parse().unwrap_or(0);
             let failures = Table::of(files, &format!("hugetlb.{size}.events")).number("max");
             sizes.insert(size.into(), json!({ "usage": usage, "failcnt": failures }));

@@ -30,6 +30,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{CommandFactory, Parser};
+use cloister::cgroup::Driver;
 use cloister::config::Config;
 use cloister::logger::{self, LogFormat};
 use cloister::paths::DEFAULT_CONFIG;
@@ -72,6 +73,8 @@ pub(crate) struct Globals {
     /// The directory of all containers, absolute.
     pub(crate) root: PathBuf,
     pub(crate) config: Config,
+    /// `None`: no cgroup is made on this machine.
+    pub(crate) cgroup_driver: Option<Driver>,
     pub(crate) log: Option<PathBuf>,
     pub(crate) log_format: LogFormat,
     pub(crate) timeline: Option<PathBuf>,
@@ -151,6 +154,11 @@ fn run(cli: Cli, exec_ns: u64) -> Result<u8, Fatal> {
     let globals = Globals {
         root: absolute(&cli.root)?,
         config,
+        cgroup_driver: match (cli.systemd_cgroup, cli.cgroup_manager) {
+            (_, args::CgroupManager::Disabled) => None,
+            (true, _) | (_, args::CgroupManager::Systemd) => Some(Driver::Systemd),
+            (false, args::CgroupManager::Cgroupfs) => Some(Driver::Cgroupfs),
+        },
         log,
         log_format: cli.log_format,
         timeline: cli.timeline.as_deref().map(absolute).transpose()?,

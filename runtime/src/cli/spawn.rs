@@ -132,6 +132,12 @@ impl Monitor {
             }
         }
         reap_workers();
+        if let Ok(state) = dir.load()
+            && let Some(cgroup) = state.cgroup
+            && let Err(e) = cgroup.remove()
+        {
+            error = error.context(format!("{e:#}"));
+        }
         if let Err(e) = dir.remove() {
             error = error.context(format!("{e:#}"));
         }

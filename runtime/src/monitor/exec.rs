@@ -22,12 +22,13 @@ use super::stdio::Ended;
 use super::streams::{Inherited, Plan, Relays};
 use super::terminal::Pty;
 use crate::agent::{Agent, AgentError, Exit, ProcessName};
+use crate::id::ContainerId;
 use crate::launch::{ExecLaunch, Order, Report, Terminal};
 use crate::namespaces;
 use crate::paths::ContainerPaths;
 use crate::process::ProcessId;
 use crate::signal::Signal;
-use crate::state::Note;
+use crate::state::{Note, StateDir};
 use crate::sys::{self, SignalFd};
 use crate::text::chain;
 
@@ -79,6 +80,7 @@ pub fn exec_in_foreground(
 pub(super) fn exec_detached(launch: &ExecLaunch, parts: ExecParts) -> Report {
     let paths = ContainerPaths::new(&launch.root, &launch.id);
     let result = Note::exec(&paths).map_err(Failure::from).and_then(|_note| {
+        join_cgroup(launch)?;
         join_monitor(launch.monitor)?;
         accompany(launch, parts, None)
     });
@@ -88,6 +90,16 @@ pub(super) fn exec_detached(launch: &ExecLaunch, parts: ExecParts) -> Report {
             message: chain(&failure),
         },
     }
+}
+
+/// Goes into the container's cgroup on this machine, if it has one.
+fn join_cgroup(launch: &ExecLaunch) -> Result<(), Failure> {
+    let id = ContainerId::new(&launch.id).map_err(|_| Failure::MonitorGone)?;
+    let state = StateDir::open(&launch.root, &id)?.load()?;
+    if let Some(cgroup) = state.cgroup {
+        cgroup.add_process(std::process::id())?;
+    }
+    Ok(())
 }
 
 /// Goes where the container's monitor is, so that `/proc/PID/ns` and `/proc/PID/cgroup` of this

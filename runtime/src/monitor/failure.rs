@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::machine::MachineError;
 use crate::agent::AgentError;
+use crate::cgroup::CgroupError;
 use crate::hooks::HookError;
 use crate::launch::MESSAGE_MAX;
 use crate::namespaces::NamespaceError;
@@ -46,6 +47,8 @@ pub(crate) enum Failure {
     Network(#[source] io::Error),
     #[error(transparent)]
     Namespace(#[from] NamespaceError),
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     /// The hook's own words need no introduction.
     #[error(transparent)]
     Hook(#[from] HookError),

@@ -50,6 +50,7 @@ use self::streams::{Inherited, Plan};
 use self::terminal::Pty;
 use self::timeline::Timeline;
 use crate::agent::Exit;
+use crate::cgroup::{Driver, Plan as CgroupPlan, SandboxCgroup};
 use crate::launch::{self, ExecLaunch, Job, Launch, LaunchError, Received, Report, Terminal};
 use crate::logger;
 use crate::namespaces;
@@ -210,6 +211,7 @@ struct Remains {
     guest: Option<Guest>,
     state: Option<State>,
     hooks: Option<HookRunner>,
+    cgroup: Option<SandboxCgroup>,
 }
 
 impl Monitor {
@@ -264,6 +266,8 @@ impl Monitor {
             config, container, ..
         } = &self.launch;
         let dir = self.open_dir(&self.paths)?;
+        // Everything that is started from here on is in it.
+        remains.cgroup = self.make_cgroup()?;
         let mut channels = (None, None);
         if container.sandbox.is_none() {
             let machine = Machine::start(config, container, &self.paths, &dir, &mut slot)?;
@@ -273,7 +277,9 @@ impl Monitor {
         }
 
         // The guest boots; the rest is done meanwhile.
-        let state = remains.state.insert(self.first_state(&remains.machine)?);
+        let state = remains
+            .state
+            .insert(self.first_state(&remains.machine, remains.cgroup.clone())?);
         state::write(&self.paths, state)?;
         state::keep_spec(&self.paths, &spec)?;
         if let Some(hooks) = &container.hooks {
@@ -344,6 +350,32 @@ impl Monitor {
         end
     }
 
+    /// Makes the cgroup that the caller asks for, by its path or by limits, and moves this process
+    /// into it. Without either it stays where the caller is.
+    fn make_cgroup(&self) -> Result<Option<SandboxCgroup>, Failure> {
+        let Launch {
+            container,
+            cgroup_driver,
+            id,
+            ..
+        } = &self.launch;
+        let Some(cgroup_driver) = cgroup_driver else {
+            return Ok(None);
+        };
+        let resources = container.resources.clone().unwrap_or_default();
+        let is_wanted = !container.cgroups_path.is_empty()
+            || *cgroup_driver == Driver::Systemd
+            || machine::has_limits(&resources);
+        if !is_wanted {
+            return Ok(None);
+        }
+        let plan = CgroupPlan::new(*cgroup_driver, &container.cgroups_path, id)?;
+        let overhead = machine::overhead(&self.launch.config, container)?;
+        let cgroup = SandboxCgroup::create(&plan, &resources, overhead, std::process::id())?;
+        self.timeline.borrow_mut().reached("cgroup_made");
+        Ok(Some(cgroup))
+    }
+
     /// Enters the namespaces of this machine that the monitor holds for its container.
     fn enter_namespaces(&self) -> Result<(), Failure> {
         let container = &self.launch.container;
@@ -379,6 +411,7 @@ impl Monitor {
             guest,
             state,
             hooks,
+            cgroup,
         } = remains;
         if let Some(machine) = &mut machine {
             machine.kill();
@@ -403,6 +436,13 @@ impl Monitor {
         if let Some(hooks) = hooks.filter(|_| self.is_removed(&report)) {
             // As with runc, also when it was the hooks before that failed.
             hooks.stopped();
+        }
+        if let Some(cgroup) = cgroup.filter(|_| self.is_removed(&report)) {
+            // Workers must be gone before their cgroup can be.
+            drop(machine.take());
+            if let Err(e) = cgroup.abandon(std::process::id()) {
+                log::error!("{}", chain(&e));
+            }
         }
         self.leave_state(&report, state);
         self.timeline.borrow_mut().reached("cleaned_up");
@@ -483,7 +523,11 @@ impl Monitor {
             .map_err(|e| state::StateError::Access(path, e).into())
     }
 
-    fn first_state(&self, machine: &Option<Machine>) -> Result<State, Failure> {
+    fn first_state(
+        &self,
+        machine: &Option<Machine>,
+        cgroup: Option<SandboxCgroup>,
+    ) -> Result<State, Failure> {
         let machine = machine.as_ref();
         let Launch {
             id,
@@ -503,6 +547,7 @@ impl Monitor {
             sandbox: container.sandbox.clone(),
             vmm: machine.map(|machine| machine.vmm.id),
             fs: machine.map(|machine| machine.fs.id),
+            cgroup,
             hooks: container.hooks.clone(),
             phase: Phase::Creating,
         })

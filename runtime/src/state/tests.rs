@@ -18,6 +18,7 @@ pub(crate) fn state(id: &str) -> State {
         sandbox: None,
         vmm: Some(me),
         fs: Some(me),
+        cgroup: None,
         hooks: None,
         phase: Phase::Created,
     }

@@ -196,7 +196,7 @@ fn limits_can_be_changed() {
 
 #[test]
 fn events_tell_what_is_used_and_when_memory_is_out() {
-    let bundle = Bundle::sh("sleep 1; dd if=/dev/zero of=/dev/null bs=200M count=1; sleep 2")
+    let bundle = Bundle::sh("sleep 1; head -c 200m /dev/zero | tail >/dev/null; sleep 2")
         .with(|spec| spec["linux"]["resources"]["memory"] = json!({"limit": 16 << 20}));
     bundle.command("create", &[], "test").run().ok();
     let stats = bundle.cloister(["events", "--stats", "test"]).run().ok();

@@ -184,16 +184,13 @@ fn what_cannot_be_executed_is_named_and_leaves_nothing() {
     for (args, expected) in [
         (
             &["test", "nonesuch"][..],
-            "exec: \"nonesuch\": executable file not found in $PATH",
+            "nonesuch\\\": executable file not found in $PATH",
         ),
-        (&["test", "/etc"], "exec: \"/etc\": is a directory"),
+        (&["test", "/etc"], "/etc\\\": is a directory"),
         (&["test"], "process args cannot be empty"),
-        (&["-u", "x", "test", "ls"], "--user: parsing \"x\" as a uid"),
+        (&["-u", "x", "test", "ls"], "--user: parsing "),
         (&["--cap", "X", "test", "ls"], "--cap: unknown capability"),
-        (
-            &["--cwd", "/none", "test", "ls"],
-            "chdir to cwd (\"/none\")",
-        ),
+        (&["--cwd", "/none", "test", "ls"], "chdir to cwd ("),
         (
             &["--cgroup", "no", "test", "ls"],
             "cgroup no of the container",

@@ -12,6 +12,8 @@ use super::harness::{Bundle, Residue, eventually};
 fn recorder(bundle: &Bundle, body: &str) -> PathBuf {
     let path = bundle.scratch("hook.sh");
     let log = bundle.scratch("log");
+    // There from the beginning, so that it does not count as left behind.
+    fs::write(&log, "").unwrap();
     let text = format!(
         "#!/bin/sh\nstate=$(cat)\necho \"$1 $state $(readlink /proc/self/ns/net) $VAR\" >> {}\n{body}\n",
         log.display()

@@ -50,7 +50,7 @@ impl<'a> Member<'a> {
         }
         change(&mut spec);
         let dir = pod.scratch(name);
-        fs::create_dir(&dir).unwrap();
+        fs::create_dir_all(&dir).unwrap();
         super::harness::busybox_rootfs(&dir.join("rootfs"));
         fs::write(dir.join("config.json"), spec.to_string()).unwrap();
         Self { pod, name }
@@ -159,6 +159,7 @@ fn the_pods_pid_namespace_can_be_shared() {
 #[test]
 fn the_pod_dies_with_its_sandbox() {
     let pod = Bundle::alone(&["sleep", "1000"]);
+    fs::create_dir(pod.scratch("member")).unwrap();
     let before = Residue::now();
     let pod = sandbox(pod);
     let member = Member::new(&pod, "member", &["sleep", "1000"], |_| {});
@@ -216,7 +217,7 @@ fn what_cannot_be_joined_is_refused_by_name() {
     other
         .command("run", &[])
         .run()
-        .fails(1, &[SANDBOX, "no sandbox \"nonesuch\""]);
+        .fails(1, &[SANDBOX, "there is no sandbox"]);
     let pid = pod.state("pod")["pid"].clone();
     let mounts = Member::new(&pod, "mounts", &["true"], |spec| {
         for namespace in spec["linux"]["namespaces"].as_array_mut().unwrap() {

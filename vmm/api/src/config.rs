@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::API_VERSION;
 
 /// The most virtual CPUs a VM can have.
-const MAX_VCPUS: u8 = 32;
+pub const MAX_VCPUS: u8 = 32;
 /// The least guest memory the guest kernel boots in, in MiB.
 const MIN_MEMORY_MIB: u32 = 32;
 /// The most guest memory, in MiB (1 TiB).

@@ -33,7 +33,7 @@ pub mod fs;
 mod message;
 
 pub use channel::{Channel, ChannelError};
-pub use config::{ConfigError, FsConfig, JailConfig, VmConfig, VsockConfig};
+pub use config::{ConfigError, FsConfig, JailConfig, MAX_VCPUS, VmConfig, VsockConfig};
 pub use message::{Check, CheckReport, Event, ExitReason, FdRole, Request, Timeline};
 
 /// The version of this contract. Both sides come from one build; a mismatch is a broken install
