@@ -66,18 +66,21 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Connects to the first socket at which somebody answers.
+    /// Connects to the first socket at which somebody is.
     pub(super) fn open(sockets: &[Socket]) -> Result<Self, SystemdError> {
-        let mut error = SystemdError::Protocol("there is no socket");
+        let mut nobody = SystemdError::Protocol("there is no socket");
         for socket in sockets {
             match Self::connect(&socket.path, socket.is_bus) {
-                Ok(connection) => return Ok(connection),
-                // The first error is the one that the administrator can do something about.
-                Err(e) if matches!(error, SystemdError::Protocol(_)) => error = e,
-                Err(_) => {}
+                // The documented one is the one to tell of.
+                Err(e @ SystemdError::Connect(..)) => {
+                    if let SystemdError::Protocol(_) = nobody {
+                        nobody = e;
+                    }
+                }
+                result => return result,
             }
         }
-        Err(error)
+        Err(nobody)
     }
 
     fn connect(path: &Path, is_bus: bool) -> Result<Self, SystemdError> {
@@ -116,7 +119,10 @@ impl Connection {
     fn authenticate(&mut self, deadline: Instant) -> Result<(), SystemdError> {
         let uid = rustix::process::geteuid().as_raw().to_string();
         let uid: String = uid.bytes().map(|digit| format!("{digit:02x}")).collect();
-        self.send(format!("\0AUTH EXTERNAL {uid}\r\n").as_bytes(), deadline)?;
+        // In one go: a message that comes with BEGIN, or right after it, is forgotten by systemd's
+        // private socket until the next one comes. So nothing follows before the answer.
+        let greeting = format!("\0AUTH EXTERNAL {uid}\r\nBEGIN\r\n");
+        self.send(greeting.as_bytes(), deadline)?;
         let mut line = Vec::new();
         while !line.ends_with(b"\r\n") {
             let mut byte = [0];
@@ -130,7 +136,7 @@ impl Connection {
             let line = String::from_utf8_lossy(&line);
             return Err(SystemdError::Rejected(line.trim_end().to_owned()));
         }
-        self.send(b"BEGIN\r\n", deadline)
+        Ok(())
     }
 
     /// Calls a method of the manager.

@@ -272,23 +272,15 @@ fn serve(
     calls: &Mutex<Vec<String>>,
     answer: &mut impl FnMut(&str) -> Vec<Answer>,
 ) {
-    let mut greeting = Vec::new();
-    let mut line = |stream: &mut UnixStream| {
-        greeting.clear();
-        while !greeting.ends_with(b"\r\n") {
-            let mut byte = [0];
-            stream.read_exact(&mut byte).unwrap();
-            greeting.push(byte[0]);
-        }
-        String::from_utf8(greeting.clone()).unwrap()
-    };
     let uid = rustix::process::geteuid().as_raw().to_string();
     let hex: String = uid.chars().map(|digit| format!("3{digit}")).collect();
-    assert_eq!(line(&mut stream), format!("\0AUTH EXTERNAL {hex}\r\n"));
-    stream
-        .write_all(b"OK 0123456789abcdef0123456789abcdef\r\n")
-        .unwrap();
-    assert_eq!(line(&mut stream), "BEGIN\r\n");
+    let mut greeting = [0; 64];
+    let len = stream.read(&mut greeting).unwrap();
+    // All of it at once, and nothing after it before the answer.
+    let expected = format!("\0AUTH EXTERNAL {hex}\r\nBEGIN\r\n");
+    assert_eq!(std::str::from_utf8(&greeting[..len]), Ok(&*expected));
+    let reply = b"OK 0123456789abcdef0123456789abcdef\r\n";
+    stream.write_all(reply).unwrap();
     let mut expected_serial = 1;
     loop {
         let mut bytes = vec![0; 16];
