@@ -98,9 +98,11 @@ impl SandboxCgroup {
                 let rounded = systemd::start(&unit, version, resources, overhead, pid);
                 let rounded = rounded.map_err(failed)?;
                 if let Err(e) = this.complete_unit(plan, &rounded, pid) {
-                    // Stopping the unit ends what is in it.
-                    tree::move_back(&this.origin, &this.paths, pid);
-                    let _ = systemd::stop(&unit.name);
+                    // What is wrong is known; what is wrong with undoing it is for the log.
+                    this.created.extend(this.paths.values().cloned());
+                    if let Err(e) = this.abandon(pid) {
+                        log::warn!("{}", crate::text::chain(&e));
+                    }
                     return Err(e);
                 }
             }
@@ -378,6 +380,7 @@ impl SandboxCgroup {
     /// # Errors
     /// If something of it stays.
     pub fn abandon(&self, pid: u32) -> Result<(), CgroupError> {
+        // First: stopping a unit ends what is in it.
         tree::move_back(&self.origin, &self.paths, pid);
         self.remove()
     }

@@ -452,9 +452,14 @@ fn a_scope_holds_its_processes_and_goes_without_a_trace() {
     let Some(plan) = scope() else {
         return;
     };
+    let has_memory = controllers(&plan).iter().any(|name| name == "memory");
+    let memory = |limit: i64| match has_memory {
+        true => json!({"limit": limit}),
+        false => json!({}),
+    };
     let process = Sleeper::new();
     let limits = resources(json!({
-        "memory": {"limit": 64 << 20},
+        "memory": memory(64 << 20),
         "pids": {"limit": 1000},
         "cpu": {"shares": 512, "quota": 33_333, "period": 100_000},
     }));
@@ -465,7 +470,8 @@ fn a_scope_holds_its_processes_and_goes_without_a_trace() {
         for (controller, place) in process.places() {
             assert_eq!(place, cgroup.paths()[&controller], "{controller}");
         }
-        assert_eq!(cgroup.stats().unwrap().memory.usage.limit, 80 << 20);
+        let limit = cgroup.stats().unwrap().memory.usage.limit;
+        assert!(limit == 80 << 20 || !has_memory, "{limit}");
         cgroup.abandon(process.pid()).unwrap();
         assert_gone(&cgroup);
         assert_eq!(process.places(), before);
@@ -481,13 +487,13 @@ fn a_scope_holds_its_processes_and_goes_without_a_trace() {
     cgroup.add_process(second.pid()).unwrap();
     assert_eq!(cgroup.processes().unwrap().len(), 2);
     cgroup
-        .update(&resources(json!({"memory": {"limit": 128 << 20}})))
+        .update(&resources(json!({"memory": memory(128 << 20)})))
         .unwrap();
     cgroup
         .update(&resources(json!({"pids": {"limit": -1}})))
         .unwrap();
     let stats = cgroup.stats().unwrap();
-    assert_eq!(stats.memory.usage.limit, 144 << 20);
+    assert!(stats.memory.usage.limit == 144 << 20 || !has_memory);
     assert_eq!((stats.pids.limit, stats.pids.current), (0, 2));
     cgroup.freeze().unwrap();
     cgroup.thaw().unwrap();
