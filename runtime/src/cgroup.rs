@@ -95,7 +95,8 @@ impl SandboxCgroup {
                     unit: unit.name.clone(),
                     error,
                 };
-                let rounded = systemd::start(&unit, version, resources, overhead, pid);
+                let rounded =
+                    systemd::start(&unit, version, resources, overhead, &plan.properties, pid);
                 let rounded = rounded.map_err(failed)?;
                 if let Err(e) = this.complete_unit(plan, &rounded, pid) {
                     // What is wrong is known; what is wrong with undoing it is for the log.

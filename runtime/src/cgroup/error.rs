@@ -36,6 +36,9 @@ pub enum CgroupError {
         /// What it is.
         name: String,
     },
+    /// An annotation asks for a property that is none.
+    #[error("annotations[{0:?}]: is not understood as a property of a systemd unit")]
+    Annotation(String),
     /// The systemd driver was asked for where there is no systemd; the wording is runc's.
     #[error("systemd not running on this host, cannot use systemd cgroups manager")]
     NoSystemd,

@@ -1,12 +1,12 @@
 //! Where a sandbox's cgroup is to be: `linux.cgroupsPath` as runc understands it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::hierarchy::below;
-use super::{CgroupError, Hierarchies, Version};
+use super::{CgroupError, Hierarchies, Version, systemd};
 
 /// There if systemd is init: sd_booted(3).
 const SYSTEMD_BOOTED: &str = "/run/systemd/system";
@@ -49,6 +49,8 @@ pub struct Plan {
     /// By controller.
     pub(super) paths: BTreeMap<String, PathBuf>,
     pub(super) unit: Option<Unit>,
+    /// What the unit is to be beyond what every one is.
+    pub(super) properties: systemd::Properties,
 }
 
 impl Plan {
@@ -103,7 +105,24 @@ impl Plan {
             hierarchies,
             paths,
             unit,
+            properties: systemd::Properties::new(),
         })
+    }
+
+    /// Adds the properties that annotations ask for: `org.systemd.property.<name>`. Without systemd
+    /// they mean nothing.
+    ///
+    /// # Errors
+    /// If one is not understood.
+    pub fn with_annotations(
+        mut self,
+        annotations: &HashMap<String, String>,
+    ) -> Result<Self, CgroupError> {
+        if self.unit.is_some() {
+            let properties = systemd::from_annotations(annotations);
+            self.properties = properties.map_err(CgroupError::Annotation)?;
+        }
+        Ok(self)
     }
 
     /// The cgroup by controller; by the empty name that of cgroup v2.

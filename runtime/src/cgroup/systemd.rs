@@ -10,6 +10,7 @@
 //! for D-Bus are made for whole object trees and bring an executor and a serialisation of their own
 //! along; of these few messages the monitor would use next to nothing and keep all of it in memory.
 
+mod annotations;
 mod bus;
 mod properties;
 mod wire;
@@ -19,8 +20,9 @@ use std::path::PathBuf;
 
 use oci_spec::runtime::LinuxResources;
 
+pub(super) use self::annotations::properties as from_annotations;
 use self::bus::{Connection, Socket};
-use self::properties::Properties;
+pub(super) use self::properties::Properties;
 use self::wire::{Value, Writer};
 use super::{Overhead, Unit, Version};
 
@@ -70,15 +72,17 @@ impl SystemdError {
     }
 }
 
-/// Makes a unit with process `pid` in it, and its limits. Returns these as systemd has set them.
+/// Makes a unit with process `pid` in it, with its limits and the properties `asked` for. Returns the
+/// limits as systemd has set them.
 pub(super) fn start(
     unit: &Unit,
     version: Version,
     resources: &LinuxResources,
     overhead: Overhead,
+    asked: &Properties,
     pid: u32,
 ) -> Result<LinuxResources, SystemdError> {
-    Manager::open(&Socket::all())?.start(unit, version, resources, overhead, pid)
+    Manager::open(&Socket::all())?.start(unit, version, resources, overhead, asked, pid)
 }
 
 /// Changes a unit's limits. Returns them as systemd has set them.
@@ -113,10 +117,14 @@ impl Manager {
         version: Version,
         resources: &LinuxResources,
         overhead: Overhead,
+        asked: &Properties,
         pid: u32,
     ) -> Result<LinuxResources, SystemdError> {
         let systemd = self.version(resources);
         let mut all = basic(unit, version, pid);
+        for (name, value) in asked {
+            properties::set(&mut all, name, value.clone());
+        }
         let (limits, rounded) = properties::of(version, resources, overhead, systemd)?;
         all.extend(limits);
         all.extend(properties::at_creation(resources, systemd));

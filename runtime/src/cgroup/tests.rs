@@ -444,7 +444,16 @@ fn scope() -> Option<Plan> {
         return None;
     }
     let path = format!("cloister-test.slice:cloister:{}", unique());
-    Some(Plan::new(Driver::Systemd, &path, "a").unwrap())
+    let plan = Plan::new(Driver::Systemd, &path, "a").unwrap();
+    let annotations = [
+        ("TimeoutStopSec", "5"),
+        ("CollectMode", "'inactive-or-failed'"),
+    ];
+    let annotations = annotations.map(|(name, value)| {
+        let name = format!("org.systemd.property.{name}");
+        (name, value.to_owned())
+    });
+    Some(plan.with_annotations(&annotations.into()).unwrap())
 }
 
 #[test]

@@ -26,7 +26,7 @@ const QUOTA_STEP: u64 = 10_000;
 const SECOND: u64 = 1_000_000;
 
 /// Properties of a unit.
-pub(super) type Properties = Vec<(String, Value)>;
+pub(in crate::cgroup) type Properties = Vec<(String, Value)>;
 
 /// Whether [`of`] needs to know systemd's version.
 pub(super) fn depend_on_version(resources: &LinuxResources) -> bool {
@@ -81,7 +81,7 @@ pub(super) fn at_creation(resources: &LinuxResources, systemd: u32) -> Propertie
 }
 
 /// Sets a property; the last one counts, as with the files.
-fn set(all: &mut Properties, name: &str, value: Value) {
+pub(super) fn set(all: &mut Properties, name: &str, value: Value) {
     all.retain(|(set, _)| set != name);
     all.push((name.to_owned(), value));
 }

@@ -57,7 +57,7 @@ impl Decoder<'_> {
         let rest = &signature[1..];
         match &signature[..1] {
             "y" => *out += &self.number(1).to_string(),
-            "u" => *out += &self.number(4).to_string(),
+            "u" | "i" => *out += &self.number(4).to_string(),
             "t" => *out += &self.number(8).to_string(),
             "b" => *out += ["no", "yes"][usize::try_from(self.number(4)).unwrap()],
             "s" | "o" => {
@@ -348,9 +348,19 @@ fn a_scope_is_started_with_its_process_and_its_limits() {
         "cpu": {"shares": 1024, "quota": 50_000, "period": 100_000, "cpus": "0-1,9"},
         "pids": {"limit": 5},
     }));
+    let annotations = [
+        ("DefaultDependencies", "true"),
+        ("TimeoutStopSec", "10"),
+        ("Nice", "-5"),
+    ];
+    let annotations = annotations.map(|(name, value)| {
+        let name = format!("org.systemd.property.{name}");
+        (name, value.to_owned())
+    });
+    let asked = from_annotations(&annotations.into()).unwrap();
     let rounded = peer
         .manager()
-        .start(&unit(), Version::V2, &limits, OVERHEAD, 4711);
+        .start(&unit(), Version::V2, &limits, OVERHEAD, &asked, 4711);
     assert_eq!(rounded.unwrap(), limits);
     assert_eq!(
         peer.calls(),
@@ -363,7 +373,8 @@ fn a_scope_is_started_with_its_process_and_its_limits() {
              [(\"Description\" \"Cloister sandbox cri-1.scope\") (\"Slice\" \"a-b.slice\") \
              (\"Delegate\" yes) (\"PIDs\" [4711]) (\"MemoryAccounting\" yes) \
              (\"CPUAccounting\" yes) (\"IOAccounting\" yes) (\"TasksAccounting\" yes) \
-             (\"DefaultDependencies\" no) (\"MemoryMax\" 6000) (\"MemoryLow\" 5000) \
+             (\"DefaultDependencies\" yes) (\"Nice\" 4294967291) \
+             (\"TimeoutStopUSec\" 10000000) (\"MemoryMax\" 6000) (\"MemoryLow\" 5000) \
              (\"MemorySwapMax\" 3000) (\"CPUWeight\" 100) (\"CPUQuotaPeriodUSec\" 100000) \
              (\"CPUQuotaPerSecUSec\" 500000) (\"AllowedCPUs\" [3 2]) (\"TasksMax\" 64)], [])"
         ]
@@ -376,7 +387,7 @@ fn without_a_bus_there_is_only_systemd() {
     let none = LinuxResources::default();
     let mut manager = peer.manager();
     manager
-        .start(&unit(), Version::V1, &none, OVERHEAD, 1)
+        .start(&unit(), Version::V1, &none, OVERHEAD, &Vec::new(), 1)
         .unwrap();
     let calls = peer.calls();
     assert_eq!(calls.len(), 1, "{calls:?}");
@@ -430,8 +441,9 @@ fn limits_are_changed() {
 fn failure(answer: impl FnMut(&str) -> Vec<Answer> + Send + 'static) -> (String, Vec<String>) {
     let peer = Peer::new(false, answer);
     let none = LinuxResources::default();
-    let result = Manager::open(&[peer.socket()])
-        .and_then(|mut manager| manager.start(&unit(), Version::V2, &none, OVERHEAD, 1));
+    let result = Manager::open(&[peer.socket()]).and_then(|mut manager| {
+        manager.start(&unit(), Version::V2, &none, OVERHEAD, &Vec::new(), 1)
+    });
     let calls = peer.calls();
     let names = calls
         .iter()

@@ -21,9 +21,16 @@ pub(super) const SIGNAL: u8 = 4;
 
 /// A value of a property, in a variant.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Value {
+pub(in crate::cgroup) enum Value {
     Bool(bool),
     U64(u64),
+    /// Of any whole type: its size is in bytes, its value without the sign.
+    Number {
+        signature: &'static str,
+        size: usize,
+        value: u64,
+        is_negative: bool,
+    },
     Text(String),
     Texts(Vec<String>),
     U32s(Vec<u32>),
@@ -35,6 +42,7 @@ impl Value {
         match self {
             Self::Bool(_) => "b",
             Self::U64(_) => "t",
+            Self::Number { signature, .. } => signature,
             Self::Text(_) => "s",
             Self::Texts(_) => "as",
             Self::U32s(_) => "au",
@@ -106,6 +114,19 @@ impl Writer {
         match value {
             Value::Bool(value) => self.bool(*value),
             Value::U64(value) => self.u64(*value),
+            Value::Number {
+                size,
+                value,
+                is_negative,
+                ..
+            } => {
+                let value = match is_negative {
+                    true => value.wrapping_neg(),
+                    false => *value,
+                };
+                self.align(*size);
+                self.0.extend(value.to_le_bytes().iter().take(*size));
+            }
             Value::Text(value) => self.text(value),
             Value::Texts(all) => self.array(4, |w| all.iter().for_each(|value| w.text(value))),
             Value::U32s(all) => self.array(4, |w| all.iter().for_each(|&value| w.u32(value))),
