@@ -17,10 +17,10 @@ use serde::Serialize;
 use crate::cgroup::Cgroup;
 use crate::channel::{self, Report, START, Setup, Task};
 use crate::config::Resources;
-use crate::config::{Config, ConsoleSize, NAMESPACES};
+use crate::config::{Config, ConsoleSize, IdMapping, NAMESPACES};
 use crate::error::{Context, Failure, reason};
 use crate::idmap::{IdMap, map_text};
-use crate::init;
+use crate::init::{self, clean};
 use crate::sys;
 use crate::{Error, Result};
 
@@ -595,6 +595,9 @@ fn configure(
         fs::write(proc.join("oom_score_adj"), score.to_string())
             .doing(|| format!("process.oomScoreAdj: set to {score}"))?;
     }
+    if let Some(owner) = cgroup_owner(config) {
+        cgroup.delegate(owner)?;
+    }
     let linux = &config.linux;
     if !linux.has_namespace("user") {
         return Ok(());
@@ -607,17 +610,35 @@ fn configure(
             .doing(|| format!("linux.{field}Mappings: write {file}"))
             .map_err(Failure::blamed_on_spec)?;
     }
-    let root = linux
-        .uid_mappings
-        .iter()
-        .find(|mapping| mapping.container_id == 0);
-    let writable_cgroup = config.mounts.iter().any(|mount| {
-        mount.kind.starts_with("cgroup") && !mount.options.iter().any(|option| option == "ro")
-    });
-    if let (Some(root), true, true) = (root, writable_cgroup, linux.has_namespace("cgroup")) {
-        cgroup.delegate(root.host_id)?;
-    }
     channel::write_all(channel, b"M").doing(|| "release the init stage")
+}
+
+/// Who is given the container's cgroup: the user of the program, outside of its user namespace, if the
+/// cgroup is mounted to be written to (config-linux.md#cgroup-ownership).
+fn cgroup_owner(config: &Config) -> Option<u32> {
+    let linux = &config.linux;
+    let writable = config.mounts.iter().any(|mount| {
+        let read_only = ["ro", "rro"];
+        mount.kind.starts_with("cgroup")
+            && clean(Path::new(&mount.destination)) == Path::new("/sys/fs/cgroup")
+            && !mount
+                .options
+                .iter()
+                .any(|option| read_only.contains(&option.as_str()))
+    });
+    if !writable || !linux.has_namespace("cgroup") {
+        return None;
+    }
+    let uid = config.process.user.uid;
+    if !linux.has_namespace("user") {
+        return (uid != 0).then_some(uid);
+    }
+    let inside = |map: &&IdMapping| {
+        uid.checked_sub(map.container_id)
+            .is_some_and(|n| n < map.size)
+    };
+    let map = linux.uid_mappings.iter().find(inside)?;
+    map.host_id.checked_add(uid - map.container_id)
 }
 
 /// The window size that was asked for.

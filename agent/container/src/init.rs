@@ -285,6 +285,8 @@ fn take_terminal(channel: &OwnedFd, terminal: Terminal) -> Result<(), Failure> {
     rustix::stdio::dup2_stderr(&terminal.terminal).doing(what)
 }
 
+pub(crate) use path::clean;
+
 /// A detached copy of the mount at a path of the caller's, with `recursive` of everything below it.
 pub(crate) fn clone_tree(path: &Path, recursive: bool) -> io::Result<OwnedFd> {
     mounts::clone_tree(CWD, path, recursive)

@@ -8,21 +8,21 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::MemfdFlags;
-use rustix::process::{Pid, PidfdFlags, WaitOptions};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions};
 use serde_json::json;
 
 use crate::channel::Setup;
 use crate::config::Hook;
 use crate::error::{Context, Failure};
 
-/// What is quoted of a hook's output.
-const MAX_OUTPUT: usize = 1024;
+/// What is told of each of a hook's output streams, in bytes.
+const MAX_OUTPUT: u64 = 4096;
 
 /// The hooks, ready to run.
 ///
@@ -33,7 +33,8 @@ pub(crate) struct Hooks<'a> {
     hooks: &'a [Hook],
     env: &'a [CString],
     state: File,
-    output: File,
+    stdout: File,
+    stderr: File,
 }
 
 impl<'a> Hooks<'a> {
@@ -60,7 +61,8 @@ impl<'a> Hooks<'a> {
             hooks,
             env,
             state: file,
-            output: memfd().doing(context)?,
+            stdout: memfd().doing(context)?,
+            stderr: memfd().doing(context)?,
         }))
     }
 
@@ -68,8 +70,7 @@ impl<'a> Hooks<'a> {
     pub(crate) fn run(self) -> Result<(), Failure> {
         for (index, hook) in self.hooks.iter().enumerate() {
             self.run_one(hook).map_err(|how| {
-                let message = format!("hooks.startContainer[{index}]: {}: {how}", hook.path);
-                Failure::invalid(message)
+                Failure::invalid(format!("error running startContainer hook #{index}: {how}"))
             })?;
         }
         // What they have left behind is not the program's to collect.
@@ -78,37 +79,33 @@ impl<'a> Hooks<'a> {
     }
 
     fn run_one(&self, hook: &Hook) -> Result<(), String> {
-        let words = |error: io::Error| crate::error::reason(&error);
-        let mut child = self.start(hook).map_err(words)?;
-        match wait(&mut child, hook.timeout).map_err(words)? {
-            None => Err(format!(
-                "has been killed after {} seconds",
-                hook.timeout.unwrap_or_default()
-            )),
-            Some(status) if status.success() => Ok(()),
-            Some(status) => {
-                let how = match (
-                    status.code(),
-                    std::os::unix::process::ExitStatusExt::signal(&status),
-                ) {
-                    (Some(code), _) => format!("exited with code {code}"),
-                    (None, signal) => {
-                        format!("was killed by signal {}", signal.unwrap_or_default())
-                    }
-                };
-                match self.output() {
-                    Ok(output) if !output.is_empty() => Err(format!("{how}: {output}")),
-                    _ => Err(how),
-                }
+        let path = &hook.path;
+        let mut child = self
+            .start(hook)
+            .map_err(|error| format!("cannot start {path}: {}", crate::error::reason(&error)))?;
+        let ended = wait(&mut child, hook.timeout)
+            .map_err(|error| format!("wait for {path}: {}", crate::error::reason(&error)))?;
+        let how = match ended {
+            Some(status) if status.success() => return Ok(()),
+            Some(status) => match (status.code(), status.signal()) {
+                (Some(code), _) => format!("exit status {code}"),
+                (None, signal) => format!("killed by signal {}", signal.unwrap_or_default()),
+            },
+            None => {
+                let seconds = hook.timeout.unwrap_or_default();
+                format!("{path} ran past its timeout of {seconds}s")
             }
-        }
+        };
+        let [stdout, stderr] = [&self.stdout, &self.stderr].map(end_of);
+        Err(format!("{how}, stdout: {stdout}, stderr: {stderr}"))
     }
 
     fn start(&self, hook: &Hook) -> io::Result<Child> {
-        let mut state = &self.state;
-        state.seek(SeekFrom::Start(0))?;
-        self.output.set_len(0)?;
-        (&self.output).seek(SeekFrom::Start(0))?;
+        (&self.state).seek(SeekFrom::Start(0))?;
+        for mut output in [&self.stdout, &self.stderr] {
+            output.set_len(0)?;
+            output.seek(SeekFrom::Start(0))?;
+        }
         let mut command = Command::new(&hook.path);
         if let Some((name, args)) = hook.args.split_first() {
             command.arg0(name).args(args);
@@ -120,21 +117,26 @@ impl<'a> Hooks<'a> {
             command.envs(hook.env.iter().filter_map(|entry| split(entry.as_bytes())));
         }
         command
+            .process_group(0)
             .stdin(self.state.try_clone()?)
-            .stdout(self.output.try_clone()?)
-            .stderr(self.output.try_clone()?)
+            .stdout(self.stdout.try_clone()?)
+            .stderr(self.stderr.try_clone()?)
             .spawn()
     }
+}
 
-    /// The end of what the hook has written, on one line.
-    fn output(&self) -> io::Result<String> {
-        let mut output = &self.output;
+/// The end of what a hook has written, on one line.
+fn end_of(mut output: &File) -> String {
+    let mut read = || -> io::Result<Vec<u8>> {
         let length = output.seek(SeekFrom::End(0))?;
-        output.seek(SeekFrom::Start(length.saturating_sub(MAX_OUTPUT as u64)))?;
+        output.seek(SeekFrom::Start(length.saturating_sub(MAX_OUTPUT)))?;
         let mut bytes = Vec::new();
-        output.take(MAX_OUTPUT as u64).read_to_end(&mut bytes)?;
-        let text = String::from_utf8_lossy(&bytes);
-        Ok(text.trim().replace('\n', "; "))
+        output.take(MAX_OUTPUT).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    match read() {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).trim().replace('\n', "; "),
+        Err(error) => crate::error::reason(&error),
     }
 }
 
@@ -170,7 +172,11 @@ fn wait(child: &mut Child, timeout: Option<u64>) -> io::Result<Option<std::proce
             .map_err(io::Error::other)?;
         match rustix::event::poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], left.as_ref()) {
             Ok(0) => {
-                child.kill()?;
+                // With what it has started, which is in its group.
+                match rustix::process::kill_process_group(pid, Signal::KILL) {
+                    Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+                    Err(error) => return Err(error.into()),
+                }
                 child.wait()?;
                 return Ok(None);
             }

@@ -115,17 +115,17 @@ fn one_that_fails_ends_the_start() {
     script(
         &bundle,
         "hook",
-        "echo to the log; echo no such thing >&2; exit 3",
+        "echo to the log; echo twice; echo no such thing >&2; exit 3",
     );
     assert_eq!(
         bundle.error(),
-        "hooks.startContainer[1]: /hook: exited with code 3: to the log; no such thing"
+        "error running startContainer hook #1: exit status 3, stdout: to the log; twice, stderr: no such thing"
     );
     assert!(!bundle.rootfs().join("tmp/third").exists());
     let error = hooked("true", json!([{"path": "/nothing"}])).error();
     assert_eq!(
         error,
-        "hooks.startContainer[0]: /nothing: no such file or directory"
+        "error running startContainer hook #0: cannot start /nothing: no such file or directory"
     );
     let bundle = hooked(
         "true",
@@ -133,7 +133,7 @@ fn one_that_fails_ends_the_start() {
     );
     assert_eq!(
         bundle.error(),
-        "hooks.startContainer[0]: /bin/sh: was killed by signal 9"
+        "error running startContainer hook #0: killed by signal 9, stdout: , stderr: "
     );
 }
 
@@ -144,7 +144,7 @@ fn one_that_takes_too_long_is_killed() {
     );
     assert_eq!(
         bundle.error(),
-        "hooks.startContainer[0]: /bin/sleep: has been killed after 1 seconds"
+        "error running startContainer hook #0: /bin/sleep ran past its timeout of 1s, stdout: , stderr: "
     );
 }
 

@@ -30,6 +30,15 @@ pub(crate) const TESTS: Tests = &[
         "user_namespace_owns_its_cgroup",
         user_namespace_owns_its_cgroup,
     ),
+    (
+        "the_programs_user_owns_the_cgroup",
+        the_programs_user_owns_the_cgroup,
+    ),
+    (
+        "every_kind_of_kernel_parameter",
+        every_kind_of_kernel_parameter,
+    ),
+    ("several_mappings", several_mappings),
 ];
 
 const ALL: [&str; 8] = ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"];
@@ -213,4 +222,87 @@ fn user_namespace_owns_its_cgroup() {
     let bundle = with_user_namespace(Bundle::script(script));
     let bundle = bundle.set("/mounts/6/options", json!(["nosuid", "noexec", "nodev"]));
     assert_eq!(bundle.run().lines(), ["made", "0"]);
+}
+
+fn the_programs_user_owns_the_cgroup() {
+    let script = "mkdir /sys/fs/cgroup/child && echo made; stat -c %u /sys/fs/cgroup/cgroup.procs";
+    let user = json!({"uid": 1000, "gid": 1000});
+    let writable = json!(["nosuid", "noexec", "nodev"]);
+    let bundle = Bundle::script(script).set("/process/user", user.clone());
+    let bundle = bundle.set("/mounts/6/options", writable.clone());
+    assert_eq!(bundle.run().lines(), ["made", "1000"]);
+    let bundle = with_user_namespace(Bundle::script(script)).set("/process/user", user.clone());
+    let bundle = bundle.set("/mounts/6/options", writable);
+    assert_eq!(bundle.run().lines(), ["made", "1000"]);
+    // Read-only it is the agent's.
+    let outcome = Bundle::script("stat -c %u /sys/fs/cgroup/cgroup.procs")
+        .set("/process/user", user)
+        .run();
+    assert_eq!(outcome.lines(), ["0"]);
+}
+
+fn every_kind_of_kernel_parameter() {
+    let script = "cd /proc/sys; cat kernel/msgmax kernel/msgmnb kernel/msgmni kernel/sem kernel/shmall kernel/shmmax kernel/shm_rmid_forced kernel/domainname net/ipv4/ip_unprivileged_port_start net/core/somaxconn";
+    let outcome = Bundle::script(script)
+        .set(
+            "/linux/sysctl",
+            json!({
+                "kernel.msgmax": "9000", "kernel.msgmnb": "20000", "kernel.msgmni": "100",
+                "kernel.sem": "100\t3000\t30\t50", "kernel.shmall": "5000", "kernel.shmmax": "70000",
+                "kernel.shm_rmid_forced": "1", "kernel.domainname": "example.net",
+                "net.ipv4.ip_unprivileged_port_start": "80", "net/core/somaxconn": "77",
+            }),
+        )
+        .run();
+    let expected = [
+        "9000",
+        "20000",
+        "100",
+        "100\t3000\t30\t50",
+        "5000",
+        "70000",
+        "1",
+        "example.net",
+        "80",
+        "77",
+    ];
+    assert_eq!(outcome.lines(), expected);
+    let bundle = with_user_namespace(Bundle::script("cat /proc/sys/user/max_net_namespaces"));
+    let bundle = bundle.set("/linux/sysctl", json!({"user.max_net_namespaces": "13"}));
+    assert_eq!(bundle.run().lines(), ["13"]);
+}
+
+fn several_mappings() {
+    let script = "cat /proc/self/uid_map /proc/self/gid_map; id -u; id -g";
+    let bundle = with_user_namespace(Bundle::script(script))
+        .set(
+            "/linux/uidMappings",
+            json!([
+                {"containerID": 0, "hostID": 100_000, "size": 10},
+                {"containerID": 500, "hostID": 7000, "size": 20},
+            ]),
+        )
+        .set(
+            "/linux/gidMappings",
+            json!([
+                {"containerID": 0, "hostID": 100_000, "size": 10},
+                {"containerID": 600, "hostID": 8000, "size": 1},
+            ]),
+        )
+        .set("/process/user", json!({"uid": 501, "gid": 600}));
+    let outcome = bundle.run();
+    let words: Vec<_> = outcome.stdout.split_whitespace().collect();
+    let expected = "0 100000 10 500 7000 20 0 100000 10 600 8000 1 501 600";
+    assert_eq!(words.join(" "), expected);
+    let bundle = with_user_namespace(Bundle::script("true")).set(
+        "/linux/gidMappings",
+        json!([
+            {"containerID": 0, "hostID": 1, "size": 5},
+            {"containerID": 3, "hostID": 10, "size": 5},
+        ]),
+    );
+    assert_eq!(
+        bundle.error(),
+        "linux.gidMappings: write gid_map: invalid argument"
+    );
 }

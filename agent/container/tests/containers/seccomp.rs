@@ -7,6 +7,9 @@ use crate::support::{Bundle, Tests};
 pub(crate) const TESTS: Tests = &[
     ("a_call_fails_with_its_errno", a_call_fails_with_its_errno),
     ("a_call_kills", a_call_kills),
+    ("every_action", every_action),
+    ("every_default_action", every_default_action),
+    ("architectures_and_flags", architectures_and_flags),
     ("a_list_of_allowed_calls", a_list_of_allowed_calls),
     (
         "with_and_without_new_privileges",
@@ -61,6 +64,97 @@ fn a_call_fails_with_its_errno() {
         "Seccomp:\t2",
     ];
     assert_eq!(outcome.lines(), expected);
+}
+
+/// What becomes of a process that makes a system call with each action.
+fn every_action() {
+    for (action, expected) in [
+        ("SCMP_ACT_ALLOW", "0"),
+        ("SCMP_ACT_LOG", "0"),
+        // Nobody traces: ENOSYS.
+        (
+            "SCMP_ACT_TRACE",
+            "1 mkdir: can't create directory '/tmp/x': Function not implemented",
+        ),
+        (
+            "SCMP_ACT_ERRNO",
+            "1 mkdir: can't create directory '/tmp/x': Operation not permitted",
+        ),
+        // 128 + SIGSYS
+        ("SCMP_ACT_TRAP", "159"),
+        ("SCMP_ACT_KILL", "159"),
+        ("SCMP_ACT_KILL_THREAD", "159"),
+        ("SCMP_ACT_KILL_PROCESS", "159"),
+    ] {
+        let profile = json!({
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [{"names": ["mkdir"], "action": action}],
+        });
+        let outcome = Bundle::script("out=$(mkdir /tmp/x 2>&1); echo $? $out")
+            .set("/linux/seccomp", profile)
+            .run();
+        assert_eq!(outcome.lines()[0].trim_end(), expected, "{action}");
+    }
+}
+
+/// Each as the default for what no rule names.
+fn every_default_action() {
+    for (profile, expected) in [
+        (json!({"defaultAction": "SCMP_ACT_ALLOW"}), "0"),
+        (json!({"defaultAction": "SCMP_ACT_LOG"}), "0"),
+        (
+            json!({"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 28}),
+            "1 mkdir: can't create directory '/tmp/x': No space left on device",
+        ),
+        (
+            json!({"defaultAction": "SCMP_ACT_TRACE", "defaultErrnoRet": 5}),
+            "1 mkdir: can't create directory '/tmp/x': Function not implemented",
+        ),
+        (json!({"defaultAction": "SCMP_ACT_KILL_PROCESS"}), "159"),
+        (json!({"defaultAction": "SCMP_ACT_TRAP"}), "159"),
+    ] {
+        let mut full = profile.clone();
+        full["syscalls"] = json!([{"names": NEEDED, "action": "SCMP_ACT_ALLOW"}]);
+        let outcome = Bundle::script("out=$(mkdir /tmp/x 2>&1); echo $? $out")
+            .set("/linux/seccomp", full)
+            .run();
+        assert_eq!(outcome.lines()[0].trim_end(), expected, "{profile}");
+    }
+}
+
+fn architectures_and_flags() {
+    // Those of other machines have nothing to filter here.
+    let mut profile = deny("mkdir", 28);
+    profile["architectures"] = json!([
+        "SCMP_ARCH_X86_64",
+        "SCMP_ARCH_AARCH64",
+        "SCMP_ARCH_ARM",
+        "SCMP_ARCH_PPC64LE",
+        "SCMP_ARCH_S390X",
+        "SCMP_ARCH_RISCV64",
+        "SCMP_ARCH_LOONGARCH64",
+        "SCMP_ARCH_MIPSEL64N32",
+    ]);
+    for flags in [
+        json!([]),
+        json!(["SECCOMP_FILTER_FLAG_LOG"]),
+        json!(["SECCOMP_FILTER_FLAG_SPEC_ALLOW"]),
+        json!(["SECCOMP_FILTER_FLAG_TSYNC"]),
+        json!([
+            "SECCOMP_FILTER_FLAG_TSYNC",
+            "SECCOMP_FILTER_FLAG_LOG",
+            "SECCOMP_FILTER_FLAG_SPEC_ALLOW"
+        ]),
+    ] {
+        profile["flags"] = flags.clone();
+        let outcome = Bundle::script("mkdir /tmp/x 2>&1; true")
+            .set("/linux/seccomp", profile.clone())
+            .run();
+        assert!(
+            outcome.stdout.contains("No space left"),
+            "{flags}: {outcome:?}"
+        );
+    }
 }
 
 fn a_call_kills() {
