@@ -5,7 +5,7 @@
 //! of every process and the state directory, since nobody can look at the machine afterwards.
 //!
 //! By theme: [`hello`], [`exit_status`], [`stdio`], [`terminal`], [`inside`], [`rootfs`],
-//! [`lifecycle`], [`parallel`], [`faults`], [`bad_input`], [`walkthrough`].
+//! [`lifecycle`], [`parallel`], [`faults`], [`bad_input`], [`fields`], [`walkthrough`].
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -17,6 +17,7 @@ mod control;
 mod exec;
 mod exit_status;
 mod faults;
+mod fields;
 mod harness;
 mod hello;
 mod hooks;

@@ -1,0 +1,138 @@
+//! Fields of the specification that depend on the guest's kernel or on both sides, in a real guest.
+//! What the guest does alone has its tests in `agent/container`, on any kernel.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, chown};
+
+use serde_json::{Value, json};
+
+use super::harness::Bundle;
+
+/// Runs a script in a container whose specification was changed; gives its output's lines.
+fn see(script: &str, change: impl FnOnce(&mut Value)) -> Vec<String> {
+    let finished = Bundle::sh(script).with(change).run();
+    let out = finished.ok();
+    out.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn scheduling_and_personality() {
+    let script = "cut -d' ' -f40,41 /proc/self/stat; ionice; uname -m";
+    let lines = see(script, |spec| {
+        spec["process"]["scheduler"] = json!({"policy": "SCHED_RR", "priority": 7});
+        spec["process"]["ioPriority"] = json!({"class": "IOPRIO_CLASS_BE", "priority": 2});
+        spec["linux"]["personality"] = json!({"domain": "LINUX32"});
+    });
+    assert_eq!(lines, ["7 2", "best-effort: prio 2", "i686"]);
+    let lines = see("cut -d' ' -f41 /proc/self/stat", |spec| {
+        spec["process"]["scheduler"] = json!({
+            "policy": "SCHED_DEADLINE", "runtime": 1_000_000, "deadline": 100_000_000,
+            // What the shell starts has to be possible.
+            "flags": ["SCHED_FLAG_RESET_ON_FORK"],
+        });
+    });
+    assert_eq!(lines, ["0"]);
+}
+
+#[test]
+fn ids_of_a_shared_directory_are_mapped() {
+    let bundle = Bundle::sh("stat -c '%u %g' /data/file; touch /data/new; mkdir /data/dir");
+    let data = bundle.scratch("data");
+    fs::create_dir(&data).expect("data");
+    fs::write(data.join("file"), "").expect("data");
+    for path in [data.clone(), data.join("file")] {
+        chown(path, Some(1000), Some(1001)).expect("chown");
+    }
+    let bundle = bundle.with(|spec| {
+        spec["process"]["user"] = json!({"uid": 2000, "gid": 2001});
+        let mounts = spec["mounts"].as_array_mut().expect("mounts");
+        mounts.push(json!({
+            "destination": "/data", "source": data, "options": ["bind", "idmap"],
+            "uidMappings": [{"containerID": 1000, "hostID": 2000, "size": 1}],
+            "gidMappings": [{"containerID": 1001, "hostID": 2001, "size": 1}],
+        }));
+    });
+    assert_eq!(bundle.run().ok(), "2000 2001\n");
+    for name in ["new", "dir"] {
+        let made = fs::metadata(data.join(name)).expect("made");
+        assert_eq!((made.uid(), made.gid()), (1000, 1001), "{name}");
+    }
+}
+
+#[test]
+fn hooks_of_the_start_run_inside() {
+    let bundle = Bundle::sh("cat /tmp/state");
+    let directory = bundle.path().to_owned();
+    let bundle = bundle.with(|spec| {
+        spec["annotations"] = json!({"org.example.key": "value"});
+        spec["hooks"] = json!({"startContainer": [{
+            "path": "/bin/sh", "args": ["sh", "-c", "cat > /tmp/state"], "timeout": 60,
+        }]});
+    });
+    let state: Value = serde_json::from_str(&bundle.run().ok()).expect("the state");
+    assert_eq!(state["pid"], 1);
+    assert_eq!(state["status"], "created");
+    assert_eq!(state["bundle"], json!(directory));
+    assert_eq!(state["annotations"]["org.example.key"], "value");
+    let bundle = Bundle::sh("echo never").with(|spec| {
+        spec["hooks"] = json!({"startContainer": [{"path": "/bin/false"}]});
+    });
+    let finished = bundle.run();
+    assert_eq!(finished.out(), "");
+    finished.fails(1, &["error running startContainer hook #0: exit status 1"]);
+}
+
+#[test]
+fn devices_of_the_guest() {
+    let script = "for d in null fuse tun kvm sda; do stat -c '%n %F %t:%T' /dev/$d; done; : </dev/fuse && echo open; : </dev/sda || echo none";
+    let lines = see(script, |spec| {
+        spec["linux"]["devices"] = json!([
+            {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229},
+            {"path": "/dev/tun", "type": "c", "major": 10, "minor": 200},
+            {"path": "/dev/kvm", "type": "c", "major": 10, "minor": 232},
+            {"path": "/dev/sda", "type": "b", "major": 8, "minor": 0},
+        ]);
+        spec["linux"]["resources"]["devices"] = json!([{"allow": true, "access": "rwm"}]);
+    });
+    assert_eq!(
+        lines,
+        [
+            "/dev/null character special file 1:3",
+            "/dev/fuse character special file a:e5",
+            "/dev/tun character special file a:c8",
+            "/dev/kvm character special file a:e8",
+            "/dev/sda block special file 8:0",
+            "open",
+            "none",
+        ]
+    );
+}
+
+#[test]
+fn file_systems_of_the_guests_kernel() {
+    let script = "cut -d' ' -f2,3 /proc/self/mounts | grep ' /t/\\|^/t/'";
+    let kinds = ["bpf", "binfmt_misc", "hugetlbfs", "mqueue", "ramfs", "securityfs", "sysfs"];
+    let lines = see(script, |spec| {
+        let mounts = spec["mounts"].as_array_mut().expect("mounts");
+        for kind in kinds {
+            mounts.push(json!({"destination": format!("/t/{kind}"), "type": kind, "source": kind}));
+        }
+    });
+    let expected: Vec<_> = kinds.iter().map(|kind| format!("/t/{kind} {kind}")).collect();
+    assert_eq!(lines, expected);
+}
+
+#[test]
+fn limits_of_the_guests_cgroup() {
+    let script = "cd /sys/fs/cgroup; cat memory.max memory.low pids.max cpu.max cpu.max.burst cpu.weight memory.oom.group";
+    let lines = see(script, |spec| {
+        spec["linux"]["resources"] = json!({
+            "memory": {"limit": 67_108_864, "swap": 67_108_864, "reservation": 1_048_576},
+            "cpu": {"quota": 50_000, "period": 100_000, "burst": 10_000, "shares": 1024},
+            "pids": {"limit": 50},
+            "hugepageLimits": [{"pageSize": "2MB", "limit": 0}, {"pageSize": "1GB", "limit": 0}],
+            "unified": {"memory.oom.group": "1"},
+        });
+    });
+    assert_eq!(lines, ["67108864", "1048576", "50", "50000 100000", "10000", "39", "1"]);
+}
