@@ -55,7 +55,9 @@ pub(super) fn apply(cgroup: &Cgroup, resources: &Resources) -> Result<(), Failur
     if let Some(weight) = resources.block_io.weight.filter(|&weight| weight != 0) {
         block_io_weight(cgroup, weight)?;
     }
-    for (file, text) in &resources.unified {
+    // Processors and devices of the host have no such numbers here: the host applies these.
+    let of_host = |file: &str| file.starts_with("cpuset.") || file.starts_with("io.");
+    for (file, text) in resources.unified.iter().filter(|(file, _)| !of_host(file)) {
         let field = format!("linux.resources.unified[{file:?}]");
         // Some files take one line at a time.
         for line in text.lines() {

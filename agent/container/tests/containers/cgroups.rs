@@ -26,6 +26,10 @@ pub(crate) const TESTS: Tests = &[
     ),
     ("unified_files_are_written", unified_files_are_written),
     (
+        "files_of_the_hosts_processors_and_devices_are_left_to_the_host",
+        files_of_the_hosts_processors_and_devices_are_left_to_the_host,
+    ),
+    (
         "cgroups_made_inside_are_removed",
         cgroups_made_inside_are_removed,
     ),
@@ -184,6 +188,15 @@ fn unified_files_are_written() {
         .set("/linux/resources/unified", json!({"cgroup.max.depth": "3"}))
         .run();
     assert_eq!(outcome.lines(), ["3"]);
+}
+
+fn files_of_the_hosts_processors_and_devices_are_left_to_the_host() {
+    Bundle::script("true")
+        .set(
+            "/linux/resources/unified",
+            json!({"cpuset.cpus": "1000-1001", "io.max": "259:4000 rbps=1"}),
+        )
+        .run();
 }
 
 fn cgroups_made_inside_are_removed() {

@@ -61,9 +61,9 @@ pub(crate) const RESOURCES: &[Field] = &[
     guest("devices", Shape::List(&Shape::Object(DEVICE_RULE))),
     both("memory", Shape::Object(MEMORY)),
     both("cpu", Shape::Object(CPU)),
-    guest("pids", Shape::Object(PIDS)),
+    both("pids", Shape::Object(PIDS)),
     both("blockIO", Shape::Object(BLOCK_IO)),
-    guest(
+    both(
         "hugepageLimits",
         Shape::List(&Shape::Object(HUGEPAGE_LIMITS)),
     )
@@ -78,7 +78,8 @@ pub(crate) const RESOURCES: &[Field] = &[
         Shape::Map(&Shape::Object(RDMA)),
         "the virtual machine has no RDMA devices",
     ),
-    guest("unified", STRING_MAP).note("files of the cgroup in the virtual machine"),
+    both("unified", STRING_MAP)
+        .note("`cpuset.` and `io.` name processors and devices of the host and apply there alone"),
 ];
 
 const THROTTLE: Shape = Shape::List(&Shape::Object(THROTTLE_DEVICE));
