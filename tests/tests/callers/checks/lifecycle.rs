@@ -1,0 +1,139 @@
+//! From `run --detach` to `rm`.
+
+use std::fs;
+
+use crate::harness::{Case, Engine, eventually};
+
+pub(crate) fn logs(case: &Case) {
+    case.detached("l", &[], "echo one; echo two >&2; sleep 600");
+    case.await_log("l", "one");
+    let finished = case.command(["logs", "l"]).run();
+    assert_eq!(finished.out(), "one\n", "{finished}");
+    assert_eq!(finished.err(), "two\n", "{finished}");
+}
+
+pub(crate) fn stop(case: &Case) {
+    case.detached(
+        "s",
+        &[],
+        "trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.1; done",
+    );
+    case.await_log("s", "ready");
+    case.ok(["stop", "--time", "60", "s"]);
+    let state = case.inspect("s")["State"].take();
+    assert_eq!(state["ExitCode"], 3, "{state:#}");
+    assert_eq!(state["Status"], "exited", "{state:#}");
+    case.await_log("s", "bye");
+    case.ok(["rm", "s"]);
+    // What ignores the signal is killed in the end.
+    case.detached(
+        "s",
+        &[],
+        "trap '' TERM; echo ready; while :; do sleep 0.1; done",
+    );
+    case.await_log("s", "ready");
+    case.ok(["stop", "--time", "1", "s"]);
+    assert_eq!(case.inspect("s")["State"]["ExitCode"], 137);
+}
+
+pub(crate) fn kill(case: &Case) {
+    case.detached(
+        "k",
+        &[],
+        "trap 'echo usr1' USR1; echo ready; while :; do sleep 0.1; done",
+    );
+    case.await_log("k", "ready");
+    case.ok(["kill", "--signal", "USR1", "k"]);
+    case.await_log("k", "usr1");
+    assert_eq!(case.inspect("k")["State"]["Status"], "running");
+    case.ok(["kill", "k"]);
+    case.await_status("k", "exited");
+    assert_eq!(case.inspect("k")["State"]["ExitCode"], 137);
+}
+
+pub(crate) fn pause(case: &Case) {
+    let script = "i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.1; done";
+    case.detached("p", &[], script);
+    case.await_log("p", "tick 3");
+    case.ok(["pause", "p"]);
+    assert_eq!(case.inspect("p")["State"]["Status"], "paused");
+    let count = || case.command(["logs", "p"]).run().out().lines().count();
+    let paused = count();
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    assert!(count() <= paused + 1, "it went on while it was paused");
+    case.ok(["unpause", "p"]);
+    assert_eq!(case.inspect("p")["State"]["Status"], "running");
+    eventually("it goes on", || count() > paused + 3);
+}
+
+pub(crate) fn top(case: &Case) {
+    case.detached("t", &[], "sleep 601 & sleep 602");
+    eventually("both processes are listed", || {
+        let listed = case.ok(["top", "t"]);
+        listed.contains("sleep 601") && listed.contains("sleep 602")
+    });
+}
+
+pub(crate) fn stats(case: &Case) {
+    let fill = "dd if=/dev/zero of=/dev/shm/fill bs=1M count=24; echo filled; while :; do :; done";
+    case.detached("s", &["--memory", "256m"], fill);
+    case.await_log("s", "filled");
+    let format = match case.engine() {
+        Engine::Podman => "{{.MemUsage}} {{.PIDs}}",
+        Engine::Docker => "{{.MemUsage}} {{.PIDs}}",
+    };
+    let line = case.ok(["stats", "--no-stream", "--format", format, "s"]);
+    // "25.1MB / 268.4MB 2"
+    let used: String = line
+        .chars()
+        .take_while(|c| c.is_ascii_digit() || *c == '.')
+        .collect();
+    let used: f64 = used
+        .parse()
+        .unwrap_or_else(|error| panic!("{error}: {line:?}"));
+    assert!(used >= 20.0 && line.contains('M'), "{line:?}");
+}
+
+pub(crate) fn wait(case: &Case) {
+    case.detached("w", &[], "sleep 1; exit 11");
+    assert_eq!(case.ok(["wait", "w"]), "11\n");
+}
+
+pub(crate) fn start_again(case: &Case) {
+    case.detached("again", &[], "echo run >>/data/runs; exit 2");
+    case.await_status("again", "exited");
+    for _ in 0..2 {
+        case.ok(["start", "again"]);
+        case.await_status("again", "exited");
+    }
+    assert_eq!(case.inspect("again")["State"]["ExitCode"], 2);
+    let copied = case.ok(["cp", "again:/data/runs", "-"]);
+    assert_eq!(copied.matches("run\n").count(), 3, "{copied:?}");
+}
+
+pub(crate) fn remove_by_force(case: &Case) {
+    let id = case.detached("f", &[], "sleep 600");
+    case.ok(["rm", "--force", "f"]);
+    // Its monitors end on their own, soon.
+    eventually("no process of it is left", || !mentioned(&id));
+}
+
+/// Whether a process has the word on its command line.
+fn mentioned(word: &str) -> bool {
+    let processes = fs::read_dir("/proc").expect("/proc");
+    processes.flatten().any(|entry| {
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(word)
+    })
+}
+
+pub(crate) fn two_at_once(case: &Case) {
+    for name in ["one", "two"] {
+        case.detached(name, &[], &format!("echo I am {name}; sleep 600"));
+    }
+    for name in ["one", "two"] {
+        case.await_log(name, &format!("I am {name}"));
+    }
+    case.ok(["rm", "--force", "one"]);
+    assert_eq!(case.ok(["exec", "two", "echo", "still"]), "still\n");
+}

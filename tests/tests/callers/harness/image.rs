@@ -1,0 +1,90 @@
+//! The image that the callers run: BusyBox, made here, since there is no registry.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use serde_json::json;
+
+use super::Cmd;
+
+/// A tar file of a root file system with BusyBox and its applets, a user `guest` and an empty `/data`.
+pub(crate) fn busybox_tar() -> &'static Path {
+    static TAR: OnceLock<PathBuf> = OnceLock::new();
+    TAR.get_or_init(|| {
+        let dir = PathBuf::from("/run/callers-image");
+        let rootfs = dir.join("rootfs");
+        build(&rootfs);
+        let tar = dir.join("busybox.tar");
+        Cmd::new("tar")
+            .args([Path::new("-cf"), &tar, Path::new("-C"), &rootfs])
+            .args(["."])
+            .run()
+            .ok();
+        tar
+    })
+}
+
+/// The same as an image in the form that `docker save` writes, named `busybox`.
+pub(crate) fn image_archive() -> &'static Path {
+    static ARCHIVE: OnceLock<PathBuf> = OnceLock::new();
+    ARCHIVE.get_or_init(|| {
+        let layer = busybox_tar();
+        let dir = layer.with_file_name("image");
+        fs::create_dir_all(&dir).expect("a directory");
+        fs::copy(layer, dir.join("layer.tar")).expect("the layer");
+        let sum = Cmd::new("sha256sum").args([layer]).run().ok();
+        let digest = sum.split(' ').next().expect("a checksum");
+        let config = json!({
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {"Env": ["PATH=/bin"], "Cmd": ["sh"]},
+            "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{digest}")]},
+            "history": [],
+        });
+        let manifest = json!([{
+            "Config": "config.json",
+            "RepoTags": ["docker.io/library/busybox:latest"],
+            "Layers": ["layer.tar"],
+        }]);
+        fs::write(dir.join("config.json"), config.to_string()).expect("config.json");
+        fs::write(dir.join("manifest.json"), manifest.to_string()).expect("manifest.json");
+        let archive = layer.with_file_name("image.tar");
+        Cmd::new("tar")
+            .args([Path::new("-cf"), &archive, Path::new("-C"), &dir])
+            .args(["manifest.json", "config.json", "layer.tar"])
+            .run()
+            .ok();
+        archive
+    })
+}
+
+fn build(rootfs: &Path) {
+    for dir in [
+        "bin",
+        "etc",
+        "proc",
+        "sys",
+        "dev",
+        "tmp",
+        "root",
+        "var",
+        "run",
+        "data",
+        "home/guest",
+    ] {
+        fs::create_dir_all(rootfs.join(dir)).expect("a directory");
+    }
+    let everybody = fs::Permissions::from_mode(0o1777);
+    fs::set_permissions(rootfs.join("tmp"), everybody).expect("/tmp's mode");
+    fs::copy("/bin/busybox", rootfs.join("bin/busybox")).expect("busybox-static is installed");
+    let applets = Cmd::new("/bin/busybox").args(["--list"]).run().ok();
+    for applet in applets.lines().filter(|name| *name != "busybox") {
+        symlink("busybox", rootfs.join("bin").join(applet)).expect("an applet");
+    }
+    let passwd = "root:x:0:0:root:/root:/bin/sh\nguest:x:1000:1000:guest:/home/guest:/bin/sh\n";
+    fs::write(rootfs.join("etc/passwd"), passwd).expect("passwd");
+    let group = "root:x:0:\nguest:x:1000:\nextra:x:2000:guest\n";
+    fs::write(rootfs.join("etc/group"), group).expect("group");
+}

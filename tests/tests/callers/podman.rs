@@ -1,0 +1,104 @@
+//! Podman: what it shares with Docker, and what it alone does.
+
+use crate::checks::engine_checks;
+use crate::harness::{Case, Engine};
+
+engine_checks!(Podman);
+
+#[test]
+fn healthcheck() {
+    let case = Case::new(Engine::Podman);
+    // The interval needs systemd's timers: here each look is asked for.
+    let options = [
+        "--health-cmd",
+        "test -e /data/healthy",
+        "--health-interval",
+        "disable",
+        "--health-retries",
+        "1",
+    ];
+    case.detached("h", &options, "sleep 600");
+    let sick = case.command(["healthcheck", "run", "h"]).run();
+    assert_eq!(sick.status.code(), Some(1), "{sick}");
+    case.ok(["exec", "h", "touch", "/data/healthy"]);
+    case.ok(["healthcheck", "run", "h"]);
+    assert_eq!(case.inspect("h")["State"]["Health"]["Status"], "healthy");
+}
+
+#[test]
+fn pod_without_infra() {
+    let case = Case::new(Engine::Podman);
+    case.ok([
+        "pod",
+        "create",
+        "--infra=false",
+        "--share",
+        "none",
+        "--name",
+        "pod",
+    ]);
+    for name in ["one", "two"] {
+        case.detached(name, &["--pod", "pod"], "echo up; sleep 600");
+        case.await_log(name, "up");
+    }
+    case.ok(["pod", "stop", "--time", "0", "pod"]);
+    case.ok(["pod", "rm", "pod"]);
+}
+
+#[test]
+fn pod_that_shares_namespaces() {
+    let case = Case::new(Engine::Podman);
+    case.ok([
+        "pod",
+        "create",
+        "--name",
+        "pod",
+        "--network",
+        "none",
+        "--hostname",
+        "shared",
+        "--share",
+        "ipc,net,uts",
+        "--infra-image",
+        "busybox",
+        "--infra-command",
+        "sleep 600",
+    ]);
+    for name in ["one", "two"] {
+        let started = case
+            .command(["run", "--detach", "--name", name, "--pod", "pod", "busybox"])
+            .args(["sh", "-c", "hostname; echo mark >/dev/shm/$$; sleep 600"])
+            .outlived()
+            .run();
+        assert_eq!(started.status.code(), Some(0), "{started}");
+        case.await_log(name, "shared");
+    }
+    let listed = case.ok([
+        "exec",
+        "two",
+        "sh",
+        "-c",
+        "ls /dev/shm | wc -l; ls /sys/class/net",
+    ]);
+    assert_eq!(listed, "1\nlo\n");
+    case.ok(["pod", "rm", "--force", "--time", "0", "pod"]);
+}
+
+#[test]
+fn attach_at_start() {
+    let case = Case::new(Engine::Podman);
+    case.ok([
+        "create",
+        "--name",
+        "a",
+        "--network",
+        "none",
+        "busybox",
+        "sh",
+        "-c",
+        "echo attached; exit 3",
+    ]);
+    let finished = case.command(["start", "--attach", "a"]).run();
+    assert_eq!(finished.status.code(), Some(3), "{finished}");
+    assert_eq!(finished.out(), "attached\n", "{finished}");
+}
