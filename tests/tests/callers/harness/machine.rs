@@ -1,6 +1,5 @@
-//! The machine the callers run on: the test bed, with their programs in place.
+//! The machine the callers run on: the test bed, where `tests/suites/run` has put their programs.
 
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -65,21 +64,7 @@ fn require_bed() {
             "these tests change the machine: start them with tests/run callers"
         );
         assert!(Path::new(runtime()).is_file(), "{} is not there", runtime());
-        if let Some(programs) = std::env::var_os("CLOISTER_TEST_CALLERS") {
-            install(programs);
-        }
     });
-}
-
-/// Links the callers' files to where their packages have them.
-fn install(programs: OsString) {
-    let mut root = PathBuf::from(programs);
-    root.push(".");
-    Cmd::new("cp")
-        .args(["--recursive", "--symbolic-link", "--no-clobber"])
-        .args([root.as_path(), Path::new("/")])
-        .run()
-        .ok();
 }
 
 /// A file system in memory: overlayfs cannot be stacked on the bed's own root.
