@@ -204,7 +204,12 @@ impl Case {
             self.command(["pod", "rm", "--force", "--all"]).run();
         }
         for id in self.containers() {
-            let removed = self.command(["rm", "--force", &id]).run();
+            // Podman would first wait ten seconds for an end of the container's own.
+            let how: &[&str] = match self.engine {
+                Engine::Podman => &["rm", "--force", "--time", "0"],
+                Engine::Docker => &["rm", "--force"],
+            };
+            let removed = self.command(how.iter().copied()).args([&id]).run();
             if removed.status.code() != Some(0) {
                 eprintln!("rm --force {id}: {removed}");
             }
