@@ -27,13 +27,16 @@ build: setup image ## build every binary and the guest image
 binaries: setup
 	$(STATIC) $(CARGO) build --locked --release --target $(TARGET) \
 		-p cloister -p cloister-vmm -p cloister-fs -p cloister-agent
-.PHONY: binaries
+.PHONY: binaries install-programs
 
 image: binaries
 	$(CARGO) run --locked --quiet -p cloister-guest-image -- \
 		build --agent $(OUT)/cloister-agent --output $(IMAGE)
 
-install: build ## install below DESTDIR and PREFIX (default /usr/local)
+install: build install-programs ## install below DESTDIR and PREFIX (default /usr/local)
+	$(CARGO) run --locked --quiet -p cloister --example manual -- $(DESTDIR)$(PREFIX)/share
+
+install-programs: build
 	install -D -m 0755 $(OUT)/cloister $(DESTDIR)$(PREFIX)/bin/cloister
 	install -D -m 0755 $(OUT)/cloister-vmm $(DESTDIR)$(PREFIX)/libexec/cloister/cloister-vmm
 	install -D -m 0755 $(OUT)/cloister-fs $(DESTDIR)$(PREFIX)/libexec/cloister/cloister-fs
@@ -43,7 +46,7 @@ install: build ## install below DESTDIR and PREFIX (default /usr/local)
 
 # What the bed puts on its PATH.
 stage:
-	@$(MAKE) --no-print-directory install DESTDIR=$(STAGE) PREFIX=/usr/local
+	@$(MAKE) --no-print-directory install-programs DESTDIR=$(STAGE) PREFIX=/usr/local
 
 demo: stage ## run a BusyBox container in a virtual machine
 	@tests/demo

@@ -111,14 +111,25 @@ fn devices_of_the_guest() {
 #[test]
 fn file_systems_of_the_guests_kernel() {
     let script = "cut -d' ' -f2,3 /proc/self/mounts | grep ' /t/\\|^/t/'";
-    let kinds = ["bpf", "binfmt_misc", "hugetlbfs", "mqueue", "ramfs", "securityfs", "sysfs"];
+    let kinds = [
+        "bpf",
+        "binfmt_misc",
+        "hugetlbfs",
+        "mqueue",
+        "ramfs",
+        "securityfs",
+        "sysfs",
+    ];
     let lines = see(script, |spec| {
         let mounts = spec["mounts"].as_array_mut().expect("mounts");
         for kind in kinds {
             mounts.push(json!({"destination": format!("/t/{kind}"), "type": kind, "source": kind}));
         }
     });
-    let expected: Vec<_> = kinds.iter().map(|kind| format!("/t/{kind} {kind}")).collect();
+    let expected: Vec<_> = kinds
+        .iter()
+        .map(|kind| format!("/t/{kind} {kind}"))
+        .collect();
     assert_eq!(lines, expected);
 }
 
@@ -134,5 +145,16 @@ fn limits_of_the_guests_cgroup() {
             "unified": {"memory.oom.group": "1"},
         });
     });
-    assert_eq!(lines, ["67108864", "1048576", "50", "50000 100000", "10000", "39", "1"]);
+    assert_eq!(
+        lines,
+        [
+            "67108864",
+            "1048576",
+            "50",
+            "50000 100000",
+            "10000",
+            "39",
+            "1"
+        ]
+    );
 }
