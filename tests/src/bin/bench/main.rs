@@ -6,11 +6,13 @@
 //! figures as JSON to standard output:
 //!
 //! ```json
-//! {"cloister": {"run_true": {"virtual_ms": 1.0, …}, "timeline_ms": {…}, "idle_pss_kib": {…}},
-//!  "runc": {"run_true": {…}}, "crun": {…}, "sizes": {…}}
+//! {"cloister": {"run_true": {"virtual_ms": 1.0, …}, "commands_virtual_ms": {"exec": 1.0, …},
+//!               "timeline_ms": {…}, "idle_pss_kib": {…}},
+//!  "runc": {"run_true": {…}, "commands_virtual_ms": {…}}, "crun": {…}, "sizes": {…}}
 //! ```
 
 mod bundle;
+mod commands;
 mod memory;
 mod run;
 mod timeline;
@@ -43,11 +45,12 @@ fn measure() -> anyhow::Result<Value> {
 
     eprintln!("run … true, exec to exit, in virtual ms ({ROUNDS} rounds after a warm one)");
     eprintln!("  {:<10} {:>8} {:>8} {:>8}", "", "median", "least", "most");
-    for runtime in ["cloister", "crun", "runc"] {
-        let Some(times) = run::run_true(runtime, &bundle, ROUNDS)? else {
-            eprintln!("  {runtime:<10} not installed");
-            continue;
-        };
+    let runtimes: Vec<&str> = ["cloister", "crun", "runc"]
+        .into_iter()
+        .filter(|runtime| run::is_installed(runtime))
+        .collect();
+    for &runtime in &runtimes {
+        let times = run::run_true(runtime, &bundle, ROUNDS)?;
         eprintln!(
             "  {runtime:<10} {:>8.2} {:>8.2} {:>8.2}",
             times.median, times.least, times.most
@@ -56,6 +59,29 @@ fn measure() -> anyhow::Result<Value> {
             "virtual_ms": times.median, "least": times.least, "most": times.most, "rounds": ROUNDS,
         });
         report.insert(runtime.to_owned(), json!({ "run_true": figures }));
+    }
+
+    eprintln!("\nthe commands of a life, median of {ROUNDS} rounds, in virtual ms");
+    eprint!("  {:<10}", "");
+    for command in commands::COMMANDS {
+        eprint!(" {command:>8}");
+    }
+    eprintln!();
+    let sleeper = bundle::create(&dir.path().join("sleeper"))?;
+    bundle::command(&sleeper, &["/bin/sleep", "100000"])?;
+    for &runtime in &runtimes {
+        let life = commands::of_a_life(runtime, &sleeper, ROUNDS)?;
+        eprint!("  {runtime:<10}");
+        let mut figures = Map::new();
+        for command in commands::COMMANDS {
+            let median = life.get(command).map_or(f64::NAN, |times| times.median);
+            eprint!(" {median:>8.2}");
+            figures.insert(command.into(), median.into());
+        }
+        eprintln!();
+        if let Some(Value::Object(report)) = report.get_mut(runtime) {
+            report.insert("commands_virtual_ms".into(), figures.into());
+        }
     }
 
     let phases = timeline::of_a_cold_start(&bundle, dir.path())?;
