@@ -98,6 +98,18 @@ impl ContainerPaths {
         self.dir.join("started")
     }
 
+    /// Exists until the user's program was started.
+    #[must_use]
+    pub fn not_started(&self) -> PathBuf {
+        self.dir.join("not-started")
+    }
+
+    /// Exists while the container is not paused.
+    #[must_use]
+    pub fn not_paused(&self) -> PathBuf {
+        self.dir.join("not-paused")
+    }
+
     /// Exists while the container is paused.
     #[must_use]
     pub fn paused(&self) -> PathBuf {

@@ -4,8 +4,8 @@
 //! <root>/<id>/            mode 0700; its existence claims the id
 //!   state.json            written by the monitor alone, replaced atomically
 //!   config.json           the specification, as it was read
-//!   started               empty; made by whoever has started the user's program
-//!   paused                empty; there while the container is paused
+//!   started               empty; there once the user's program was started, `not-started` before
+//!   paused                empty; there while the container is paused, `not-paused` otherwise
 //!   members/ID            empty; each names a container in the virtual machine of this one
 //!   execs/PID-START       empty; each names a process that stands for one executed here
 //!   console.log agent.log vsock.sock
@@ -425,15 +425,9 @@ impl StateDir {
     /// # Errors
     /// If the note cannot be made.
     pub fn mark_paused(&self, paused: bool) -> Result<(), StateError> {
-        let path = self.paths.paused();
-        let result = match paused {
-            true => note(&path),
-            false => match fs::remove_file(&path) {
-                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-                result => result,
-            },
-        };
-        result.map_err(|e| StateError::Access(path, e))
+        let (yes, no) = (self.paths.paused(), self.paths.not_paused());
+        let (from, to) = if paused { (no, yes) } else { (yes, no) };
+        turn(&from, &to).map_err(|e| StateError::Access(to, e))
     }
 
     /// The state directory of the container whose virtual machine this one is in.
@@ -509,7 +503,26 @@ impl StateDir {
 /// If the note cannot be made.
 pub fn mark_started(paths: &ContainerPaths) -> Result<(), StateError> {
     let path = paths.started();
-    note(&path).map_err(|e| StateError::Access(path, e))
+    turn(&paths.not_started(), &path).map_err(|e| StateError::Access(path, e))
+}
+
+/// Makes the notes that later commands turn round: a disk that is full by then takes no new file.
+///
+/// # Errors
+/// If one cannot be made.
+pub fn prepare_notes(paths: &ContainerPaths) -> Result<(), StateError> {
+    for path in [paths.not_started(), paths.not_paused()] {
+        note(&path).map_err(|e| StateError::Access(path, e))?;
+    }
+    Ok(())
+}
+
+/// Turns a note round; it is done if it was done before.
+fn turn(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::rename(from, to) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => note(to),
+        result => result,
+    }
 }
 
 /// A note in a state directory that is taken back when the value is dropped.

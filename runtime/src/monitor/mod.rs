@@ -282,6 +282,7 @@ impl Monitor {
             .insert(self.first_state(&remains.machine, remains.cgroup.clone())?);
         state::write(&self.paths, state)?;
         state::keep_spec(&self.paths, &spec)?;
+        state::prepare_notes(&self.paths)?;
         if let Some(hooks) = &container.hooks {
             let runner = HookRunner::new(hooks.clone(), state.for_hooks());
             remains.hooks = Some(runner.map_err(Failure::Own)?);

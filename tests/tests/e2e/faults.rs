@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::harness::{Bundle, Residue, eventually};
+use super::harness::{Bundle, Cmd, Residue, eventually};
 
 /// The pids of processes with this name whose ancestry or arguments do not matter: these tests
 /// are alone on the machine.
@@ -118,5 +118,94 @@ fn a_container_outlives_its_run_command_and_can_be_deleted() {
     // As with runc, the container is its own master.
     assert_eq!(bundle.status("r"), "running");
     bundle.cloister(["delete", "--force", "r"]).run().ok();
+    before.assert_nothing_new();
+}
+
+/// A file system that is full after a number of files, at the state directory of a bundle.
+struct Full<'a>(&'a Bundle);
+
+impl<'a> Full<'a> {
+    fn mount(bundle: &'a Bundle, files: u32) -> Self {
+        // The root directory is a file, too.
+        let options = format!("size=256k,nr_inodes={}", files + 1);
+        let root = bundle.state_root();
+        Cmd::new("mount")
+            .args(["-t", "tmpfs", "-o", &options, "none"])
+            .args([&root])
+            .run()
+            .ok();
+        Self(bundle)
+    }
+}
+
+impl Drop for Full<'_> {
+    fn drop(&mut self) {
+        let ids: Vec<_> = std::fs::read_dir(self.0.state_root())
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect();
+        for id in ids {
+            self.0.cloister(["delete", "--force", &id]).run();
+        }
+        Cmd::new("umount").args([&self.0.state_root()]).run();
+    }
+}
+
+#[test]
+fn a_disk_that_is_full_is_named_at_each_file_and_nothing_is_left() {
+    let bundle = Bundle::alone(&["sleep", "1000"]);
+    let before = Residue::now();
+    let mut succeeded = false;
+    for files in 0..20 {
+        let _full = Full::mount(&bundle, files);
+        let done = bundle.command("create", &[], "test").run();
+        if done.code() == 0 {
+            bundle.cloister(["delete", "test"]).run().ok();
+            succeeded = true;
+            break;
+        }
+        done.fails(1, &["No space left on device"]);
+        let left = std::fs::read_dir(bundle.state_root()).unwrap().count();
+        assert_eq!(left, 0, "after {files} files");
+    }
+    assert!(succeeded);
+    before.assert_nothing_new();
+}
+
+#[test]
+fn a_container_on_a_disk_that_is_full_can_be_used_and_deleted() {
+    let bundle = Bundle::alone(&["sleep", "1000"]);
+    let before = Residue::now();
+    {
+        let _full = Full::mount(&bundle, 40);
+        bundle.command("create", &[], "test").run().ok();
+        let filler = bundle.state_root().join("filler");
+        let mut number = 0;
+        while std::fs::write(filler.with_extension(number.to_string()), "").is_ok() {
+            number += 1;
+        }
+        bundle.cloister(["start", "test"]).run().ok();
+        assert_eq!(bundle.status("test"), "running");
+        bundle.cloister(["pause", "test"]).run().ok();
+        assert_eq!(bundle.status("test"), "paused");
+        bundle.cloister(["resume", "test"]).run().ok();
+        assert_eq!(
+            bundle
+                .cloister(["exec", "test", "echo", "hello"])
+                .run()
+                .ok(),
+            "hello\n"
+        );
+        bundle
+            .cloister(["exec", "-d", "test", "true"])
+            .outlived()
+            .run()
+            .fails(255, &["No space left on device"]);
+        bundle.cloister(["kill", "test", "KILL"]).run().ok();
+        eventually("it has ended", || bundle.status("test") == "stopped");
+        bundle.cloister(["delete", "test"]).run().ok();
+    }
     before.assert_nothing_new();
 }
