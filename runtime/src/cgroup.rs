@@ -56,8 +56,12 @@ pub struct SandboxCgroup {
 }
 
 impl SandboxCgroup {
-    /// Makes the cgroup, sets its limits, and moves process `pid` into it, whose children will be
+    /// Makes the cgroup, sets its limits, and moves process `first` into it, whose children will be
     /// in it, too. With cgroupfs a cgroup that has processes already is joined, with a warning.
+    ///
+    /// Without `first` the cgroup is empty, so that a process can be born in it: moving one has it
+    /// wait until every processor was idle or in user mode, for some milliseconds. systemd makes no
+    /// empty scope.
     ///
     /// # Errors
     /// If the cgroup is frozen, or with systemd not empty; if a limit cannot be set. Nothing is
@@ -66,7 +70,7 @@ impl SandboxCgroup {
         plan: &Plan,
         resources: &LinuxResources,
         overhead: Overhead,
-        pid: u32,
+        first: Option<u32>,
     ) -> Result<Self, CgroupError> {
         let version = plan.hierarchies.version();
         for warning in limits::check(version, resources)? {
@@ -78,7 +82,10 @@ impl SandboxCgroup {
             created: BTreeSet::new(),
             unit: plan.unit.clone(),
             overhead,
-            origin: plan.hierarchies.places(pid)?,
+            origin: match first {
+                Some(pid) => plan.hierarchies.places(pid)?,
+                None => BTreeMap::new(),
+            },
         };
         this.check_unused()?;
         // What is wrong with the limits themselves is said before anything is made.
@@ -87,10 +94,13 @@ impl SandboxCgroup {
             None => {
                 let made = this.make_directories(plan, resources)?;
                 limits::apply(&settings, &this.paths)?;
-                tree::join_all(&this.paths, &plan.hierarchies, pid)?;
+                if let Some(pid) = first {
+                    tree::join_all(&this.paths, &plan.hierarchies, pid)?;
+                }
                 this.keep(made);
             }
             Some(unit) => {
+                let pid = first.ok_or(CgroupError::NoProcess)?;
                 let failed = |error| CgroupError::Systemd {
                     unit: unit.name.clone(),
                     error,
@@ -376,7 +386,8 @@ impl SandboxCgroup {
     }
 
     /// Undoes [`create`](Self::create) for a process that is still in the cgroup: moves it back to
-    /// where it was before, then removes the cgroup.
+    /// where it was before, then removes the cgroup. Of a process that was not the `first` it is not
+    /// known where it was: it has to have ended.
     ///
     /// # Errors
     /// If something of it stays.

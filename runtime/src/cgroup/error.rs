@@ -42,6 +42,9 @@ pub enum CgroupError {
     /// The systemd driver was asked for where there is no systemd; the wording is runc's.
     #[error("systemd not running on this host, cannot use systemd cgroups manager")]
     NoSystemd,
+    /// systemd was to make a scope without a process.
+    #[error("systemd makes no scope without a process")]
+    NoProcess,
     /// systemd refused.
     #[error("systemd unit {unit}")]
     Systemd {

@@ -108,7 +108,7 @@ fn a_cgroup_holds_its_processes_and_goes_without_a_trace() {
     let first = Sleeper::new();
     let before = first.places();
     let none = LinuxResources::default();
-    let cgroup = SandboxCgroup::create(&plan, &none, OVERHEAD, first.pid()).unwrap();
+    let cgroup = SandboxCgroup::create(&plan, &none, OVERHEAD, Some(first.pid())).unwrap();
     assert!(!cgroup.paths().is_empty());
     for (controller, place) in first.places() {
         if let Some(path) = cgroup.paths().get(&controller) {
@@ -149,7 +149,7 @@ fn a_process_that_has_made_its_cgroup_can_abandon_it() {
     let process = Sleeper::new();
     let before = process.places();
     let none = LinuxResources::default();
-    let cgroup = SandboxCgroup::create(&plan, &none, OVERHEAD, process.pid()).unwrap();
+    let cgroup = SandboxCgroup::create(&plan, &none, OVERHEAD, Some(process.pid())).unwrap();
     cgroup.abandon(process.pid()).unwrap();
     assert_eq!(process.places(), before);
     assert_gone(&cgroup);
@@ -184,7 +184,7 @@ fn limits_are_set_and_changed() {
     }
     let process = Sleeper::new();
     let limits = resources(limits);
-    let cgroup = SandboxCgroup::create(&plan, &limits, OVERHEAD, process.pid()).unwrap();
+    let cgroup = SandboxCgroup::create(&plan, &limits, OVERHEAD, Some(process.pid())).unwrap();
     let read = |controller: &str, file: &str| {
         let key = match version {
             Version::V1 => controller,
@@ -270,11 +270,11 @@ fn processes_that_want_too_much_memory_are_counted() {
         pids: 20,
     };
     let limits = resources(json!({"memory": {"limit": 4 << 20, "swap": 4 << 20}}));
-    let created = SandboxCgroup::create(&plan, &limits, overhead, eater.pid());
+    let created = SandboxCgroup::create(&plan, &limits, overhead, Some(eater.pid()));
     let cgroup = created.unwrap_or_else(|_| {
         // The kernel accounts for no swap.
         let limits = resources(json!({"memory": {"limit": 4 << 20}}));
-        SandboxCgroup::create(&plan, &limits, overhead, eater.pid()).unwrap()
+        SandboxCgroup::create(&plan, &limits, overhead, Some(eater.pid())).unwrap()
     });
     assert_eq!(cgroup.oom_kills().unwrap(), 0);
     drop(eater.0.stdin.take());
@@ -294,7 +294,7 @@ fn a_limit_that_cannot_be_set_leaves_nothing() {
     let before = process.places();
     let create = |limits| {
         let limits = resources(limits);
-        let result = SandboxCgroup::create(&plan, &limits, OVERHEAD, process.pid());
+        let result = SandboxCgroup::create(&plan, &limits, OVERHEAD, Some(process.pid()));
         let message = chain(&result.unwrap_err());
         assert_eq!(process.places(), before);
         for path in plan.paths().values() {
@@ -333,10 +333,26 @@ fn a_process_that_is_gone_leaves_nothing() {
     process.0.kill().unwrap();
     process.0.wait().unwrap();
     let none = LinuxResources::default();
-    SandboxCgroup::create(&plan, &none, OVERHEAD, pid).unwrap_err();
+    SandboxCgroup::create(&plan, &none, OVERHEAD, Some(pid)).unwrap_err();
     for path in plan.paths().values() {
         assert!(!path.exists(), "{}", path.display());
     }
+}
+
+#[test]
+fn a_cgroup_can_be_empty_at_first() {
+    let Some(plan) = plan(&format!("/{}", unique())) else {
+        return;
+    };
+    let none = LinuxResources::default();
+    let cgroup = SandboxCgroup::create(&plan, &none, OVERHEAD, None).unwrap();
+    assert!(cgroup.processes().unwrap().is_empty());
+    let process = Sleeper::new();
+    cgroup.add_process(process.pid()).unwrap();
+    assert_eq!(cgroup.processes().unwrap(), [process.pid()]);
+    drop(process);
+    cgroup.abandon(std::process::id()).unwrap();
+    assert_gone(&cgroup);
 }
 
 #[test]
@@ -346,9 +362,9 @@ fn a_cgroup_that_was_there_stays() {
     };
     let process = Sleeper::new();
     let none = LinuxResources::default();
-    let first = SandboxCgroup::create(&plan, &none, OVERHEAD, process.pid()).unwrap();
+    let first = SandboxCgroup::create(&plan, &none, OVERHEAD, Some(process.pid())).unwrap();
     let other = Sleeper::new();
-    let second = SandboxCgroup::create(&plan, &none, OVERHEAD, other.pid()).unwrap();
+    let second = SandboxCgroup::create(&plan, &none, OVERHEAD, Some(other.pid())).unwrap();
     assert_eq!(second.processes().unwrap().len(), 2, "with a warning");
     first.kill().unwrap();
     second.remove().unwrap();
@@ -366,7 +382,7 @@ fn a_frozen_cgroup_stands_still_and_takes_no_sandbox() {
     };
     let process = Sleeper::new();
     let none = LinuxResources::default();
-    let cgroup = SandboxCgroup::create(&plan, &none, OVERHEAD, process.pid()).unwrap();
+    let cgroup = SandboxCgroup::create(&plan, &none, OVERHEAD, Some(process.pid())).unwrap();
     match cgroup.freeze() {
         Err(CgroupError::NoFreezer(_)) => {
             eprintln!("SKIPPED: no freezer is mounted");
@@ -375,7 +391,8 @@ fn a_frozen_cgroup_stands_still_and_takes_no_sandbox() {
             result.unwrap();
             assert!(cgroup.is_frozen().unwrap());
             let other = Sleeper::new();
-            let error = SandboxCgroup::create(&plan, &none, OVERHEAD, other.pid()).unwrap_err();
+            let error =
+                SandboxCgroup::create(&plan, &none, OVERHEAD, Some(other.pid())).unwrap_err();
             assert!(
                 error
                     .to_string()
@@ -403,7 +420,7 @@ fn children_of_a_cgroup_go_with_it() {
     };
     let process = Sleeper::new();
     let none = LinuxResources::default();
-    let cgroup = SandboxCgroup::create(&plan, &none, OVERHEAD, process.pid()).unwrap();
+    let cgroup = SandboxCgroup::create(&plan, &none, OVERHEAD, Some(process.pid())).unwrap();
     for path in cgroup.paths().values() {
         fs::create_dir_all(path.join("a/b")).unwrap();
     }
@@ -419,7 +436,7 @@ fn a_relative_path_is_below_the_own_cgroup() {
     };
     let process = Sleeper::new();
     let none = LinuxResources::default();
-    let cgroup = SandboxCgroup::create(&plan, &none, OVERHEAD, process.pid()).unwrap();
+    let cgroup = SandboxCgroup::create(&plan, &none, OVERHEAD, Some(process.pid())).unwrap();
     cgroup.kill().unwrap();
     cgroup.remove().unwrap();
     assert_gone(&cgroup);
@@ -475,7 +492,7 @@ fn a_scope_holds_its_processes_and_goes_without_a_trace() {
     // The name can be used again.
     for _ in 0..2 {
         let before = process.places();
-        let cgroup = SandboxCgroup::create(&plan, &limits, OVERHEAD, process.pid()).unwrap();
+        let cgroup = SandboxCgroup::create(&plan, &limits, OVERHEAD, Some(process.pid())).unwrap();
         for (controller, place) in process.places() {
             assert_eq!(place, cgroup.paths()[&controller], "{controller}");
         }
@@ -485,8 +502,8 @@ fn a_scope_holds_its_processes_and_goes_without_a_trace() {
         assert_gone(&cgroup);
         assert_eq!(process.places(), before);
     }
-    let cgroup = SandboxCgroup::create(&plan, &limits, OVERHEAD, process.pid()).unwrap();
-    let error = SandboxCgroup::create(&plan, &limits, OVERHEAD, process.pid()).unwrap_err();
+    let cgroup = SandboxCgroup::create(&plan, &limits, OVERHEAD, Some(process.pid())).unwrap();
+    let error = SandboxCgroup::create(&plan, &limits, OVERHEAD, Some(process.pid())).unwrap_err();
     assert!(
         error
             .to_string()
@@ -522,7 +539,7 @@ fn a_scope_whose_limits_cannot_be_set_lets_its_process_go() {
     let process = Sleeper::new();
     let before = process.places();
     let limits = resources(json!({"hugepageLimits": [{"pageSize": "3MB", "limit": 1}]}));
-    let error = SandboxCgroup::create(&plan, &limits, OVERHEAD, process.pid()).unwrap_err();
+    let error = SandboxCgroup::create(&plan, &limits, OVERHEAD, Some(process.pid())).unwrap_err();
     assert!(
         error
             .to_string()
