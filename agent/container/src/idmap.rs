@@ -79,6 +79,10 @@ pub(crate) fn recursion(options: &[String]) -> Option<bool> {
         })
 }
 
+/// linux/magic.h. virtio-fs has the same; and what the host has mounted in the tree that it shares is
+/// of a kind that Linux 6.12 does not map.
+const FUSE_SUPER_MAGIC: rustix::fs::FsWord = 0x6573_5546;
+
 /// Maps the ids of a detached mount by those of a user namespace.
 pub(crate) fn map(
     index: usize,
@@ -88,10 +92,17 @@ pub(crate) fn map(
 ) -> Result<(), Failure> {
     let context = || format!("mounts[{index}].uidMappings: map the ids of the mount");
     match mount_setattr(mount, &MountAttr::id_map(namespace), recursive) {
-        // The mappings are the kernel's own by now.
-        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Err(Failure::invalid(
-            format!("{}: its file system cannot be id-mapped", context()),
-        )),
+        // The namespace has its mappings: it can only be the file system.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            let shared =
+                rustix::fs::fstatfs(mount).is_ok_and(|stat| stat.f_type == FUSE_SUPER_MAGIC);
+            let what = if shared {
+                "a directory of the host cannot be id-mapped in the virtual machine"
+            } else {
+                "its file system cannot be id-mapped"
+            };
+            Err(Failure::invalid(format!("{}: {what}", context())))
+        }
         result => result.doing(context),
     }
 }

@@ -140,6 +140,8 @@ impl Spec {
             .get_mut("process")
             .and_then(Value::as_object_mut)
         {
+            // The guest's alone, and with flags that oci-spec knows by other names.
+            process.remove("scheduler");
             // Optional in the specification's schema, required by oci-spec.
             process
                 .entry("user")

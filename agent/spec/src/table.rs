@@ -85,7 +85,8 @@ const MOUNT: &[Field] = &[
     both("source", Shape::Str),
     both("type", Shape::Str).note("file systems that the kernel makes from nothing, see below"),
     both("options", STRINGS).note("each option has a verdict of its own, see below"),
-    guest("uidMappings", Shape::List(&Shape::Object(ID_MAPPING))),
+    guest("uidMappings", Shape::List(&Shape::Object(ID_MAPPING)))
+        .note("an error for a directory of the host, which the guest's kernel cannot map"),
     guest("gidMappings", Shape::List(&Shape::Object(ID_MAPPING))),
 ];
 

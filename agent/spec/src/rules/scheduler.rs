@@ -18,7 +18,7 @@ pub(super) fn check(process: &Value, prefix: &str, findings: &mut Findings) {
         return;
     }
     let number = |name| scheduler.get(name).and_then(Value::as_i64).unwrap_or(0);
-    let fair = matches!(policy, "SCHED_OTHER" | "SCHED_BATCH" | "SCHED_IDLE");
+    let fair = matches!(policy, "SCHED_OTHER" | "SCHED_BATCH");
     let deadline = policy == "SCHED_DEADLINE";
 
     let nice = number("nice");

@@ -195,6 +195,62 @@ fn a_name_that_is_refused_or_unknown_names_its_field() {
     });
 }
 
+/// The host reads what has been checked with the types of oci-spec, which has its own idea of names.
+#[test]
+fn every_name_that_is_supported_can_be_read_on_the_host() {
+    let mut failed = Vec::new();
+    walk(table::ROOT, &Vec::new(), &mut |place, shape, field| {
+        let (Shape::Name(names), Verdict::Enforced(_)) = (shape, field.verdict) else {
+            return;
+        };
+        for name in names.supported {
+            let mut document = super::base();
+            // What is required beside it.
+            let mut parent = &mut document;
+            let mut fields = table::ROOT;
+            let (last, parents) = place.split_last().unwrap();
+            for part in parents {
+                if let Some(field) = fields.iter().find(|field| field.name == part) {
+                    if parent.get(part).is_none() {
+                        parent[part] = match field.shape {
+                            Shape::List(_) => json!([{}]),
+                            _ => json!({}),
+                        };
+                    }
+                    let mut shape = &field.shape;
+                    while let Shape::List(item) | Shape::Map(item) = shape {
+                        shape = item;
+                    }
+                    if let Shape::Object(inner) = shape {
+                        fields = inner;
+                    }
+                    parent = &mut parent[part];
+                } else {
+                    parent = &mut parent[part.parse::<usize>().unwrap()];
+                }
+                for field in fields.iter().filter(|field| field.required) {
+                    if parent.is_object() && parent.get(field.name).is_none() {
+                        parent[field.name] = value(&field.shape);
+                    }
+                }
+            }
+            match last.parse::<usize>() {
+                Ok(_) => *parent = json!([name]),
+                Err(_) => parent[last] = json!(name),
+            }
+            let bytes = document.to_string();
+            // Some do not go with the rest.
+            if crate::check(bytes.as_bytes(), "config.json", Side::Host).is_err() {
+                continue;
+            }
+            if let Err(error) = crate::Spec::parse(bytes.as_bytes(), "config.json") {
+                failed.push(format!("{} = {name}: {error}", words(place)));
+            }
+        }
+    });
+    assert_eq!(failed, [] as [String; 0]);
+}
+
 #[test]
 fn a_required_field_that_is_missing_is_named() {
     walk(table::ROOT, &Vec::new(), &mut |place, shape, field| {

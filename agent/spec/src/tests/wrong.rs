@@ -169,6 +169,10 @@ fn schedulers_that_cannot_be() {
             "nice: SCHED_FIFO has none",
         ),
         (
+            json!({"policy": "SCHED_IDLE", "nice": 19}),
+            "nice: SCHED_IDLE has none",
+        ),
+        (
             json!({"policy": "SCHED_RR"}),
             "priority: 0 is not between 1 and 99, which SCHED_RR requires",
         ),
