@@ -12,12 +12,13 @@ use crate::table::ROOT;
 use crate::text::NEWEST;
 
 /// Annotations of a specification that change what the runtime does: those by which a container finds
-/// the virtual machine of its pod. One that ends with a dot is a prefix (features.md#unsafe-annotations-in-configjson).
-const UNSAFE_ANNOTATIONS: [&str; 4] = [
+/// the virtual machine of its pod, and properties of a unit of systemd. One that ends with a dot is a prefix (features.md#unsafe-annotations-in-configjson).
+const UNSAFE_ANNOTATIONS: [&str; 5] = [
     "io.kubernetes.cri-o.ContainerType",
     "io.kubernetes.cri-o.SandboxID",
     "io.kubernetes.cri.container-type",
     "io.kubernetes.cri.sandbox-id",
+    "org.systemd.property.",
 ];
 
 /// The features structure of `cloister features`, in its JSON form.
@@ -49,10 +50,11 @@ pub fn features() -> Value {
         "linux": {
             "namespaces": NAMESPACES.supported,
             "capabilities": CAPABILITIES.supported,
+            // What the host may have. The guest has version 2.
             "cgroup": {
-                "v1": false,
+                "v1": true,
                 "v2": true,
-                "systemd": false,
+                "systemd": true,
                 "systemdUser": false,
                 "rdma": enforced(&["linux", "resources", "rdma"]),
             },

@@ -185,6 +185,21 @@ fn features_agree_with_the_checks() {
     assert_eq!(features["hooks"].as_array().unwrap().len(), 6);
     assert_eq!(features["linux"]["apparmor"]["enabled"], json!(false));
     assert_eq!(features["linux"]["seccomp"]["enabled"], json!(true));
+    assert_eq!(
+        features["linux"]["memoryPolicy"],
+        json!({"modes": ["MPOL_DEFAULT", "MPOL_LOCAL"], "flags": []})
+    );
+    assert_eq!(
+        features["linux"]["intelRdt"],
+        json!({"enabled": false, "schemata": false, "monitoring": false})
+    );
+    assert!(features["annotations"]["org.cloister.version"].is_string());
+    let unsafe_ones = features["potentiallyUnsafeConfigAnnotations"].as_array();
+    assert!(
+        unsafe_ones
+            .unwrap()
+            .contains(&json!("org.systemd.property."))
+    );
     for option in features["mountOptions"].as_array().unwrap() {
         // Everything announced is accepted by some mount.
         let accepted = ["tmpfs", "bind"].iter().any(|fs_type| {
