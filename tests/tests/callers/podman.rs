@@ -26,6 +26,16 @@ fn healthcheck() {
 }
 
 #[test]
+fn top_by_the_containers_own_ps() {
+    let case = Case::new(Engine::Podman);
+    case.detached("t", &[], "sleep 601 & echo ready; exec sleep 602");
+    case.await_log("t", "ready");
+    let listed = case.ok(["top", "t", "-o", "pid,args"]);
+    assert!(listed.contains("sleep 601"), "{listed}");
+    assert!(listed.contains("sleep 602"), "{listed}");
+}
+
+#[test]
 fn pod_without_infra() {
     let case = Case::new(Engine::Podman);
     case.ok([
@@ -52,7 +62,7 @@ fn pod_that_shares_namespaces() {
         "pod",
         "create",
         "--name",
-        "pod",
+        "sharing",
         "--network",
         "none",
         "--hostname",
@@ -66,22 +76,22 @@ fn pod_that_shares_namespaces() {
     ]);
     for name in ["one", "two"] {
         let started = case
-            .command(["run", "--detach", "--name", name, "--pod", "pod", "busybox"])
-            .args(["sh", "-c", "hostname; echo mark >/dev/shm/$$; sleep 600"])
+            .command([
+                "run", "--detach", "--name", name, "--pod", "sharing", "busybox",
+            ])
+            .args([
+                "sh",
+                "-c",
+                &format!("hostname; touch /dev/shm/{name}; sleep 600"),
+            ])
             .outlived()
             .run();
         assert_eq!(started.status.code(), Some(0), "{started}");
         case.await_log(name, "shared");
     }
-    let listed = case.ok([
-        "exec",
-        "two",
-        "sh",
-        "-c",
-        "ls /dev/shm | wc -l; ls /sys/class/net",
-    ]);
-    assert_eq!(listed, "1\nlo\n");
-    case.ok(["pod", "rm", "--force", "--time", "0", "pod"]);
+    let listed = case.ok(["exec", "two", "sh", "-c", "ls /dev/shm; ls /sys/class/net"]);
+    assert_eq!(listed, "one\ntwo\nlo\n");
+    case.ok(["pod", "rm", "--force", "--time", "0", "sharing"]);
 }
 
 #[test]

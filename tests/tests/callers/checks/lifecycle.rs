@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::harness::{Case, Engine, eventually};
+use crate::harness::{Case, eventually};
 
 pub(crate) fn logs(case: &Case) {
     case.detached("l", &[], "echo one; echo two >&2; sleep 600");
@@ -67,21 +67,18 @@ pub(crate) fn pause(case: &Case) {
 }
 
 pub(crate) fn top(case: &Case) {
-    case.detached("t", &[], "sleep 601 & sleep 602");
-    eventually("both processes are listed", || {
-        let listed = case.ok(["top", "t"]);
-        listed.contains("sleep 601") && listed.contains("sleep 602")
-    });
+    case.detached("t", &[], "sleep 601 & echo ready; exec sleep 602");
+    case.await_log("t", "ready");
+    let listed = case.ok(["top", "t"]);
+    assert!(listed.contains("sleep 601"), "{listed}");
+    assert!(listed.contains("sleep 602"), "{listed}");
 }
 
 pub(crate) fn stats(case: &Case) {
     let fill = "dd if=/dev/zero of=/dev/shm/fill bs=1M count=24; echo filled; while :; do :; done";
     case.detached("s", &["--memory", "256m"], fill);
     case.await_log("s", "filled");
-    let format = match case.engine() {
-        Engine::Podman => "{{.MemUsage}} {{.PIDs}}",
-        Engine::Docker => "{{.MemUsage}} {{.PIDs}}",
-    };
+    let format = "{{.MemUsage}} {{.PIDs}}";
     let line = case.ok(["stats", "--no-stream", "--format", format, "s"]);
     // "25.1MB / 268.4MB 2"
     let used: String = line
