@@ -75,8 +75,8 @@ pub(crate) fn top(case: &Case) {
 }
 
 pub(crate) fn stats(case: &Case) {
-    let fill = "dd if=/dev/zero of=/dev/shm/fill bs=1M count=24; echo filled; while :; do :; done";
-    case.detached("s", &["--memory", "256m"], fill);
+    let fill = "dd if=/dev/zero of=/data/fill bs=1M count=24; echo filled; sleep 600";
+    case.detached("s", &["--memory", "256m", "--tmpfs", "/data"], fill);
     case.await_log("s", "filled");
     let format = "{{.MemUsage}} {{.PIDs}}";
     let line = case.ok(["stats", "--no-stream", "--format", format, "s"]);

@@ -3,8 +3,9 @@
 use crate::harness::Case;
 
 pub(crate) fn memory(case: &Case) {
-    let script = "cat /sys/fs/cgroup/memory.max; dd if=/dev/zero of=/dev/null bs=200M count=1";
-    let finished = case.sh(&["--memory", "64m"], script);
+    let script = "cat /sys/fs/cgroup/memory.max; dd if=/dev/zero of=/data/fill bs=1M count=150";
+    let options = ["--memory", "64m", "--tmpfs", "/data:size=200m"];
+    let finished = case.sh(&options, script);
     assert!(finished.out().starts_with("67108864\n"), "{finished}");
     // The first process is the one that is left of two: dd was killed.
     assert_eq!(finished.status.code(), Some(137), "{finished}");
