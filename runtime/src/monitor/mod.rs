@@ -372,7 +372,7 @@ impl Monitor {
         }
         let plan = CgroupPlan::new(*cgroup_driver, &container.cgroups_path, id)?;
         let overhead = machine::overhead(&self.launch.config, container)?;
-        let cgroup = SandboxCgroup::create(&plan, &resources, overhead, std::process::id())?;
+        let cgroup = SandboxCgroup::create(&plan, &resources, overhead, Some(std::process::id()))?;
         self.timeline.borrow_mut().reached("cgroup_made");
         Ok(Some(cgroup))
     }

@@ -260,6 +260,6 @@ fn commands_that_do_not_exist_here_are_named() {
         bundle
             .cloister([command, "x"])
             .run()
-            .fails(1, &["not implemented", command]);
+            .fails(1, &[command, "is not supported"]);
     }
 }
