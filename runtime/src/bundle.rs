@@ -189,6 +189,7 @@ fn binds(dir: &Path, mounts: &[Mount]) -> Result<Vec<Bind>, BundleError> {
         binds.push(Bind {
             index,
             source,
+            destination: mount.destination().clone(),
             readonly: has_option(mount, &["ro", "rro"]),
         });
     }

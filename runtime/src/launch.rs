@@ -153,6 +153,8 @@ pub struct Bind {
     pub index: u32,
     /// What is mounted, absolute.
     pub source: PathBuf,
+    /// Where it is mounted in the container.
+    pub destination: PathBuf,
     /// Whether it must not be written to.
     pub readonly: bool,
 }

@@ -1,10 +1,9 @@
 //! The hooks that the monitor runs.
 //!
-//! They block, so each list gets a thread of its own. Most hooks belong to the runtime's
-//! namespaces (config.md#posix-platform-hooks), which the monitor leaves for those that it holds
-//! for the container: their thread goes back. A hook does not outlive the monitor.
+//! They block, so each list gets a thread of its own. The threads are where the runtime is, as most
+//! hooks have to be (config.md#posix-platform-hooks); that of `createContainer` hooks enters the
+//! namespaces that the first thread holds for the container. A hook does not outlive the monitor.
 
-use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 
@@ -17,28 +16,20 @@ use crate::process::ProcessId;
 use crate::state::{HookState, Status};
 use crate::sys;
 
-/// The namespaces in which the monitor is not where the runtime is.
-const NAMESPACES: [&str; 3] = ["net", "ipc", "uts"];
-
 /// The hooks of a container, if it has any.
 pub(crate) struct HookRunner {
     hooks: Hooks,
     state: HookState,
     bundle: PathBuf,
-    /// The runtime's namespaces.
-    runtime: Vec<File>,
 }
 
 impl HookRunner {
-    /// To be made while this process is in the runtime's namespaces.
-    pub(crate) fn new(hooks: Hooks, state: HookState) -> io::Result<Self> {
-        let open = |name| File::open(format!("/proc/self/ns/{name}"));
-        Ok(Self {
+    pub(crate) fn new(hooks: Hooks, state: HookState) -> Self {
+        Self {
             hooks,
             bundle: state.bundle.clone(),
             state,
-            runtime: NAMESPACES.into_iter().map(open).collect::<Result<_, _>>()?,
-        })
+        }
     }
 
     /// Runs what belongs to the creation.
@@ -85,19 +76,20 @@ impl HookRunner {
         let pid = ProcessId::current().map_err(Failure::Own)?.pid;
         let state = self.state.json(status, pid);
         let bundle = self.bundle.clone();
-        let runtime = match kind {
-            Kind::CreateContainer => Ok(Vec::new()),
-            _ => self.runtime.iter().map(File::try_clone).collect(),
+        let container = match kind {
+            Kind::CreateContainer => Some(ProcessId::current().and_then(ProcessId::open)),
+            _ => None,
         };
-        let runtime: Vec<File> = runtime.map_err(Failure::Own)?;
+        let container = container.transpose().map_err(Failure::Own)?.flatten();
         let (sender, answer) = oneshot::channel();
         std::thread::Builder::new()
             .name("hooks".into())
             .spawn(move || {
-                let moved = runtime.iter().try_for_each(|fd| sys::join(fd, 0));
-                if let Err(e) = moved {
+                if let Some(container) = container
+                    && let Err(e) = sys::join_namespaces(&container)
+                {
                     // The answer fails with the sender that is dropped.
-                    return log::error!("cannot return to the runtime's namespaces: {e}");
+                    return log::error!("cannot enter the container's namespaces: {e}");
                 }
                 let surroundings = Surroundings {
                     dir: &bundle,

@@ -30,6 +30,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::failure::Failure;
+use super::holder::Holder;
 use super::hooks::HookRunner;
 use super::machine::{Machine, ROOTFS_NAME, SHARE_TAG, Worker, bind_name};
 use super::signals::{self, Meaning};
@@ -76,6 +77,7 @@ pub(crate) struct Life<'a> {
     pub(crate) fs: Option<AsyncChannel>,
     pub(crate) machine: RefCell<Option<&'a mut Machine>>,
     pub(crate) hooks: Option<&'a HookRunner>,
+    pub(crate) holder: &'a Holder,
     pub(crate) pty: Option<&'a Pty>,
     pub(crate) timeline: &'a RefCell<Timeline>,
     pub(crate) state: RefCell<&'a mut State>,
@@ -212,6 +214,9 @@ impl Life<'_> {
             self.resize().await;
         }
 
+        if let Err(e) = self.holder.enter_root(&self.launch.container) {
+            log::warn!("the container's files cannot be seen at /proc/PID/root: {e}");
+        }
         self.created()?;
         if self.launch.start {
             if let Err(e) = agent.start(id).await {

@@ -8,14 +8,16 @@
 //! What it must be able to rely on, it has: the machine's processes end when it does, since their
 //! control sockets close; nothing outside the state directory is made but the pid file.
 //!
-//! One thread runs everything but the relays of the streams (`stdio`), which are threads of
-//! their own because they may block.
+//! One thread runs everything but the relays of the streams (`stdio`) and hooks, which are threads
+//! of their own because they may block. It is not the first thread: that one holds what others find
+//! of the container at `/proc/PID` (`holder`).
 
 mod agent_log;
 mod attach;
 mod exec;
 mod failure;
 mod guest;
+mod holder;
 mod hooks;
 mod life;
 mod machine;
@@ -43,6 +45,7 @@ pub use machine::vm_config;
 use self::exec::ExecParts;
 use self::failure::Failure;
 use self::guest::Guest;
+use self::holder::Holder;
 use self::hooks::HookRunner;
 use self::life::{AsyncChannel, End, Life, Progress};
 use self::machine::{ControlSlot, Machine};
@@ -53,7 +56,6 @@ use crate::agent::Exit;
 use crate::cgroup::{Driver, Plan as CgroupPlan, SandboxCgroup};
 use crate::launch::{self, ExecLaunch, Job, Launch, LaunchError, Received, Report, Terminal};
 use crate::logger;
-use crate::namespaces;
 use crate::paths::ContainerPaths;
 use crate::process::ProcessId;
 use crate::signal::Signal;
@@ -151,7 +153,18 @@ pub unsafe fn run(control: RawFd) -> Result<u8, StartError> {
         timeline: RefCell::new(timeline),
         launch,
     };
-    Ok(monitor.run(control, signals, slot, spec, inherited, console_socket))
+    let code = Holder::serve(move |holder| {
+        monitor.run(
+            holder,
+            control,
+            signals,
+            slot,
+            spec,
+            inherited,
+            console_socket,
+        )
+    })?;
+    Ok(code)
 }
 
 /// Stands for a further process of a container.
@@ -215,8 +228,10 @@ struct Remains {
 }
 
 impl Monitor {
+    #[expect(clippy::too_many_arguments, reason = "handed on to `live` in `Parts`")]
     fn run(
         &self,
+        holder: Holder,
         control: Channel,
         signals: SignalFd,
         slot: ControlSlot,
@@ -231,6 +246,7 @@ impl Monitor {
             .map_err(|e| Failure::Own(e.into()))
             .and_then(|orders| {
                 let parts = Parts {
+                    holder,
                     orders: Channel::new(orders),
                     signals,
                     slot,
@@ -255,6 +271,7 @@ impl Monitor {
     /// left in `remains`, whatever happens.
     fn live(&self, parts: Parts, remains: &mut Remains) -> Result<End, Failure> {
         let Parts {
+            holder,
             orders,
             signals,
             mut slot,
@@ -284,11 +301,9 @@ impl Monitor {
         state::keep_spec(&self.paths, &spec)?;
         state::prepare_notes(&self.paths)?;
         if let Some(hooks) = &container.hooks {
-            let runner = HookRunner::new(hooks.clone(), state.for_hooks());
-            remains.hooks = Some(runner.map_err(Failure::Own)?);
+            remains.hooks = Some(HookRunner::new(hooks.clone(), state.for_hooks()));
         }
-        // Before any thread is started that is to belong to them.
-        self.enter_namespaces()?;
+        holder.enter_namespaces(&self.launch.root, container)?;
         if container.sandbox.is_some() {
             let guest = Guest::join(&self.launch, &self.machine_paths, state.monitor)?;
             remains.guest = Some(guest);
@@ -329,6 +344,7 @@ impl Monitor {
                 fs: channel(channels.1)?,
                 machine: RefCell::new(remains.machine.as_mut()),
                 hooks: remains.hooks.as_ref(),
+                holder: &holder,
                 pty: pty.as_ref(),
                 timeline: &self.timeline,
                 state: RefCell::new(state),
@@ -370,34 +386,12 @@ impl Monitor {
         if !is_wanted {
             return Ok(None);
         }
-        let plan = CgroupPlan::new(*cgroup_driver, &container.cgroups_path, id)?;
+        let plan = CgroupPlan::new(*cgroup_driver, &container.cgroups_path, id)?
+            .with_annotations(&container.annotations)?;
         let overhead = machine::overhead(&self.launch.config, container)?;
         let cgroup = SandboxCgroup::create(&plan, &resources, overhead, Some(std::process::id()))?;
         self.timeline.borrow_mut().reached("cgroup_made");
         Ok(Some(cgroup))
-    }
-
-    /// Enters the namespaces of this machine that the monitor holds for its container.
-    fn enter_namespaces(&self) -> Result<(), Failure> {
-        let container = &self.launch.container;
-        if container.new_namespaces != 0 {
-            sys::new_namespaces(container.new_namespaces).map_err(Failure::Network)?;
-        }
-        if let Some(path) = &container.network {
-            File::open(path)
-                .and_then(|network| sys::join(&network, libc::CLONE_NEWNET))
-                .map_err(Failure::Network)?;
-        }
-        for (kind, other) in &container.shared_namespaces {
-            let Some(flag) = namespaces::held_by_name(kind) else {
-                continue;
-            };
-            let (_, state) = namespaces::sandbox_state(&self.launch.root, other)?;
-            let monitor = state.monitor.open().map_err(Failure::Own)?;
-            let monitor = monitor.ok_or(Failure::MonitorGone)?;
-            sys::join(&monitor, flag).map_err(Failure::Network)?;
-        }
-        Ok(())
     }
 
     /// Tells how it ended and leaves nothing, in the order in which the caller cares.
@@ -557,6 +551,7 @@ impl Monitor {
 
 /// What a life needs and a failure does not.
 struct Parts {
+    holder: Holder,
     orders: Channel,
     signals: SignalFd,
     slot: ControlSlot,
