@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
 use serde_json::json;
 
-use super::harness::Bundle;
+use super::harness::{Bundle, Cmd, eventually};
 
 #[test]
 fn writes_land_on_the_host() {
@@ -96,4 +96,44 @@ fn links_do_not_lead_out_of_the_root() {
     )
     .expect("link");
     bundle.run().fails(1, &["No such file or directory"]);
+}
+
+#[test]
+fn callers_find_the_containers_files_at_its_pid() {
+    let bundle = Bundle::sh("echo inside >/made; exec sleep 1000");
+    let source = bundle.scratch("volume");
+    fs::create_dir(&source).unwrap();
+    fs::write(source.join("file"), "of the volume\n").unwrap();
+    let bundle = bundle.with(|spec| {
+        spec["mounts"].as_array_mut().unwrap().push(serde_json::json!({
+            "destination": "/data", "type": "bind", "source": source, "options": ["rbind", "ro"],
+        }));
+    });
+    bundle.command("run", &["--detach"], "test").run().ok();
+    let pid = bundle.state("test")["pid"].to_string();
+    let enter = |script: &str| {
+        Cmd::new("nsenter")
+            .args(["--mount", "--target", &pid, "/bin/sh", "-c", script])
+            .run()
+    };
+    eventually("the file is made", || {
+        enter("cat /made").out() == "inside\n"
+    });
+    assert_eq!(enter("cat /data/file").ok(), "of the volume\n");
+    assert_ne!(
+        enter("echo x >/data/file").code(),
+        0,
+        "the volume is read-only"
+    );
+    enter("echo outside >/brought").ok();
+    let seen = bundle
+        .cloister(["exec", "test", "cat", "/brought"])
+        .run()
+        .ok();
+    assert_eq!(seen, "outside\n");
+    let root = fs::read_to_string(format!("/proc/{pid}/root/made")).unwrap();
+    assert_eq!(root, "inside\n");
+    // The runtime itself is where it was.
+    bundle.cloister(["kill", "test", "KILL"]).run().ok();
+    eventually("it has ended", || bundle.status("test") == "stopped");
 }
