@@ -31,7 +31,9 @@ const OPEN_FILES: Rlimit = Rlimit {
 /// Parameters of the kernel that are not namespaced, so that no container can set them, and whose
 /// defaults on an ordinary host, set by systemd or the distribution, are larger than the kernel's
 /// for a machine this small.
-const SYSCTLS: [(&str, &str); 2] = [
+const SYSCTLS: [(&str, &str); 3] = [
+    // The bound of RLIMIT_NOFILE.
+    ("/proc/sys/fs/nr_open", "1073741816"),
     ("/proc/sys/kernel/pid_max", "4194304"),
     ("/proc/sys/vm/max_map_count", "1048576"),
 ];

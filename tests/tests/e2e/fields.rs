@@ -135,6 +135,15 @@ fn file_systems_of_the_guests_kernel() {
 }
 
 #[test]
+fn as_many_open_files_as_on_the_host() {
+    let lines = see("ulimit -Sn; ulimit -Hn", |spec| {
+        spec["process"]["rlimits"] =
+            json!([{"type": "RLIMIT_NOFILE", "soft": 2_000_000, "hard": 1_073_741_816}]);
+    });
+    assert_eq!(lines, ["2000000", "1073741816"]);
+}
+
+#[test]
 fn limits_of_the_guests_cgroup() {
     let script = "cd /sys/fs/cgroup; cat memory.max memory.low pids.max cpu.max cpu.max.burst cpu.weight memory.oom.group";
     let lines = see(script, |spec| {

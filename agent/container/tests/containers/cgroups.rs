@@ -11,6 +11,7 @@ pub(crate) const TESTS: Tests = &[
         "devices_are_allowed_by_the_list",
         devices_are_allowed_by_the_list,
     ),
+    ("every_form_of_a_device_rule", every_form_of_a_device_rule),
     ("limits_are_written", limits_are_written),
     (
         "a_process_over_its_memory_limit_is_killed",
@@ -55,6 +56,54 @@ fn devices_are_allowed_by_the_list() {
         json!({"allow": true, "type": "c", "major": 1, "minor": 11, "access": "r"}),
     );
     assert_eq!(allowed.run().stdout, "made\nopen\nnull\n");
+}
+
+/// The last entry that speaks of an access decides.
+fn every_form_of_a_device_rule() {
+    // /dev/kmsg (1:11), to read and to write.
+    let script = "mknod /dev/mine c 1 11 && echo m; dd if=/dev/mine count=0 2>/dev/null && echo r; dd of=/dev/mine count=0 conv=notrunc </dev/null 2>/dev/null && echo w; true";
+    let caps = json!(["CAP_MKNOD", "CAP_SYSLOG", "CAP_SYS_ADMIN"]);
+    let all = json!({"allow": true, "access": "rwm"});
+    let kmsg = |allow: bool, access: &str| json!({"allow": allow, "type": "c", "major": 1, "minor": 11, "access": access});
+    for (rules, expected) in [
+        (json!([]), "m"),
+        (json!([all]), "m r w"),
+        (
+            json!([{"allow": true, "type": "a", "major": -1, "minor": -1, "access": "rwm"}]),
+            "m r w",
+        ),
+        (json!([{"allow": true, "type": "c", "access": "r"}]), "m r"),
+        (json!([{"allow": true, "type": "b", "access": "rwm"}]), "m"),
+        (
+            json!([{"allow": true, "type": "c", "major": 1, "access": "rw"}]),
+            "m r w",
+        ),
+        (
+            json!([{"allow": true, "type": "c", "minor": 11, "access": "w"}]),
+            "m w",
+        ),
+        (
+            json!([{"allow": true, "type": "c", "major": 2, "minor": 11, "access": "rw"}]),
+            "m",
+        ),
+        (json!([kmsg(true, "rwm"), kmsg(false, "w")]), "m r"),
+        (json!([all, kmsg(false, "rw"), kmsg(true, "r")]), "m r"),
+        (json!([all, {"allow": false, "access": "rwm"}]), "m"),
+        // All accesses if none is named.
+        (
+            json!([{"allow": true, "type": "c", "major": 1, "minor": 11}]),
+            "m r w",
+        ),
+    ] {
+        let outcome = Bundle::script(script)
+            .set(
+                "/process/capabilities",
+                json!({"bounding": caps, "permitted": caps, "effective": caps}),
+            )
+            .set("/linux/resources/devices", rules.clone())
+            .run();
+        assert_eq!(outcome.lines().join(" "), expected, "{rules}");
+    }
 }
 
 fn limits_are_written() {
