@@ -117,7 +117,7 @@ pub(crate) static DEVICE_TYPES: Names = Names {
 
 /// Types of devices in the allow-list (config-linux.md#allowed-device-list).
 pub(crate) static DEVICE_RULE_TYPES: Names = Names {
-    what: "device type",
+    what: "device rule type",
     supported: &["a", "b", "c"],
     refused: &[],
     unknown: Unknown::Invalid,

@@ -133,7 +133,12 @@ const INTEL_RDT: &[Field] = &[
 ];
 
 const MEMORY_POLICY: &[Field] = &[
-    guest("mode", Shape::Name(&names::MEMORY_POLICY_MODES)).required(),
+    Field::no_effect(
+        "mode",
+        Shape::Name(&names::MEMORY_POLICY_MODES),
+        "what is accepted is how it is",
+    )
+    .required(),
     Field::refused("nodes", Shape::Str, names::ONE_NODE),
     Field::refused("flags", STRINGS, names::ONE_NODE),
 ];
@@ -185,7 +190,7 @@ const CPU: &[Field] = &[
     both("idle", Shape::Int(0, 1)),
 ];
 
-const PIDS: &[Field] = &[guest("limit", I64).note("0: no process but the first; -1: no limit")];
+const PIDS: &[Field] = &[both("limit", I64).note("0: no process but the first; -1: no limit")];
 
 const WEIGHT_DEVICE: &[Field] = &[
     host("major", DEVICE_MAJOR).required(),
@@ -207,8 +212,8 @@ const BLOCK_IO: &[Field] = &[
 ];
 
 const HUGEPAGE_LIMITS: &[Field] = &[
-    guest("pageSize", Shape::Text(text::page_size)).required(),
-    guest("limit", U64).required(),
+    both("pageSize", Shape::Text(text::page_size)).required(),
+    both("limit", U64).required(),
 ];
 
 const PRIORITIES: &[Field] = &[guest("name", Shape::Str), guest("priority", U32)];

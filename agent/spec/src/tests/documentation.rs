@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::mount::{FILE_SYSTEMS, MOUNT_OPTIONS, MountOption};
+use crate::mount::{Attribute, FILE_SYSTEMS, MOUNT_OPTIONS, MountOption};
 use crate::names::{
     APPARMOR_PROFILES, CAPABILITIES, DEVICE_RULE_TYPES, DEVICE_TYPES, IO_PRIORITY_CLASSES,
     MEMORY_POLICY_MODES, NAMESPACES, PERSONALITIES, PROPAGATIONS, RLIMITS, SCHEDULER_FLAGS,
@@ -170,6 +170,23 @@ fn values(page: &mut String, names: &Names) {
     );
 }
 
+/// The kernel's name.
+fn attribute_name(attribute: Attribute) -> &'static str {
+    match attribute {
+        Attribute::ReadOnly => "MOUNT_ATTR_RDONLY",
+        Attribute::NoSuid => "MOUNT_ATTR_NOSUID",
+        Attribute::NoDev => "MOUNT_ATTR_NODEV",
+        Attribute::NoExec => "MOUNT_ATTR_NOEXEC",
+        Attribute::NoDirAtime => "MOUNT_ATTR_NODIRATIME",
+        Attribute::NoSymFollow => "MOUNT_ATTR_NOSYMFOLLOW",
+    }
+}
+
+/// In small letters.
+fn word(variant: &impl std::fmt::Debug) -> String {
+    format!("{variant:?}").to_lowercase()
+}
+
 fn mounts(page: &mut String) {
     let systems: Vec<String> = FILE_SYSTEMS
         .iter()
@@ -192,15 +209,19 @@ fn mounts(page: &mut String) {
                 recursive,
             } => {
                 let verb = if *set { "sets" } else { "clears" };
-                format!("{verb} {attribute:?}{}", reach(recursive))
+                format!(
+                    "{verb} `{}`{}",
+                    attribute_name(*attribute),
+                    reach(recursive)
+                )
             }
             MountOption::AccessTime { mode, recursive } => {
-                format!("access times: {mode:?}{}", reach(recursive))
+                format!("access times: {}{}", word(mode), reach(recursive))
             }
             MountOption::Propagation {
                 propagation,
                 recursive,
-            } => format!("propagation: {propagation:?}{}", reach(recursive)),
+            } => format!("propagation: {}{}", word(propagation), reach(recursive)),
             MountOption::Bind { recursive } => format!("bind mount{}", reach(recursive)),
             MountOption::Remount => "other attributes for an existing mount".into(),
             MountOption::Superblock(flag) => {
