@@ -59,10 +59,16 @@ pub(crate) fn create(
         }
     }
     for (index, device) in listed.iter().enumerate() {
-        warnings.extend(exists_here(index, device));
         root.create_parent(&device.path)
             .and_then(|(dir, name)| node(root, &dir, &name, device))
             .doing(|| format!("linux.devices[{index}]: {}", device.path.display()))?;
+    }
+    let missing: Vec<_> = listed
+        .iter()
+        .filter(|device| !exists_here(device))
+        .collect();
+    if !missing.is_empty() {
+        warnings.push(warning(&missing));
     }
     for (name, target) in LINKS {
         match rustix::fs::symlinkat(target, &dev, name) {
@@ -78,22 +84,32 @@ pub(crate) fn create(
     rustix::fs::symlinkat("pts/ptmx", &dev, "ptmx").doing(|| "link /dev/ptmx")
 }
 
+/// Whether a listed device leads anywhere.
+///
 /// A node is made for whatever number is listed, as by runc: callers list all devices of the host for
-/// a privileged container. One that leads nowhere is worth a word.
-fn exists_here(index: usize, device: &Device) -> Option<String> {
-    let (kind, word) = match device.kind.as_str() {
-        "b" => ("block", "block"),
-        "p" => return None,
-        _ => ("char", "character"),
+/// a privileged container. That some of them lead nowhere is worth one warning.
+fn exists_here(device: &Device) -> bool {
+    let kind = match device.kind.as_str() {
+        "p" => return true,
+        "b" => "block",
+        _ => "char",
     };
-    let (major, minor) = (device.major, device.minor);
-    let known = format!("/sys/dev/{kind}/{major}:{minor}");
-    rustix::fs::stat(known.as_str()).is_err().then(|| {
-        let path = device.path.display();
-        format!(
-            "linux.devices[{index}]: {path}: the virtual machine has no {word} device {major}:{minor}, the node leads nowhere"
-        )
-    })
+    let known = format!("/sys/dev/{kind}/{}:{}", device.major, device.minor);
+    rustix::fs::stat(known.as_str()).is_ok()
+}
+
+fn warning(missing: &[&Device]) -> String {
+    let names: Vec<String> = missing
+        .iter()
+        .map(|device| {
+            let (path, kind) = (device.path.display(), &device.kind);
+            format!("{path} ({kind} {}:{})", device.major, device.minor)
+        })
+        .collect();
+    format!(
+        "linux.devices: the virtual machine does not have {}: such nodes lead nowhere",
+        names.join(", ")
+    )
 }
 
 /// Makes the node `name` in `dir`, which is where the device's path leads.
