@@ -99,6 +99,14 @@ pub(crate) enum ContainerError {
         /// What is wrong.
         problem: String,
     },
+    /// Nobody waits for the hooks.
+    #[error("cannot wait for the hooks of container {id:?}")]
+    Hooks {
+        /// The container.
+        id: String,
+        /// Why.
+        source: std::io::Error,
+    },
     /// What the container uses cannot be read.
     #[error("cannot read what container {id:?} uses")]
     Usage {
@@ -385,11 +393,26 @@ impl Containers {
         Ok(pid)
     }
 
-    /// Executes a container's program.
-    pub(crate) fn start(&self, id: &str) -> Result<(), ContainerError> {
+    /// Executes a container's program, after its hooks.
+    pub(crate) async fn start(&self, id: &str) -> Result<(), ContainerError> {
         let slot = self.slot(id)?;
-        let mut phase = lock(&slot.phase);
-        Ok(phase.live(id)?.container.start()?)
+        let starting = lock(&slot.phase).live(id)?.container.begin_start()?;
+        if !starting.runs_hooks() {
+            return Ok(starting.finish()?);
+        }
+        // Meanwhile the other containers go on, and this one can be killed.
+        let (done, result) = tokio::sync::oneshot::channel();
+        let lost = |source| ContainerError::Hooks {
+            id: id.into(),
+            source,
+        };
+        std::thread::Builder::new()
+            .name("hooks".into())
+            // If nobody waits any more, the container's end says it all.
+            .spawn(move || drop(done.send(starting.finish())))
+            .map_err(lost)?;
+        let result = result.await;
+        Ok(result.map_err(|e| lost(std::io::Error::other(e)))??)
     }
 
     /// Sends a signal to a container's init process, or to all its processes.

@@ -82,7 +82,7 @@ impl Agent for Service {
         _: &TtrpcContext,
         request: StartContainerRequest,
     ) -> Reply<StartContainerResponse> {
-        self.containers.start(&request.container_id)?;
+        self.containers.start(&request.container_id).await?;
         Ok(StartContainerResponse::default())
     }
 
@@ -282,6 +282,7 @@ impl From<ContainerError> for ttrpc::Error {
             ContainerError::Stdio(StdioError::Pipe { .. })
             | ContainerError::Share(ShareError::Mount { .. })
             | ContainerError::Resize { .. }
+            | ContainerError::Hooks { .. }
             | ContainerError::Usage { .. }
             | ContainerError::Undead { .. } => Code::INTERNAL,
         };

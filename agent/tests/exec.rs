@@ -98,7 +98,10 @@ async fn a_process_that_nobody_waits_for_any_more_is_killed() {
     exec(&guest, "e", "exec sleep 999", Vec::new())
         .await
         .unwrap();
-    assert!(processes(&guest).await.contains(&"sleep 999".to_owned()));
+    // The shell may not have become it yet.
+    while !processes(&guest).await.contains(&"sleep 999".to_owned()) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
     let limit = Duration::from_millis(100);
     tokio::time::timeout(limit, async {
         let client = guest.connect();

@@ -15,7 +15,8 @@ use std::time::Duration;
 
 use cloister_protocol::VERSION;
 use cloister_protocol::agent::{
-    CreateContainerRequest, HelloRequest, ResizeTerminalRequest, SharedPath, ShutdownRequest, Stdio,
+    CreateContainerRequest, HelloRequest, ResizeTerminalRequest, SharedPath, ShutdownRequest,
+    StartContainerRequest, Stdio,
 };
 use serde_json::json;
 use ttrpc::Code;
@@ -381,4 +382,33 @@ async fn shutdown_ends_every_container_and_then_the_service() {
     assert_eq!(waiter.await.unwrap().unwrap().signal, 9);
     let ended = tokio::time::timeout(Duration::from_secs(5), &mut guest.service).await;
     ended.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn other_calls_are_answered_while_hooks_run() {
+    let guest = Guest::start().await;
+    let mut hooked = spec(&["/bin/true"]);
+    hooked["hooks"] = json!({
+        "startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", "while true; do :; done"]}],
+    });
+    guest.create("c", hooked, Stdio::default()).await.unwrap();
+    let client = guest.connect();
+    let started = tokio::spawn(async move {
+        let request = StartContainerRequest {
+            container_id: "c".into(),
+            ..StartContainerRequest::default()
+        };
+        client.start_container(context(), &request).await
+    });
+    // Another container comes and goes, and then the one with the endless hook is killed.
+    guest.run("d", "exit 3", Stdio::default()).await;
+    assert_eq!(guest.wait("d").await.unwrap().exit_code, 3);
+    assert!(!started.is_finished());
+    guest.signal("c", 9, true).await.unwrap();
+    assert_eq!(guest.wait("c").await.unwrap().signal, 9);
+    // Its program never ran, and its end says so.
+    let _ = started.await.unwrap();
+    for id in ["c", "d"] {
+        guest.delete(id).await.unwrap();
+    }
 }

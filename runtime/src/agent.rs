@@ -15,6 +15,7 @@ use cloister_protocol::agent::{
 };
 use cloister_protocol::agent_ttrpc::AgentClient;
 use cloister_protocol::{AGENT_PORT, VERSION};
+use oci_spec::runtime::Hooks;
 use protobuf::MessageField;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
@@ -190,17 +191,29 @@ impl Agent {
         Ok(())
     }
 
-    /// Starts the user's program.
+    /// Starts the user's program. `hooks` run before it and take the time that they are given.
     ///
     /// # Errors
     /// The agent's reason.
-    pub async fn start(&self, id: &str) -> Result<(), AgentError> {
+    pub async fn start(&self, id: &str, hooks: Option<&Hooks>) -> Result<(), AgentError> {
         let request = StartContainerRequest {
             container_id: id.to_owned(),
             ..StartContainerRequest::default()
         };
         let call = self.client.start_container(context(), &request);
-        self.bounded("StartContainer", call).await?;
+        let hooks = hooks.and_then(|hooks| hooks.start_container().as_deref());
+        let limit = hooks
+            .unwrap_or_default()
+            .iter()
+            .try_fold(self.limit, |limit, hook| {
+                let seconds = u64::try_from(hook.timeout()?).ok()?;
+                limit.checked_add(Duration::from_secs(seconds))
+            });
+        match limit {
+            Some(limit) => bounded("StartContainer", limit, call).await?,
+            // One of them may take any time.
+            None => call.await.map_err(|e| error("StartContainer", e))?,
+        };
         Ok(())
     }
 
@@ -420,14 +433,19 @@ impl Agent {
         call: &'static str,
         answer: impl Future<Output = ttrpc::Result<T>>,
     ) -> Result<T, AgentError> {
-        match timeout(self.limit, answer).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(e)) => Err(error(call, e)),
-            Err(_) => Err(AgentError::Timeout {
-                call,
-                limit: self.limit,
-            }),
-        }
+        bounded(call, self.limit, answer).await
+    }
+}
+
+async fn bounded<T>(
+    call: &'static str,
+    limit: Duration,
+    answer: impl Future<Output = ttrpc::Result<T>>,
+) -> Result<T, AgentError> {
+    match timeout(limit, answer).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(e)) => Err(error(call, e)),
+        Err(_) => Err(AgentError::Timeout { call, limit }),
     }
 }
 

@@ -188,6 +188,14 @@ impl Container {
     /// The container was started before, has died, a hook has failed, or the program cannot be
     /// executed; after the last two its process has ended.
     pub fn start(&mut self) -> Result<()> {
+        self.begin_start()?.finish()
+    }
+
+    /// The same in two steps, for a caller that has other things to do while hooks run.
+    ///
+    /// # Errors
+    /// The container was started before or has died.
+    pub fn begin_start(&mut self) -> Result<Starting> {
         let state = |state| Error::State {
             id: self.id.clone(),
             state,
@@ -203,15 +211,10 @@ impl Container {
             }
             result => result.doing(|| "start")?,
         }
-        // The channel is closed by the execution, and by death.
-        match channel::receive::<Report>(&channel) {
-            Ok(None) => Ok(()),
-            Ok(Some(Report::Failed(failure))) => Err(failure.into()),
-            Ok(Some(Report::Created { .. })) => {
-                Err(Failure::new("start: the init stage spoke out of turn").into())
-            }
-            Err(error) => Err(Failure::system("start: wait for the execution", error).into()),
-        }
+        Ok(Starting {
+            channel,
+            runs_hooks: self.start_patience != Some(PATIENCE),
+        })
     }
 
     /// Sends a signal to the init process, or to every process of the container.
@@ -304,6 +307,36 @@ impl Container {
         let removed = self.cgroup.remove();
         self.channel = None;
         Ok(removed?)
+    }
+}
+
+/// A container whose hooks run, and whose program is then executed.
+#[derive(Debug)]
+pub struct Starting {
+    channel: OwnedFd,
+    runs_hooks: bool,
+}
+
+impl Starting {
+    /// Whether it may take as long as hooks do; else it is a matter of microseconds.
+    pub fn runs_hooks(&self) -> bool {
+        self.runs_hooks
+    }
+
+    /// Waits for the execution of the program.
+    ///
+    /// # Errors
+    /// A hook has failed or the program cannot be executed; its process has ended.
+    pub fn finish(self) -> Result<()> {
+        // The channel is closed by the execution, and by death.
+        match channel::receive::<Report>(&self.channel) {
+            Ok(None) => Ok(()),
+            Ok(Some(Report::Failed(failure))) => Err(failure.into()),
+            Ok(Some(Report::Created { .. })) => {
+                Err(Failure::new("start: the init stage spoke out of turn").into())
+            }
+            Err(error) => Err(Failure::system("start: wait for the execution", error).into()),
+        }
     }
 }
 

@@ -61,6 +61,8 @@ pub mod init;
 mod seccomp;
 mod sys;
 
-pub use container::{Container, CreateOptions, Stdio, WindowSize, make_root_pivotable, resize};
+pub use container::{
+    Container, CreateOptions, Starting, Stdio, WindowSize, make_root_pivotable, resize,
+};
 pub use error::{Error, ErrorKind, Failure, Result};
 pub use exec::{Exec, ExecOptions};

@@ -37,7 +37,7 @@ pub(crate) fn start(globals: &Globals, id: &str) -> Result<u8, Fatal> {
     let machine = dir.open_machine(&state)?;
     let answer = runtime()?.block_on(async {
         let agent = Agent::connect(machine, limit).await?;
-        agent.start(id.as_str()).await
+        agent.start(id.as_str(), state.hooks.as_ref()).await
     });
     match answer {
         Ok(()) => {}

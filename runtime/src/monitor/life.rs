@@ -219,7 +219,7 @@ impl Life<'_> {
         }
         self.created()?;
         if self.launch.start {
-            if let Err(e) = agent.start(id).await {
+            if let Err(e) = agent.start(id, self.launch.container.hooks.as_ref()).await {
                 // It never ran: to the caller it is as if it had not been created.
                 self.progress.stage.set(Stage::Booting);
                 return Err(e.into());
