@@ -83,6 +83,21 @@ fn hooks_of_the_start_run_inside() {
     finished.fails(1, &["error running startContainer hook #0: exit status 1"]);
 }
 
+/// The first hook of the program takes longer than any other request may.
+#[test]
+fn hooks_of_the_start_have_their_own_time() {
+    let bundle = Bundle::sh("cat /tmp/after").with(|spec| {
+        spec["hooks"] = json!({"startContainer": [{
+            "path": "/bin/sh", "args": ["sh", "-c", "sleep 22; echo late > /tmp/after"], "timeout": 300,
+        }]});
+    });
+    let finished = bundle
+        .command("run", &[], "test")
+        .env("CLOISTER_REQUEST_TIMEOUT_S", "20")
+        .run();
+    assert_eq!(finished.ok(), "late\n");
+}
+
 #[test]
 fn devices_of_the_guest() {
     let script = "for d in null fuse tun kvm sda; do stat -c '%n %F %t:%T' /dev/$d; done; true </dev/fuse && echo open; true </dev/sda || echo none";
