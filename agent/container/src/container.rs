@@ -1,28 +1,27 @@
 //! The caller's side: create, start, signal, delete.
 
+mod outside;
+pub(crate) mod stage;
+
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cloister_spec::{MountKind, Side, mount_kind};
-use rustix::fs::{CWD, Mode, OFlags};
+use cloister_spec::Side;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use rustix::process::{WaitId, WaitIdOptions};
-use serde::Serialize;
 
 use crate::cgroup::Cgroup;
 use crate::channel::{self, Report, START, Setup, Task};
 use crate::config::Resources;
-use crate::config::{Config, ConsoleSize, IdMapping, NAMESPACES};
-use crate::error::{Context, Failure, reason};
-use crate::idmap::{IdMap, map_text};
-use crate::init::{self, clean};
+use crate::config::{Config, ConsoleSize, NAMESPACES};
+use crate::error::{Context, Failure};
+use crate::init;
 use crate::sys;
 use crate::{Error, Result};
+use outside::{configure, joins, open_mounts};
+use stage::{Child, Stage, converse, socket_pair, spawn};
 
 /// How long the init stage may be silent: a bound for file systems that hang.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -388,54 +387,6 @@ fn build(
     }
 }
 
-/// A container's process before it is a container.
-pub(crate) struct Child {
-    pub(crate) pid: i32,
-    pub(crate) pidfd: OwnedFd,
-}
-
-impl Child {
-    /// Puts into words why the init stage has fallen silent.
-    pub(crate) fn explain(&self, failure: Failure) -> Failure {
-        if failure.message != SILENT {
-            return failure;
-        }
-        // Its end stays there to be collected.
-        let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
-        let how = match rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), options) {
-            Ok(Some(status)) if status.killed() || status.dumped() => {
-                format!(
-                    "was killed by signal {}",
-                    status.terminating_signal().unwrap_or_default()
-                )
-            }
-            Ok(Some(status)) => {
-                format!(
-                    "exited with code {}",
-                    status.exit_status().unwrap_or_default()
-                )
-            }
-            Ok(None) => "has closed its channel".into(),
-            Err(error) => format!("has gone ({})", reason(&error.into())),
-        };
-        Failure::new(format!(
-            "the container's process {how} while it was being created"
-        ))
-    }
-
-    /// Kills and reaps the process.
-    pub(crate) fn end(&self) {
-        // It may be dead already, and the caller's reaper may have been faster: neither is an error.
-        let _ = sys::pidfd_send_signal(&self.pidfd, libc::SIGKILL);
-        let wait =
-            || rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
-        while matches!(wait(), Err(rustix::io::Errno::INTR)) {}
-    }
-}
-
-/// The message of a failure that [`Child::explain`] explains.
-const SILENT: &str = "the init stage has closed the channel";
-
 /// As the protocol between host and guest says: a file name, and not a hidden or a special one.
 fn check_id(id: &str) -> Result<()> {
     let valid = !id.is_empty()
@@ -450,58 +401,6 @@ fn check_id(id: &str) -> Result<()> {
     } else {
         Err(Failure::invalid(format!("invalid container id {id:?}")).into())
     }
-}
-
-/// Opens the root file system and the sources of bind mounts as detached mounts: here, where the
-/// caller sees them, and not in the namespaces of the container. New file systems have none; what is
-/// opened for them is the user namespace by which their ids are mapped.
-fn open_mounts(
-    config: &Config,
-    options: &CreateOptions,
-) -> std::result::Result<(BTreeMap<usize, usize>, Vec<OwnedFd>), Failure> {
-    let rootfs = init::clone_tree(&options.rootfs, true)
-        .doing(|| format!("root file system {}", options.rootfs.display()))?;
-    let mut mounts = vec![rootfs];
-    let mut positions = BTreeMap::new();
-    for (index, mount) in config.mounts.iter().enumerate() {
-        let kind = mount_kind(&mount.kind, mount.options.iter().map(String::as_str));
-        let id_map = IdMap::of(mount, &config.linux);
-        let Ok(MountKind::Bind(recursive)) = kind else {
-            if let Some(id_map) = id_map {
-                positions.insert(index, mounts.len() - 1);
-                mounts.push(id_map.namespace(index)?);
-            }
-            continue;
-        };
-        let source = options
-            .bind_sources
-            .get(&index)
-            .map_or(Path::new(&mount.source), PathBuf::as_path);
-        let source = init::clone_tree(source, recursive)
-            .doing(|| format!("mounts[{index}].source: {}", mount.source))
-            .map_err(Failure::blamed_on_spec)?;
-        if let Some(id_map) = id_map {
-            id_map.apply(index, &source)?;
-        }
-        positions.insert(index, mounts.len() - 1);
-        mounts.push(source);
-    }
-    Ok((positions, mounts))
-}
-
-pub(crate) fn socket_pair() -> std::result::Result<(OwnedFd, OwnedFd), Failure> {
-    let context = || "create the channel to the init stage";
-    let (ours, theirs) = rustix::net::socketpair(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .doing(context)?;
-    for timeout in [Timeout::Recv, Timeout::Send] {
-        set_socket_timeout(&ours, timeout, Some(PATIENCE)).doing(context)?;
-    }
-    Ok((ours, theirs))
 }
 
 /// Starts the init stage of a new container.
@@ -532,148 +431,6 @@ fn spawn_first(
     })
 }
 
-/// How an init stage is started.
-pub(crate) struct Stage<'a> {
-    pub(crate) namespaces: u64,
-    pub(crate) pid_namespace_of: Option<&'a OwnedFd>,
-    pub(crate) wait_for_mappings: bool,
-    pub(crate) stdio: &'a Stdio,
-    pub(crate) init_exe: &'a Path,
-    pub(crate) cgroup: &'a OwnedFd,
-    pub(crate) channel: &'a OwnedFd,
-}
-
-pub(crate) fn spawn(stage: &Stage<'_>) -> std::result::Result<Child, Failure> {
-    let context = || "start the init stage";
-    let exe =
-        open_executable(stage.init_exe).doing(|| format!("open {}", stage.init_exe.display()))?;
-    let null = rustix::fs::openat(
-        CWD,
-        "/dev/null",
-        OFlags::RDWR | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .doing(|| "open /dev/null")?;
-    let streams = match stage.stdio {
-        Stdio::Streams {
-            stdin,
-            stdout,
-            stderr,
-        } => [stdin, stdout, stderr],
-        Stdio::Terminal { .. } => [&None, &None, &None],
-    };
-    let mut above = Vec::with_capacity(3);
-    for stream in streams {
-        above.push(sys::above_stdio(stream.as_ref().unwrap_or(&null)).doing(context)?);
-    }
-    let [stdin, stdout, stderr] = above.as_slice() else {
-        return Err(Failure::new(
-            "start the init stage: three streams make three streams",
-        ));
-    };
-    let (pid, pidfd) = sys::spawn(&sys::Spawn {
-        namespaces: stage.namespaces,
-        pid_namespace_of: stage.pid_namespace_of,
-        cgroup: &sys::above_stdio(stage.cgroup).doing(context)?,
-        exe: &sys::above_stdio(&exe).doing(context)?,
-        name: init::NAME,
-        stdio: [stdin, stdout, stderr],
-        channel: &sys::above_stdio(stage.channel).doing(context)?,
-        wait_for_mappings: stage.wait_for_mappings,
-    })
-    .doing(context)?;
-    Ok(Child { pid, pidfd })
-}
-
-/// The namespaces that the init stage joins, whose descriptors go to the end of `fds`. It starts in
-/// the pid namespace.
-fn joins(
-    config: &Config,
-    options: &CreateOptions,
-    fds: &mut Vec<OwnedFd>,
-) -> std::result::Result<Vec<i32>, Failure> {
-    let mut joins = Vec::new();
-    for (kind, pidfd) in &options.joins {
-        let what = || format!("linux.namespaces: join a {kind} namespace");
-        let known = NAMESPACES.iter().find(|(name, _)| name == kind);
-        let &(_, flag) = known.ok_or_else(|| Failure::invalid(what()))?;
-        if !config.linux.has_namespace(kind) || matches!(kind.as_str(), "mount" | "user") {
-            return Err(Failure::invalid(format!("{}: not possible", what())));
-        }
-        if kind != "pid" {
-            joins.push(flag);
-            fds.push(pidfd.try_clone().doing(what)?);
-        }
-    }
-    Ok(joins)
-}
-
-/// Opens the executable on a read-only mount of its own, so that the container's program
-/// cannot overwrite it through `/proc/self/exe` (CVE-2019-5736).
-fn open_executable(path: &Path) -> io::Result<OwnedFd> {
-    // /proc/self/exe is a link out of procfs; opening it follows it.
-    let file = rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-    init::read_only_clone(&file)
-}
-
-/// What is written about the new process from outside of its namespaces.
-fn configure(
-    config: &Config,
-    child: &Child,
-    cgroup: &Cgroup,
-    channel: &OwnedFd,
-) -> std::result::Result<(), Failure> {
-    let proc = PathBuf::from(format!("/proc/{}", child.pid));
-    if let Some(score) = config.process.oom_score_adj {
-        fs::write(proc.join("oom_score_adj"), score.to_string())
-            .doing(|| format!("process.oomScoreAdj: set to {score}"))?;
-    }
-    if let Some(owner) = cgroup_owner(config) {
-        cgroup.delegate(owner)?;
-    }
-    let linux = &config.linux;
-    if !linux.has_namespace("user") {
-        return Ok(());
-    }
-    for (field, file, mappings) in [
-        ("uid", "uid_map", &linux.uid_mappings),
-        ("gid", "gid_map", &linux.gid_mappings),
-    ] {
-        fs::write(proc.join(file), map_text(mappings))
-            .doing(|| format!("linux.{field}Mappings: write {file}"))
-            .map_err(Failure::blamed_on_spec)?;
-    }
-    channel::write_all(channel, b"M").doing(|| "release the init stage")
-}
-
-/// Who is given the container's cgroup: the user of the program, outside of its user namespace, if the
-/// cgroup is mounted to be written to (config-linux.md#cgroup-ownership).
-fn cgroup_owner(config: &Config) -> Option<u32> {
-    let linux = &config.linux;
-    let writable = config.mounts.iter().any(|mount| {
-        let read_only = ["ro", "rro"];
-        mount.kind.starts_with("cgroup")
-            && clean(Path::new(&mount.destination)) == Path::new("/sys/fs/cgroup")
-            && !mount
-                .options
-                .iter()
-                .any(|option| read_only.contains(&option.as_str()))
-    });
-    if !writable || !linux.has_namespace("cgroup") {
-        return None;
-    }
-    let uid = config.process.user.uid;
-    if !linux.has_namespace("user") {
-        return (uid != 0).then_some(uid);
-    }
-    let inside = |map: &&IdMapping| {
-        uid.checked_sub(map.container_id)
-            .is_some_and(|n| n < map.size)
-    };
-    let map = linux.uid_mappings.iter().find(inside)?;
-    map.host_id.checked_add(uid - map.container_id)
-}
-
 /// The window size that was asked for.
 pub(crate) fn window_size(stdio: &Stdio, console_size: Option<ConsoleSize>) -> Option<(u16, u16)> {
     match stdio {
@@ -683,48 +440,6 @@ pub(crate) fn window_size(stdio: &Stdio, console_size: Option<ConsoleSize>) -> O
             (clamp(size.width), clamp(size.height))
         }),
         Stdio::Streams { .. } => None,
-    }
-}
-
-/// Tells the init stage what to build, and hears what has become of it.
-pub(crate) fn converse(
-    channel: &OwnedFd,
-    task: &impl Serialize,
-    fds: &[impl AsFd],
-    has_terminal: bool,
-) -> std::result::Result<(Option<OwnedFd>, Vec<String>), Failure> {
-    let sent = channel::send(channel, task).and_then(|()| channel::send_fds(channel, fds));
-    // Who does not listen may have said why.
-    match sent {
-        Err(error)
-            if !matches!(
-                error.kind(),
-                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
-            ) =>
-        {
-            return Err(Failure::system("talk to the init stage", error));
-        }
-        _ => {}
-    }
-    let mut terminal = None;
-    let report = match has_terminal {
-        false => channel::receive::<Report>(channel),
-        true => channel::receive_with_fd(channel, &mut terminal),
-    };
-    match report {
-        Ok(Some(Report::Created { warnings })) => Ok((terminal, warnings)),
-        Ok(Some(Report::Failed(failure))) => Err(failure),
-        Ok(None) => Err(Failure::new(SILENT)),
-        // It has not even read what it was told.
-        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Err(Failure::new(SILENT)),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(Failure::new(format!(
-            "the init stage has not answered for {} seconds",
-            PATIENCE.as_secs()
-        ))),
-        Err(error) if error.raw_os_error().is_some() => {
-            Err(Failure::system("execute the init stage", error))
-        }
-        Err(error) => Err(Failure::system("understand the init stage", error)),
     }
 }
 

@@ -8,7 +8,8 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use crate::channel::{self, Join, Report, Task};
 use crate::config::{NAMESPACES, Process};
-use crate::container::{Child, Container, Stage, Stdio, converse, socket_pair, spawn, window_size};
+use crate::container::stage::{Child, Stage, converse, socket_pair, spawn};
+use crate::container::{Container, Stdio, window_size};
 use crate::error::{Context, Failure};
 use crate::sys;
 use crate::{Error, Result};
