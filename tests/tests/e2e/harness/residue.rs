@@ -23,7 +23,10 @@ impl Residue {
             items.insert(format!("mount {place}"));
         }
         let sockets = fs::read_to_string("/proc/net/unix").expect("unix sockets");
-        for path in sockets.lines().filter_map(|line| line.split(' ').nth(7)) {
+        for path in sockets
+            .lines()
+            .filter_map(|line| line.split_whitespace().nth(7))
+        {
             items.insert(format!("socket {path}"));
         }
         entries("/sys/class/net", "network interface", 0, &mut items);
