@@ -140,7 +140,7 @@ fn run_in_the_foreground() {
 
 #[test]
 fn terminal() {
-    let case = Case::new();
+    let _case = Case::new();
     let line = format!(
         "ctr run --rm --tty --runc-binary {} {IMAGE} t sh",
         runtime()
@@ -151,7 +151,6 @@ fn terminal() {
         .run();
     assert!(shown.out().contains("sum 42"), "{shown}");
     assert_eq!(shown.status.code(), Some(5), "{shown}");
-    drop(case);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use super::Cmd;
 pub(crate) fn busybox_tar() -> &'static Path {
     static TAR: OnceLock<PathBuf> = OnceLock::new();
     TAR.get_or_init(|| {
-        let dir = PathBuf::from("/run/callers-image");
+        let dir = PathBuf::from("/var/lib/callers-image");
         let rootfs = dir.join("rootfs");
         build(&rootfs);
         let tar = dir.join("busybox.tar");
