@@ -240,7 +240,8 @@ fn run_one(
 struct Checked<'a> {
     path: &'a Path,
     args: &'a [String],
-    env: Vec<(&'a str, &'a str)>,
+    /// `None` for the environment of this process, as runc and crun have it.
+    env: Option<Vec<(&'a str, &'a str)>>,
     timeout: Option<Duration>,
 }
 
@@ -255,13 +256,15 @@ fn checked(hook: &Hook) -> Result<Checked<'_>, Cause> {
             _ => return Err(Cause::Timeout(seconds)),
         },
     };
-    let env = hook.env().as_deref().unwrap_or_default();
-    let env = env.iter().enumerate();
-    let env = env.map(|(index, entry)| entry.split_once('=').ok_or(Cause::Env(index)));
+    let env = hook.env().as_deref().map(|env| {
+        let env = env.iter().enumerate();
+        env.map(|(index, entry)| entry.split_once('=').ok_or(Cause::Env(index)))
+            .collect::<Result<_, _>>()
+    });
     Ok(Checked {
         path: hook.path(),
         args: hook.args().as_deref().unwrap_or_default(),
-        env: env.collect::<Result<_, _>>()?,
+        env: env.transpose()?,
         timeout,
     })
 }

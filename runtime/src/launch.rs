@@ -41,6 +41,8 @@ pub struct Launch {
     pub cgroup_driver: Option<Driver>,
     /// How its terminal is wired, if it has one.
     pub terminal: Terminal,
+    /// Whether the command line goes away when the container stands, or its program runs.
+    pub detached: bool,
     /// Whether the user's program is started at once.
     pub start: bool,
     /// Whether the state directory is removed when the container has ended.
@@ -366,6 +368,7 @@ mod tests {
             },
             cgroup_driver: Some(Driver::Cgroupfs),
             terminal: Terminal::Socket,
+            detached: true,
             start: false,
             remove: false,
             pid_file: None,

@@ -67,6 +67,11 @@ pub fn start(file: Option<File>, format: LogFormat, level: LevelFilter) {
     }
 }
 
+/// Sends what is logged from now on to a file, or nowhere if it could not be opened.
+pub fn move_to(file: io::Result<File>) {
+    *sink() = file.map_or(Sink::Nowhere, Sink::File);
+}
+
 /// Closes the log: whoever waits for the end of what is written to it waits no longer.
 pub fn stop() {
     *sink() = Sink::Nowhere;

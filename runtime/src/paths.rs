@@ -140,6 +140,12 @@ impl ContainerPaths {
         self.dir.join("console.log")
     }
 
+    /// What monitors have to say when their caller is gone and has named no log.
+    #[must_use]
+    pub fn monitor_log(&self) -> PathBuf {
+        self.dir.join("monitor.log")
+    }
+
     /// The agent's log.
     #[must_use]
     pub fn agent_log(&self) -> PathBuf {

@@ -8,7 +8,7 @@
 //!   paused                empty; there while the container is paused, `not-paused` otherwise
 //!   members/ID            empty; each names a container in the virtual machine of this one
 //!   execs/PID-START       empty; each names a process that stands for one executed here
-//!   console.log agent.log vsock.sock
+//!   console.log agent.log monitor.log vsock.sock
 //! ```
 //!
 //! The status follows from these and from whether the monitor lives, never from asking the guest:

@@ -269,6 +269,10 @@ pub(crate) struct KillOptions {
     #[arg(long, short)]
     pub(crate) all: bool,
 
+    /// Take CONTAINER for a regular expression, and signal every container whose name it matches
+    #[arg(long, short)]
+    pub(crate) regex: bool,
+
     /// The container
     #[arg(value_name = "CONTAINER")]
     pub(crate) id: String,
@@ -513,6 +517,10 @@ pub(crate) struct DeleteOptions {
     /// Kill the container first if it has not ended; one that does not exist is no error
     #[arg(long, short)]
     pub(crate) force: bool,
+
+    /// Take CONTAINER for a regular expression, and delete every container whose name it matches
+    #[arg(long, short)]
+    pub(crate) regex: bool,
 
     /// The container
     #[arg(value_name = "CONTAINER")]

@@ -111,6 +111,7 @@ impl Request<'_> {
             container: bundle.container,
             cgroup_driver: globals.cgroup_driver,
             terminal,
+            detached: self.mode != Mode::Foreground,
             start: self.mode != Mode::Create,
             remove: !self.keep,
             pid_file,

@@ -10,7 +10,7 @@ use cloister::state::{State, StateDir, StateError, Status};
 use cloister::{monitor, namespaces};
 
 use super::args::DeleteOptions;
-use super::kill::kill_processes;
+use super::kill::{each_match, kill_processes};
 use super::start::runtime;
 use super::{Fatal, Globals};
 
@@ -22,9 +22,16 @@ const ORDER_LIMIT: Duration = Duration::from_secs(10);
 const GONE_LIMIT: Duration = Duration::from_secs(10);
 
 pub(crate) fn delete(globals: &Globals, options: &DeleteOptions) -> Result<u8, Fatal> {
-    let id = ContainerId::new(&options.id)?;
-    let force = options.force;
-    let dir = match StateDir::open(&globals.root, &id) {
+    if !options.regex {
+        return delete_one(globals, options.force, &ContainerId::new(&options.id)?);
+    }
+    each_match(globals, &options.id, |id| {
+        delete_one(globals, options.force, id)
+    })
+}
+
+fn delete_one(globals: &Globals, force: bool, id: &ContainerId) -> Result<u8, Fatal> {
+    let dir = match StateDir::open(&globals.root, id) {
         Ok(dir) => dir,
         // As runc: what is to be gone is gone.
         Err(StateError::NotFound(_)) if force => return Ok(0),

@@ -15,8 +15,34 @@ use super::{Fatal, Globals};
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
 pub(crate) fn kill(globals: &Globals, options: &KillOptions) -> Result<u8, Fatal> {
-    let id = ContainerId::new(&options.id)?;
-    let dir = StateDir::open(&globals.root, &id)?;
+    if !options.regex {
+        return kill_one(globals, options, &ContainerId::new(&options.id)?);
+    }
+    each_match(globals, &options.id, |id| kill_one(globals, options, id))
+}
+
+/// Does something with every container whose name a regular expression matches; the first failure
+/// is told when all of them have had their turn.
+pub(crate) fn each_match(
+    globals: &Globals,
+    pattern: &str,
+    mut work: impl FnMut(&ContainerId) -> Result<u8, Fatal>,
+) -> Result<u8, Fatal> {
+    let pattern = regex::Regex::new(pattern)?;
+    let mut result = Ok(0);
+    for dir in StateDir::all(&globals.root)? {
+        if pattern.is_match(dir.id().as_str())
+            && let Err(e) = work(dir.id())
+            && result.is_ok()
+        {
+            result = Err(e);
+        }
+    }
+    result
+}
+
+fn kill_one(globals: &Globals, options: &KillOptions, id: &ContainerId) -> Result<u8, Fatal> {
+    let dir = StateDir::open(&globals.root, id)?;
     let state = dir.load()?;
     let signal = Signal::parse(&options.signal)?;
     match dir.status(&state) {

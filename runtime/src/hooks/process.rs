@@ -43,14 +43,17 @@ impl Running {
             command.arg0(name).args(args);
         }
         command
-            .env_clear()
-            .envs(hook.env.iter().map(|(k, v)| (OsStr::new(k), OsStr::new(v))))
             .current_dir(surroundings.dir)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             // What the hook has started is killed with it.
             .process_group(0);
+        if let Some(env) = &hook.env {
+            command
+                .env_clear()
+                .envs(env.iter().map(|(k, v)| (OsStr::new(k), OsStr::new(v))));
+        }
         sys::start_afresh(&mut command, network);
         let mut child = command.spawn().map_err(error)?;
         Ok(Self {

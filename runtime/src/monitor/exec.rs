@@ -24,6 +24,7 @@ use super::terminal::Pty;
 use crate::agent::{Agent, AgentError, Exit, ProcessName};
 use crate::id::ContainerId;
 use crate::launch::{ExecLaunch, Order, Report, Terminal};
+use crate::logger;
 use crate::namespaces;
 use crate::paths::ContainerPaths;
 use crate::process::ProcessId;
@@ -47,6 +48,8 @@ pub(super) struct ExecParts {
     pub(super) console_socket: Option<OwnedFd>,
     /// Who hears that the program runs.
     pub(super) control: Option<Channel>,
+    /// Whether the log has to leave the caller's standard error when the caller goes.
+    pub(super) leaves_log: bool,
 }
 
 /// Executes a process and accompanies it from this process, whose streams it gets.
@@ -70,6 +73,7 @@ pub fn exec_in_foreground(
                 inherited,
                 console_socket: None,
                 control: None,
+                leaves_log: false,
             };
             accompany(launch, parts, size)
         });
@@ -121,6 +125,7 @@ fn accompany(
         inherited,
         console_socket,
         control,
+        leaves_log,
     } = parts;
     let machine = OpenOptions::new()
         .read(true)
@@ -156,6 +161,7 @@ fn accompany(
             machine: machine.into(),
             control: control.map_err(Failure::Own)?,
             size,
+            leaves_log,
             agent: RefCell::new(None),
             is_over: Cell::new(false),
             give_up: Notify::new(),
@@ -180,6 +186,7 @@ struct Companion<'a> {
     machine: OwnedFd,
     control: Option<AsyncChannel>,
     size: Option<&'a dyn Fn() -> io::Result<(u16, u16)>>,
+    leaves_log: bool,
     /// There once the program runs.
     agent: RefCell<Option<Agent>>,
     is_over: Cell<bool>,
@@ -218,6 +225,10 @@ impl Companion<'_> {
         *self.agent.borrow_mut() = Some(agent.clone());
         if let Some(control) = &self.control {
             let _ = control.send(&Report::Started);
+        }
+        if self.leaves_log {
+            let paths = ContainerPaths::new(&self.launch.root, &self.launch.id);
+            logger::move_to(logger::open(&paths.monitor_log()));
         }
         let exit = match agent.wait(self.name(), true).await {
             // With the container everything in it was killed, and nobody was left to say so.

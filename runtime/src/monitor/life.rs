@@ -40,6 +40,7 @@ use super::terminal::Pty;
 use super::timeline::Timeline;
 use crate::agent::{Agent, AgentError, CreatePlan, Exit, ProcessName};
 use crate::launch::{Launch, Order, Report, Terminal};
+use crate::logger;
 use crate::namespaces;
 use crate::paths::ContainerPaths;
 use crate::signal::Signal;
@@ -78,6 +79,8 @@ pub(crate) struct Life<'a> {
     pub(crate) machine: RefCell<Option<&'a mut Machine>>,
     pub(crate) hooks: Option<&'a HookRunner>,
     pub(crate) holder: &'a Holder,
+    /// Whether the log has to leave the caller's standard error when the caller goes.
+    pub(crate) leaves_log: bool,
     pub(crate) pty: Option<&'a Pty>,
     pub(crate) timeline: &'a RefCell<Timeline>,
     pub(crate) state: RefCell<&'a mut State>,
@@ -233,6 +236,9 @@ impl Life<'_> {
                 return Err(e);
             }
             self.report(&Report::Started);
+        }
+        if self.leaves_log {
+            logger::move_to(logger::open(&self.paths.monitor_log()));
         }
         let owner = self.launch.container.sandbox.is_some();
         let exit = match agent.wait(ProcessName::init(id), owner).await {

