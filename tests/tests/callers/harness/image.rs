@@ -14,6 +14,8 @@ pub(crate) fn busybox_tar() -> &'static Path {
     static TAR: OnceLock<PathBuf> = OnceLock::new();
     TAR.get_or_init(|| {
         let dir = PathBuf::from("/var/lib/callers-image");
+        // An earlier run in the same bed has left its own.
+        fs::remove_dir_all(&dir).ok();
         let rootfs = dir.join("rootfs");
         build(&rootfs);
         let tar = dir.join("busybox.tar");
