@@ -28,9 +28,9 @@ pub(crate) fn pids(case: &Case) {
 }
 
 pub(crate) fn update(case: &Case) {
-    case.detached("u", &["--memory", "128m"], "sleep 600");
-    case.ok(["update", "--memory", "256m", "--memory-swap", "512m", "u"]);
-    let out = case.ok(["exec", "u", "cat", "/sys/fs/cgroup/memory.max"]);
+    case.detached("box", &["--memory", "128m"], "sleep 600");
+    case.ok(["update", "--memory", "256m", "--memory-swap", "512m", "box"]);
+    let out = case.ok(["exec", "box", "cat", "/sys/fs/cgroup/memory.max"]);
     assert_eq!(out, "268435456\n");
 }
 

@@ -61,12 +61,12 @@ pub(crate) fn copy(case: &Case) {
     let dir = tempfile::tempdir().expect("a directory");
     let input = dir.path().join("in");
     fs::write(&input, "copied\n").expect("a file");
-    case.detached("c", &[], "sleep 600");
-    case.ok(["cp", &input.to_string_lossy(), "c:/data/in"]);
-    assert_eq!(case.ok(["exec", "c", "cat", "/data/in"]), "copied\n");
-    case.ok(["exec", "c", "sh", "-c", "echo from inside >/data/out"]);
+    case.detached("box", &[], "sleep 600");
+    case.ok(["cp", &input.to_string_lossy(), "box:/data/in"]);
+    assert_eq!(case.ok(["exec", "box", "cat", "/data/in"]), "copied\n");
+    case.ok(["exec", "box", "sh", "-c", "echo from inside >/data/out"]);
     let output = dir.path().join("out");
-    case.ok(["cp", "c:/data/out", &output.to_string_lossy()]);
+    case.ok(["cp", "box:/data/out", &output.to_string_lossy()]);
     assert_eq!(
         fs::read_to_string(&output).expect("the copy"),
         "from inside\n"
