@@ -69,7 +69,8 @@ impl ProcessId {
             // The descriptor was opened first and the identity checked after: if the birth time
             // is right now, the descriptor is for this process and no later one.
             Ok(fd) if self.alive() => Ok(Some(fd)),
-            Ok(_) | Err(Errno::SRCH) => Ok(None),
+            // EINVAL: it was reaped while the kernel looked it up.
+            Ok(_) | Err(Errno::SRCH | Errno::INVAL) => Ok(None),
             Err(errno) => Err(errno.into()),
         }
     }

@@ -122,7 +122,8 @@ impl Cgroup {
                         result => result?,
                     }
                 }
-                Ok(_) | Err(rustix::io::Errno::SRCH) => {}
+                // EINVAL: it was reaped while the kernel looked it up.
+                Ok(_) | Err(rustix::io::Errno::SRCH | rustix::io::Errno::INVAL) => {}
                 Err(error) => return Err(error.into()),
             }
         }

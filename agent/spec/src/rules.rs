@@ -359,7 +359,7 @@ fn resources(document: &Value, findings: &mut Findings) {
         if file.contains('/') || !file.contains('.') {
             findings.invalid(
                 format_args!("linux.resources.unified[{file:?}]"),
-                "is not the name of a cgroup v2 file",
+                format!("the specified key has not the form CONTROLLER.VALUE `{file}`"),
             );
         }
     }

@@ -137,7 +137,11 @@ fn accompany(
         _ => None,
     };
     let plan = match (launch.terminal, &pty) {
-        (_, Some(pty)) => Plan::pty(pty)?,
+        (_, Some(pty)) => {
+            // Of the caller's streams nothing is kept: it may wait for their end.
+            drop(inherited);
+            Plan::pty(pty)?
+        }
         (Terminal::Inherited { .. }, None) => Plan::caller_terminal(inherited)?,
         (_, None) => Plan::separate(inherited)?,
     };

@@ -320,7 +320,11 @@ impl Monitor {
             _ => None,
         };
         let plan = match (self.launch.terminal, &pty) {
-            (_, Some(pty)) => Plan::pty(pty)?,
+            (_, Some(pty)) => {
+                // Of the caller's streams nothing is kept: it may wait for their end.
+                drop(inherited);
+                Plan::pty(pty)?
+            }
             (Terminal::Inherited { .. }, None) => Plan::caller_terminal(inherited)?,
             (_, None) => Plan::separate(inherited)?,
         };

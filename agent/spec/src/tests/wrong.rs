@@ -135,7 +135,7 @@ fn wrong_values_name_their_field() {
         (
             "/linux/resources/unified",
             json!({"../x.y": "1"}),
-            "linux.resources.unified[\"../x.y\"]: is not the name of a cgroup v2 file",
+            "linux.resources.unified[\"../x.y\"]: the specified key has not the form CONTROLLER.VALUE `../x.y`",
         ),
         (
             "/mounts/0/destination",
