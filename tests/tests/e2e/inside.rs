@@ -248,7 +248,7 @@ fn what_cannot_be_held_is_refused_by_name() {
         ("windows", |s| {
             s["windows"] = json!({"layerFolders": ["C:\\x"]})
         }),
-        ("mounts[7].options", |s| {
+        ("mounts[7]", |s| {
             s["mounts"].as_array_mut().expect("mounts").truncate(7);
             s["mounts"].as_array_mut().expect("mounts").push(json!({
                 "destination": "/x", "type": "tmpfs", "source": "tmpfs", "options": ["sparkling"],
