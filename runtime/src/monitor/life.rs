@@ -15,6 +15,7 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use cloister_protocol::agent::SharedPath;
@@ -50,6 +51,8 @@ use crate::text::printable;
 
 /// How long the cause of a failure may take to show.
 const CAUSE_LIMIT: Duration = Duration::from_millis(500);
+/// How long the VMM may take to say why it ends when something has ended with it.
+const WORD_LIMIT: Duration = Duration::from_secs(5);
 /// How long a process may take to be gone after its socket has closed.
 const GONE_LIMIT: Duration = Duration::from_secs(2);
 /// The longest text of a worker that is shown, in bytes.
@@ -385,15 +388,20 @@ impl Life<'_> {
                     timeout(CAUSE_LIMIT, &mut fs).await.ok()
                 };
                 match cause {
-                    Some((cause, true)) => cause,
+                    Some((cause, FsEnd::Reason)) => cause,
                     _ => failure,
                 }
             }
-            (failure, said) = &mut fs => {
-                let cause = if said {
-                    None
-                } else {
-                    timeout(CAUSE_LIMIT, &mut vm).await.ok()
+            (failure, end) = &mut fs => {
+                let limit = match end {
+                    FsEnd::Reason => None,
+                    // It ends in order when the VMM goes: there is a cause.
+                    FsEnd::InOrder => Some(WORD_LIMIT),
+                    FsEnd::Broken => Some(CAUSE_LIMIT),
+                };
+                let cause = match limit {
+                    Some(limit) => timeout(limit, &mut vm).await.ok(),
+                    None => None,
                 };
                 match cause {
                     Some((cause, true)) => cause,
@@ -420,7 +428,7 @@ impl Life<'_> {
             let (event, mut fds) = match vmm.recv::<Event>().await {
                 Ok(Some(message)) => message,
                 Ok(None) => {
-                    let how = self.how_it_ended(|machine| &mut machine.vmm);
+                    let how = describe(self.status(|machine| &mut machine.vmm));
                     return (Failure::VmEnded(format!("its process {how}")), true);
                 }
                 Err(e) => return (Failure::VmContract(e.to_string()), false),
@@ -459,39 +467,33 @@ impl Life<'_> {
         }
     }
 
-    /// Ends with the file server, and says whether it gave a reason.
-    async fn watch_fs(&self, fs: &AsyncChannel) -> (Failure, bool) {
+    /// Ends with the file server, and says how it ended.
+    async fn watch_fs(&self, fs: &AsyncChannel) -> (Failure, FsEnd) {
         loop {
             match fs.recv::<Reply>().await {
                 Ok(Some((Reply::Ready, _))) => self.reached("fs_ready"),
                 Ok(Some((Reply::Error { message }, _))) => {
-                    return (Failure::FileServer(printable(&message, REASON_MAX)), true);
+                    let reason = printable(&message, REASON_MAX);
+                    return (Failure::FileServer(reason), FsEnd::Reason);
                 }
                 Ok(None) => {
-                    let how = self.how_it_ended(|machine| &mut machine.fs);
-                    return (Failure::FileServer(format!("its process {how}")), false);
+                    let status = self.status(|machine| &mut machine.fs);
+                    let end = match status {
+                        Some(status) if status.success() => FsEnd::InOrder,
+                        _ => FsEnd::Broken,
+                    };
+                    let how = describe(status);
+                    return (Failure::FileServer(format!("its process {how}")), end);
                 }
-                Err(e) => return (Failure::FileServer(e.to_string()), true),
+                Err(e) => return (Failure::FileServer(e.to_string()), FsEnd::Reason),
             }
         }
     }
 
-    /// How a worker whose socket has closed has ended.
-    fn how_it_ended(&self, which: impl FnOnce(&mut Machine) -> &mut Worker) -> String {
-        use std::os::unix::process::ExitStatusExt;
+    /// How a worker whose socket has closed has ended, if it has.
+    fn status(&self, which: impl FnOnce(&mut Machine) -> &mut Worker) -> Option<ExitStatus> {
         let mut machine = self.machine.borrow_mut();
-        let status = match machine.as_mut() {
-            Some(machine) => which(machine).reap(GONE_LIMIT),
-            None => None,
-        };
-        match status {
-            None => "has closed its control socket".into(),
-            Some(status) => match (status.signal(), status.code()) {
-                (Some(signal), _) => format!("was killed by signal {signal}"),
-                (None, Some(code)) => format!("exited with code {code}"),
-                (None, None) => "ended".into(),
-            },
-        }
+        which(machine.as_mut()?).reap(GONE_LIMIT)
     }
 
     async fn watch_signals(&self) -> Failure {
@@ -570,6 +572,26 @@ impl Life<'_> {
     /// Tells the command line, if it is still there.
     pub(crate) fn report(&self, report: &Report) {
         let _ = self.control.send(report);
+    }
+}
+
+/// How the file server has ended.
+enum FsEnd {
+    /// It has given a reason.
+    Reason,
+    /// With success, as when the VMM has closed its socket.
+    InOrder,
+    /// In another way.
+    Broken,
+}
+
+fn describe(status: Option<ExitStatus>) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    match status.map(|status| (status.signal(), status.code())) {
+        None => "has closed its control socket".into(),
+        Some((Some(signal), _)) => format!("was killed by signal {signal}"),
+        Some((None, Some(code))) => format!("exited with code {code}"),
+        Some((None, None)) => "ended".into(),
     }
 }
 
