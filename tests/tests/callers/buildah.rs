@@ -3,7 +3,7 @@
 use std::fs;
 use std::sync::Once;
 
-use crate::harness::{Cmd, Machine, busybox_tar, mount_tmpfs, report_logs, runtime};
+use crate::harness::{Cmd, Machine, afterwards, busybox_tar, mount_tmpfs, report_logs, runtime};
 
 /// One check. Dropping it removes every container and image and asserts that nothing is left.
 struct Case {
@@ -31,10 +31,12 @@ impl Drop for Case {
     fn drop(&mut self) {
         let failed = std::thread::panicking();
         if failed {
-            report_logs();
+            afterwards(report_logs);
         }
-        buildah(&["rm", "--all"]).run();
-        buildah(&["rmi", "--all", "--force"]).run();
+        afterwards(|| {
+            buildah(&["rm", "--all"]).run();
+            buildah(&["rmi", "--all", "--force"]).run();
+        });
         if !failed {
             self.machine.assert_clean(|| {
                 Cmd::new("umount")

@@ -6,7 +6,8 @@ use std::process::{Command, Stdio};
 use std::sync::Once;
 
 use crate::harness::{
-    Cmd, Finished, Machine, eventually, image_archive, mount_tmpfs, report_logs, runtime,
+    Cmd, Finished, Machine, afterwards, eventually, image_archive, mount_tmpfs, report_logs,
+    runtime,
 };
 
 const IMAGE: &str = "docker.io/library/busybox:latest";
@@ -115,18 +116,23 @@ impl Drop for Case {
     fn drop(&mut self) {
         let failed = std::thread::panicking();
         if failed {
-            eprintln!("=== tasks\n{}", ctr(["task", "list"]).run());
-            let text = fs::read_to_string(LOG).unwrap_or_default();
-            let lines: Vec<_> = text.lines().collect();
-            let tail = lines.len().saturating_sub(40);
-            eprintln!("=== {LOG}\n{}", lines[tail..].join("\n"));
-            report_logs();
+            afterwards(report);
         }
-        self.remove_all();
+        afterwards(|| self.remove_all());
         if !failed {
             self.machine.assert_clean(|| ());
         }
     }
+}
+
+/// Prints what there is to know after a failure.
+fn report() {
+    eprintln!("=== tasks\n{}", ctr(["task", "list"]).run());
+    let text = fs::read_to_string(LOG).unwrap_or_default();
+    let lines: Vec<_> = text.lines().collect();
+    let tail = lines.len().saturating_sub(40);
+    eprintln!("=== {LOG}\n{}", lines[tail..].join("\n"));
+    report_logs();
 }
 
 #[test]

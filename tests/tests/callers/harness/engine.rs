@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde_json::Value;
 
 use super::{Cmd, Finished, LIMIT, Machine, PAUSE, busybox_tar, eventually};
-use super::{mount_tmpfs, report_logs, runtime};
+use super::{afterwards, mount_tmpfs, report_logs, runtime};
 use crate::docker;
 
 /// Name of the image that tests run.
@@ -234,9 +234,9 @@ impl Drop for Case {
     fn drop(&mut self) {
         let failed = std::thread::panicking();
         if failed {
-            self.report();
+            afterwards(|| self.report());
         }
-        self.remove_all();
+        afterwards(|| self.remove_all());
         if !failed {
             self.machine.assert_clean(|| self.tidy());
         }

@@ -76,6 +76,13 @@ pub(crate) fn mount_tmpfs(place: &str) {
         .ok();
 }
 
+/// Does what comes after a test. A command that takes too long there must not end the whole run, as a second panic would.
+pub(crate) fn afterwards(work: impl FnOnce()) {
+    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).is_err() {
+        eprintln!("tidying up or reporting failed: see above");
+    }
+}
+
 /// Prints the tail of every log that a runtime keeps, after a failure.
 pub(crate) fn report_logs() {
     let mut queue: Vec<PathBuf> = STATE_ROOTS.iter().map(PathBuf::from).collect();

@@ -19,7 +19,7 @@ mod residue;
 pub(crate) use command::{Cmd, Finished};
 pub(crate) use engine::{Case, Engine};
 pub(crate) use image::{busybox_tar, image_archive};
-pub(crate) use machine::{Machine, mount_tmpfs, report_logs, runtime};
+pub(crate) use machine::{Machine, afterwards, mount_tmpfs, report_logs, runtime};
 use residue::Residue;
 
 use std::time::{Duration, Instant};
