@@ -189,7 +189,6 @@ fn what_cannot_be_executed_is_named_and_leaves_nothing() {
         (&["test", "/etc"], "/etc\\\": is a directory"),
         (&["test"], "process args cannot be empty"),
         (&["-u", "x", "test", "ls"], "--user: parsing "),
-        (&["--cap", "X", "test", "ls"], "--cap: unknown capability"),
         (&["--cwd", "/none", "test", "ls"], "chdir to cwd ("),
         (
             &["--cgroup", "no", "test", "ls"],

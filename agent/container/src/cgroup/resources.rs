@@ -77,7 +77,7 @@ fn write_result(
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let controller = file.split('.').next().unwrap_or(file);
             Err(Failure::new(format!(
-                "{field}: the requested cgroup controller `{controller}` is not available in the virtual machine, or has no {file}"
+                "{field}: the requested cgroup controller `{controller}` is not available in the virtual machine, or has no {file}: no such file or directory"
             )))
         }
         result => result.doing(|| format!("{field}: write {value:?} to {file}")),

@@ -192,7 +192,7 @@ fn huge_pages() {
     limit("3GB", 0).run();
     assert_eq!(
         limit("3GB", 1 << 30).error(),
-        "linux.resources.hugepageLimits: the requested cgroup controller `hugetlb` is not available in the virtual machine, or has no hugetlb.3GB.max"
+        "linux.resources.hugepageLimits: the requested cgroup controller `hugetlb` is not available in the virtual machine, or has no hugetlb.3GB.max: no such file or directory"
     );
     if has_controller("hugetlb") {
         let script = "cat /sys/fs/cgroup/hugetlb.2MB.max";
@@ -227,7 +227,7 @@ fn a_limit_without_its_controller_is_an_error() {
             json!({"rdma.max": "mlx hca_handle=1"}),
         )
         .error();
-    let expected = "linux.resources.unified[\"rdma.max\"]: the requested cgroup controller `rdma` is not available in the virtual machine, or has no rdma.max";
+    let expected = "linux.resources.unified[\"rdma.max\"]: the requested cgroup controller `rdma` is not available in the virtual machine, or has no rdma.max: no such file or directory";
     assert_eq!(error, expected);
 }
 
