@@ -219,13 +219,22 @@ impl Case {
         }
     }
 
-    /// Removes what the engine makes for itself, and leaves now and then. A mount of a container would keep the first.
+    /// Removes what the engine makes for itself, and leaves now and then. What is still in use is busy, and stays.
     fn tidy(&self) {
-        if self.engine == Engine::Podman {
-            Cmd::new("umount")
-                .args(["/var/lib/containers/storage/overlay"])
-                .run();
-            std::fs::remove_dir("/sys/fs/cgroup/podman_probe").ok();
+        match self.engine {
+            Engine::Podman => {
+                Cmd::new("umount")
+                    .args(["/var/lib/containers/storage/overlay"])
+                    .run();
+                std::fs::remove_dir("/sys/fs/cgroup/podman_probe").ok();
+            }
+            // Docker itself removes these once a minute, after it has unmounted the namespaces.
+            Engine::Docker => {
+                let names = std::fs::read_dir("/run/docker/netns");
+                for entry in names.into_iter().flatten().flatten() {
+                    std::fs::remove_file(entry.path()).ok();
+                }
+            }
         }
     }
 }
