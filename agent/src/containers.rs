@@ -363,7 +363,13 @@ impl Containers {
                     state: "is paused",
                 });
             }
-            resumed.await;
+            tokio::select! {
+                () = resumed => {}
+                _ = slot.wait() => return Err(ContainerError::State {
+                    id: id.clone(),
+                    state: "is not running",
+                }),
+            }
         }
 
         // From here to the return nothing awaits, so no exit can be missed.

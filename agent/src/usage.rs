@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -30,7 +30,7 @@ const FILES: [&str; 14] = [
 const TICKS_PER_S: u64 = 100;
 
 /// The longest command line that is told, in bytes.
-const COMMAND_MAX: usize = 4096;
+const COMMAND_MAX: u64 = 4096;
 
 /// Reads what there is of the files.
 pub(crate) fn files(cgroup: &Path) -> io::Result<HashMap<String, String>> {
@@ -75,7 +75,10 @@ pub(crate) fn process(pid: i32, booted_s: u64) -> Option<Process> {
     let dir = Path::new("/proc").join(pid.to_string());
     let stat = fs::read_to_string(dir.join("stat")).ok()?;
     let status = fs::read_to_string(dir.join("status")).ok()?;
-    let cmdline = fs::read(dir.join("cmdline")).ok()?;
+    let mut cmdline = Vec::new();
+    let file = fs::File::open(dir.join("cmdline")).ok()?;
+    // As long as the process has made it.
+    file.take(COMMAND_MAX).read_to_end(&mut cmdline).ok()?;
     // The name is in parentheses and may hold anything, parentheses and blanks included.
     let (head, rest) = stat.rsplit_once(')')?;
     let name = head.split_once('(')?.1;
@@ -91,7 +94,6 @@ pub(crate) fn process(pid: i32, booted_s: u64) -> Option<Process> {
         format!("[{name}]")
     } else {
         let text = cmdline.strip_suffix(b"\0").unwrap_or(&cmdline);
-        let text = text.get(..text.len().min(COMMAND_MAX)).unwrap_or_default();
         String::from_utf8_lossy(text).replace('\0', " ")
     };
     Some(Process {

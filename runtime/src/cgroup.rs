@@ -360,6 +360,17 @@ impl SandboxCgroup {
         }
     }
 
+    /// Kills what is left in a cgroup that was made for the sandbox; others are left alone.
+    ///
+    /// # Errors
+    /// If one does not end.
+    pub fn kill_own(&self) -> Result<(), CgroupError> {
+        if self.created.is_empty() {
+            return Ok(());
+        }
+        self.kill()
+    }
+
     /// Removes the cgroup, with those that were made below it. One that was there before stays, as
     /// do the directories above it. Processes that are about to end are waited for, for a second.
     ///

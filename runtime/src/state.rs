@@ -412,12 +412,14 @@ impl StateDir {
         }
     }
 
-    /// Notes that the user's program was started.
+    /// Notes whether the user's program was started.
     ///
     /// # Errors
     /// If the note cannot be made.
-    pub fn mark_started(&self) -> Result<(), StateError> {
-        mark_started(&self.paths)
+    pub fn mark_started(&self, started: bool) -> Result<(), StateError> {
+        let (yes, no) = (self.paths.started(), self.paths.not_started());
+        let (from, to) = if started { (no, yes) } else { (yes, no) };
+        turn(&from, &to).map_err(|e| StateError::Access(to, e))
     }
 
     /// Notes whether the container is paused.

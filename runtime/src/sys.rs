@@ -286,7 +286,7 @@ pub fn wall_clock(seconds: i64, now: i64) -> String {
     const MONTHS: [&str; 12] = [
         "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
     ];
-    if now - seconds < 86_400 {
+    if now.saturating_sub(seconds) < 86_400 {
         format!("{:02}:{:02}", tm.tm_hour, tm.tm_min)
     } else {
         let month = usize::try_from(tm.tm_mon).ok().and_then(|m| MONTHS.get(m));

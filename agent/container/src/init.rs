@@ -114,6 +114,10 @@ fn create(channel: &OwnedFd, setup: &Setup) -> Result<Infallible, Failure> {
 
 /// Joins a container and becomes a further process of it.
 fn exec(channel: &OwnedFd, join: &Join) -> Result<Infallible, Failure> {
+    // The container sees this process, and must not look into it (CVE-2016-9962). Executing the
+    // program ends that.
+    let not_dumpable = rustix::process::DumpableBehavior::NotDumpable;
+    rustix::process::set_dumpable_behavior(not_dumpable).doing(|| "hide from the container")?;
     let affinity = join.process.exec_cpu_affinity.as_ref();
     if let Some(affinity) = affinity {
         scheduling::affinity_before(affinity)?;

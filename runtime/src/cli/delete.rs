@@ -1,8 +1,9 @@
 //! `cloister delete`.
 
+use std::path::Path;
 use std::time::Duration;
 
-use cloister::agent::{Agent, ProcessName};
+use cloister::agent::{Agent, AgentError, ProcessName};
 use cloister::hooks::{self, Kind, Surroundings};
 use cloister::id::ContainerId;
 use cloister::signal::Signal;
@@ -42,12 +43,12 @@ fn delete_one(globals: &Globals, force: bool, id: &ContainerId) -> Result<u8, Fa
     } else {
         dir.lock(globals.config.request_timeout)
     };
-    match locked {
-        Ok(()) => {}
-        Err(StateError::Busy(_)) if force => {}
+    let is_locked = match locked {
+        Ok(()) => true,
+        Err(StateError::Busy(_)) if force => false,
         Err(StateError::NotFound(_)) if force => return Ok(0),
         Err(e) => return Err(e.into()),
-    }
+    };
     let state = match dir.load() {
         Ok(state) => state,
         // Somebody was killed before there was anything to write down.
@@ -81,24 +82,49 @@ fn delete_one(globals: &Globals, force: bool, id: &ContainerId) -> Result<u8, Fa
             return Err(anyhow::anyhow!(text).into());
         }
     }
-    clean_up_guest(globals, &state);
-    poststop(&state);
+    if !is_locked {
+        // Whoever held it has nothing left to work on, or has removed the container itself.
+        match dir.lock(ORDER_LIMIT) {
+            Err(StateError::NotFound(_)) => return Ok(0),
+            result => result?,
+        }
+    }
+    for exec in dir.execs()? {
+        exec.signal(Signal::KILL)?;
+        exec.wait_ended(GONE_LIMIT)?;
+    }
+    let limit = globals.config.request_timeout.min(ORDER_LIMIT);
+    leave_sandbox(&globals.root, limit, &state);
     if let Some(cgroup) = &state.cgroup {
+        cgroup.kill_own()?;
         cgroup.remove()?;
     }
     dir.remove()?;
+    poststop(&state);
     Ok(0)
 }
 
 /// What a monitor that was killed has left in the virtual machine of another container.
-fn clean_up_guest(globals: &Globals, state: &State) {
+pub(crate) fn leave_sandbox(root: &Path, limit: Duration, state: &State) {
     let Some(sandbox) = &state.sandbox else {
         return;
     };
     // With the sandbox all of it is gone.
-    let Ok((_, sandbox)) = namespaces::sandbox_state(&globals.root, sandbox) else {
+    let Ok((dir, sandbox)) = namespaces::sandbox_state(root, sandbox) else {
         return;
     };
+    let asked = runtime().map_err(anyhow::Error::from).and_then(|runtime| {
+        runtime.block_on(async {
+            let agent = Agent::connect(dir.file(), limit).await?;
+            match agent.delete(&state.id).await {
+                Err(AgentError::Refused { gone: true, .. }) => Ok(()),
+                result => Ok(result?),
+            }
+        })
+    });
+    if let Err(e) = asked {
+        log::warn!("cannot take container {} apart: {e:#}", state.id);
+    }
     if let Some(server) = sandbox.fs
         && let Err(e) = monitor::clean_up_guest(server, state.monitor)
     {
@@ -107,7 +133,7 @@ fn clean_up_guest(globals: &Globals, state: &State) {
 }
 
 /// Runs the hooks of the end; what fails is for the log.
-fn poststop(state: &State) {
+pub(crate) fn poststop(state: &State) {
     let Some(hooks) = &state.hooks else {
         return;
     };

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::Write;
+use std::time::Duration;
 
 use anyhow::anyhow;
 use cloister::agent::{Agent, AgentError};
@@ -60,10 +61,15 @@ async fn tell_oom(agent: &Agent, id: &ContainerId) -> anyhow::Result<()> {
     };
     loop {
         match agent.wait_oom(id.as_str(), known).await {
-            Ok(count) => known = count,
+            Ok(count) if count > known => {
+                known = count;
+                print(id, "oom", &Value::Null)?;
+            }
+            Ok(_) => {}
             Err(e) => return ended(e),
         }
-        print(id, "oom", &Value::Null)?;
+        // A guest must not keep this machine busy by its answers.
+        tokio::time::sleep(OOM_PAUSE).await;
     }
 }
 
@@ -86,6 +92,17 @@ fn print(id: &ContainerId, kind: &str, data: &Value) -> anyhow::Result<()> {
     Ok(out.flush()?)
 }
 
+/// The least time between two reports of the OOM killer.
+const OOM_PAUSE: Duration = Duration::from_millis(100);
+/// More names than a file of the kernel has.
+const NAMES_MAX: usize = 512;
+
+/// Whether a text of the guest is a name as the kernel gives them, and nothing for a terminal.
+fn is_name(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    (1..=64).contains(&text.len()) && text.bytes().all(plain)
+}
+
 /// A file of lines with a name and a number.
 struct Table<'a>(&'a str);
 
@@ -103,6 +120,8 @@ impl<'a> Table<'a> {
     fn all(&self) -> Map<String, Value> {
         let lines = self.0.lines().filter_map(|line| line.split_once(' '));
         lines
+            .filter(|(name, _)| is_name(name))
+            .take(NAMES_MAX)
             .filter_map(|(name, value)| {
                 let number: u64 = value.trim().parse().ok()?;
                 Some((name.to_owned(), json!(number)))
@@ -128,7 +147,7 @@ fn report(files: &HashMap<String, String>) -> Value {
         limit => limit,
     };
     // cgroup v2 counts in microseconds, runc tells nanoseconds.
-    let ns = |name: &str| cpu.number(name) * 1000;
+    let ns = |name: &str| cpu.number(name).saturating_mul(1000);
     json!({
         "cpu": {
             "usage": {
@@ -203,7 +222,7 @@ fn hugetlb(files: &HashMap<String, String>) -> Value {
         let size = name
             .strip_prefix("hugetlb.")
             .and_then(|name| name.strip_suffix(".current"));
-        if let Some(size) = size.filter(|size| !size.ends_with(".rsvd")) {
+        if let Some(size) = size.filter(|size| is_name(size)) {
             let usage: u64 = text.trim().parse().unwrap_or(0);
             let failures = Table::of(files, &format!("hugetlb.{size}.events")).number("max");
             sizes.insert(size.into(), json!({ "usage": usage, "failcnt": failures }));

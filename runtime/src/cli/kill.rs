@@ -69,6 +69,9 @@ fn kill_one(globals: &Globals, options: &KillOptions, id: &ContainerId) -> Resul
     });
     match answer {
         Ok(()) => {}
+        Err(AgentError::Refused { gone: true, .. }) if !asks_to_end(signal) => {
+            return Err(anyhow::anyhow!("container not running: {id}").into());
+        }
         Err(AgentError::Refused { gone: true, .. }) => {
             // The workload has ended; the monitor may still wait for somebody to read its output.
             state.monitor.signal(Signal::TERM)?;
@@ -86,6 +89,18 @@ fn kill_one(globals: &Globals, options: &KillOptions, id: &ContainerId) -> Resul
         Err(e) => return Err(e.into()),
     }
     Ok(0)
+}
+
+/// Whether a signal means that somebody wants the end.
+fn asks_to_end(signal: Signal) -> bool {
+    [
+        Signal::HUP,
+        Signal::INT,
+        Signal::QUIT,
+        Signal::TERM,
+        Signal::KILL,
+    ]
+    .contains(&signal)
 }
 
 /// Kills everything of a container on this machine; what runs in its guest dies with it.

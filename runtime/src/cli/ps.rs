@@ -114,7 +114,7 @@ impl Columns {
                 Self::Full => {
                     let user = user_name(*uid);
                     let user = user.trim_start_matches('#');
-                    let lived = u64::try_from(now - started).unwrap_or(0).max(1);
+                    let lived = u64::try_from(now.saturating_sub(started)).unwrap_or(0).max(1);
                     let share = (cpu_ms / 10 / lived).min(99);
                     let start = wall_clock(started, now);
                     format!("{user:<8} {pid:>7} {ppid:>7} {share:>2} {start} {tty:<8} {hours:02}:{minutes:02}:{seconds:02} {command}\n")

@@ -20,6 +20,7 @@ use rustix::io::FdFlags;
 use rustix::process::{Pid, Signal as HostSignal, WaitOptions, waitpid};
 
 use super::Fatal;
+use super::delete::{leave_sandbox, poststop};
 
 /// The programs that a monitor starts, as the kernel names their processes.
 const WORKERS: [&str; 2] = ["cloister-vmm", "cloister-fs"];
@@ -132,14 +133,20 @@ impl Monitor {
             }
         }
         reap_workers();
-        if let Ok(state) = dir.load()
-            && let Some(cgroup) = state.cgroup
-            && let Err(e) = cgroup.remove()
-        {
-            error = error.context(format!("{e:#}"));
+        let state = dir.load().ok();
+        if let (Some(state), Some(root)) = (&state, dir.paths().dir().parent()) {
+            leave_sandbox(root, END_LIMIT, state);
+            if let Some(cgroup) = &state.cgroup
+                && let Err(e) = cgroup.kill_own().and_then(|()| cgroup.remove())
+            {
+                error = error.context(format!("{e:#}"));
+            }
         }
         if let Err(e) = dir.remove() {
             error = error.context(format!("{e:#}"));
+        }
+        if let Some(state) = &state {
+            poststop(state);
         }
         Fatal::new(code, error)
     }
@@ -160,6 +167,10 @@ impl Detached<'_> {
     pub(crate) fn start(&self) -> Result<u8, Fatal> {
         let log = self.log.map(logger::open).transpose()?;
         let (mut child, channel) = spawn(self.id)?;
+        // A monitor that is told nothing ends with the socket.
+        if let Some(socket) = self.pidfd_socket {
+            send_pidfd(socket, Pid::from_child(&child), PIDFD_OF_EXEC)?;
+        }
         launch::send(
             &channel,
             self.job,
@@ -167,9 +178,6 @@ impl Detached<'_> {
             self.console_socket,
             log.as_ref(),
         )?;
-        if let Some(socket) = self.pidfd_socket {
-            send_pidfd(socket, Pid::from_child(&child), PIDFD_OF_EXEC)?;
-        }
         match channel.recv::<Report>()? {
             // Whoever waits for it sees how it ends.
             Some((Report::Started | Report::Exited { .. }, _)) => Ok(0),

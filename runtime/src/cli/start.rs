@@ -35,6 +35,8 @@ pub(crate) fn start(globals: &Globals, id: &str) -> Result<u8, Fatal> {
         }
     }
     let machine = dir.open_machine(&state)?;
+    // Before: whatever becomes of this command, a container whose program may run is not "created".
+    dir.mark_started(true)?;
     let answer = runtime()?.block_on(async {
         let agent = Agent::connect(machine, limit).await?;
         agent.start(id.as_str(), state.hooks.as_ref()).await
@@ -43,9 +45,12 @@ pub(crate) fn start(globals: &Globals, id: &str) -> Result<u8, Fatal> {
         Ok(()) => {}
         // A program may be over before the answer got out of its virtual machine.
         Err(AgentError::Lost { .. }) if is_over(&dir, &state)? => {}
+        Err(e @ AgentError::Refused { .. }) => {
+            dir.mark_started(false)?;
+            return Err(e.into());
+        }
         Err(e) => return Err(e.into()),
     }
-    dir.mark_started()?;
     poststart(&dir, &state)?;
     Ok(0)
 }

@@ -39,14 +39,15 @@ pub(crate) fn update(globals: &Globals, options: &UpdateOptions) -> Result<u8, F
     for warning in &checked.warnings {
         log::warn!("{warning}");
     }
-    if let Some(cgroup) = &state.cgroup {
-        cgroup.update(&serde_json::from_value(checked.value)?)?;
-    }
     let machine = dir.open_machine(&state)?;
     runtime()?.block_on(async {
         let agent = Agent::connect(machine, limit).await?;
         agent.update(id.as_str(), document).await
     })?;
+    // After the guest, which refuses more.
+    if let Some(cgroup) = &state.cgroup {
+        cgroup.update(&serde_json::from_value(checked.value)?)?;
+    }
     Ok(0)
 }
 

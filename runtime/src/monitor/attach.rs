@@ -56,8 +56,10 @@ pub(crate) fn attach(
                 break;
             }
         }
-        if result.is_err() {
-            remove(root, &writable, &prefix)?;
+        if result.is_err()
+            && let Err(e) = remove(root, &writable, &prefix)
+        {
+            log::warn!("cannot take the container's directories away: {e}");
         }
         result
     })

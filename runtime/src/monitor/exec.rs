@@ -171,12 +171,16 @@ fn accompany(
             give_up: Notify::new(),
         };
         let signals = sys::watch(signals).map_err(Failure::Own)?;
-        tokio::select! {
+        let result = tokio::select! {
             biased;
             result = companion.live(process, plan) => result,
             failure = companion.watch_signals(&signals) => Err(failure),
             failure = companion.watch_control() => Err(failure),
+        };
+        if result.is_err() {
+            companion.give_up_process().await;
         }
+        result
     });
     // Tasks that wait for the guest need not be waited for.
     runtime.shutdown_background();
@@ -205,6 +209,16 @@ impl Companion<'_> {
         }
     }
 
+    /// Kills a program that runs and that nobody will stand for.
+    async fn give_up_process(&self) {
+        let agent = self.agent.borrow().clone();
+        if let Some(agent) = agent
+            && let Err(e) = agent.signal(self.name(), Signal::KILL, false).await
+        {
+            log::debug!("cannot kill the program: {e}");
+        }
+    }
+
     async fn live(&self, process: Vec<u8>, plan: Plan) -> Result<Exit, Failure> {
         let limit = self.launch.config.request_timeout;
         let agent = Agent::connect(&self.machine, limit).await?;
@@ -222,11 +236,11 @@ impl Companion<'_> {
         let ((), connected) = tokio::try_join!(exec, connect)?;
         let ended = Ended::new().map_err(Failure::Relay)?;
         let relays = connected.relay(&ended)?;
+        *self.agent.borrow_mut() = Some(agent.clone());
         if let Some(path) = &self.launch.pid_file {
             let pid = ProcessId::current().map_err(Failure::Own)?.pid;
             write_pid_file(path, pid).map_err(|e| Failure::PidFile(path.clone(), e))?;
         }
-        *self.agent.borrow_mut() = Some(agent.clone());
         if let Some(control) = &self.control {
             let _ = control.send(&Report::Started);
         }

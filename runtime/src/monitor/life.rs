@@ -167,9 +167,24 @@ impl Life<'_> {
                 result => result,
             },
         };
+        if result.is_err() && self.launch.container.sandbox.is_some() {
+            self.leave_sandbox().await;
+        }
         End {
             result,
             was_created: self.progress.stage.get() != Stage::Booting,
+        }
+    }
+
+    /// Takes a container that has come to nothing out of the machine of another, which lives on.
+    async fn leave_sandbox(&self) {
+        let agent = self.progress.agent.borrow().clone();
+        let Some(agent) = agent else {
+            return;
+        };
+        match agent.delete(&self.launch.id).await {
+            Ok(()) | Err(AgentError::Refused { gone: true, .. } | AgentError::Lost { .. }) => {}
+            Err(e) => log::warn!("cannot take container {} apart: {e}", self.launch.id),
         }
     }
 
@@ -207,7 +222,10 @@ impl Life<'_> {
                 namespaces: container.shared_namespaces.clone(),
                 bundle: self.launch.bundle.display().to_string(),
             };
-            agent.create(id, plan).await.map_err(Failure::from)
+            agent.create(id, plan).await?;
+            // From here on there is something to take apart, and something to take signals.
+            *self.progress.agent.borrow_mut() = Some(agent.clone());
+            Ok(())
         };
         // The agent waits for the streams that it was told of, so both go on together.
         let connect = plan.connect(self.dir, config.request_timeout);
@@ -215,7 +233,6 @@ impl Life<'_> {
         let ended = Ended::new().map_err(Failure::Relay)?;
         let relays = connected.relay(&ended)?;
         self.reached("container_created");
-        *self.progress.agent.borrow_mut() = Some(agent.clone());
         if self.progress.size.get() != size {
             self.resize().await;
         }

@@ -291,6 +291,11 @@ impl Monitor {
         let dir = self.open_dir(&self.paths)?;
         // Everything that is started from here on is in it.
         remains.cgroup = self.make_cgroup()?;
+        if remains.cgroup.is_some() {
+            // A monitor that does not come any further leaves a cgroup.
+            let state = self.first_state(&None, remains.cgroup.clone())?;
+            state::write(&self.paths, &state)?;
+        }
         let mut channels = (None, None);
         if container.sandbox.is_none() {
             let machine = Machine::start(config, container, &self.paths, &dir, &mut slot)?;
@@ -439,10 +444,6 @@ impl Monitor {
             drop(machine.take());
         }
         drop(guest);
-        if let Some(hooks) = hooks.filter(|_| self.is_removed(&report)) {
-            // As with runc, also when it was the hooks before that failed.
-            hooks.stopped();
-        }
         if let Some(cgroup) = cgroup.filter(|_| self.is_removed(&report)) {
             // Workers must be gone before their cgroup can be.
             drop(machine.take());
@@ -451,6 +452,10 @@ impl Monitor {
             }
         }
         self.leave_state(&report, state);
+        if let Some(hooks) = hooks.filter(|_| self.is_removed(&report)) {
+            // As with runc, also when it was the hooks before that failed.
+            hooks.stopped();
+        }
         self.timeline.borrow_mut().reached("cleaned_up");
         if let Some(path) = &self.launch.timeline
             && let Err(e) = self.timeline.borrow().write(path)

@@ -70,7 +70,7 @@ fn the_status_follows_from_files_and_liveness() {
 
     state.phase = Phase::Created;
     assert_eq!(dir.status(&state), Status::Created);
-    dir.mark_started().unwrap();
+    dir.mark_started(true).unwrap();
     assert_eq!(dir.status(&state), Status::Running);
 
     // The pid is used again by a process that was born at another time.
