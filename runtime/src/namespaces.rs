@@ -161,7 +161,12 @@ impl Placement {
         }
         let candidates = candidates(root);
         if let Some((annotation, sandbox)) = pod {
-            this.sandbox = Some(find_sandbox(&candidates, annotation, sandbox)?);
+            match find_sandbox(&candidates, annotation, sandbox) {
+                Ok(found) => this.sandbox = Some(found),
+                // Podman's pods need not have a container that others could join.
+                Err(NamespaceError::NoSandbox { .. }) if is_podmans(annotations) => {}
+                Err(e) => return Err(e),
+            }
         }
         for (index, namespace) in namespaces.iter().enumerate() {
             match path(namespace) {
@@ -255,6 +260,11 @@ fn pod(annotations: &std::collections::HashMap<String, String>) -> Option<(&'sta
         let id = annotations.get(*sandbox).filter(|_| is_inside)?;
         Some((*sandbox, id.as_str()))
     })
+}
+
+fn is_podmans(annotations: &std::collections::HashMap<String, String>) -> bool {
+    let manager = annotations.get("io.container.manager");
+    manager.is_some_and(|manager| manager == "libpod")
 }
 
 /// The container that made a pod's sandbox: the one of that id, or one that says so.
@@ -458,6 +468,10 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let error = Placement::find(root.path(), &[], &annotations("container")).unwrap_err();
         assert!(error.to_string().contains("no sandbox \"pod\""), "{error}");
+        let mut podmans = annotations("container");
+        podmans.insert("io.container.manager".into(), "libpod".into());
+        let placement = Placement::find(root.path(), &[], &podmans).unwrap();
+        assert_eq!(placement.sandbox, None);
     }
 
     #[test]
