@@ -24,6 +24,9 @@ use std::time::{Duration, Instant};
 /// Longer than any frame that a front which died may have left unfinished in a kept bed's port.
 const PADDING: usize = 2 * CHUNK;
 
+/// How often a bed is woken.
+const WAKE: Duration = Duration::from_secs(5);
+
 /// Variables that mean something on the machine only.
 const LEFT_OUT: &[&str] = &[
     "DBUS_SESSION_BUS_ADDRESS",
@@ -39,6 +42,8 @@ pub(super) struct Request {
     start: Start,
     timeout: Option<Duration>,
     forward_stdin: bool,
+    /// Whether the bed is woken now and then.
+    wake: bool,
 }
 
 /// Whose bed it is.
@@ -77,6 +82,8 @@ impl Request {
             start,
             timeout: options.timeout(),
             forward_stdin: !terminal::stdin_is_terminal(),
+            // Where time is a count of instructions, every interrupt would be counted.
+            wake: !options.machine.icount,
         })
     }
 
@@ -97,6 +104,7 @@ impl Request {
             start,
             timeout: None,
             forward_stdin: true,
+            wake: false,
         })
     }
 
@@ -109,6 +117,7 @@ impl Request {
             start,
             timeout: Some(Duration::from_secs(60)),
             forward_stdin: false,
+            wake: false,
         })
     }
 }
@@ -260,6 +269,9 @@ fn converse(
                     None => unlimited = true,
                 }
                 forward_input(sender.clone(), request.forward_stdin)?;
+                if request.wake {
+                    keep_awake(sender.clone())?;
+                }
             } else if let Some(outcome) = act(&frame)? {
                 return Ok(outcome);
             }
@@ -311,6 +323,20 @@ fn act(frame: &Frame) -> Result<Option<Outcome>> {
 /// Past the standard library's buffers, which wait for lines.
 fn write_all(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<()> {
     File::from(fd.try_clone_to_owned()?).write_all(bytes)
+}
+
+/// Interrupts the bed every few seconds. QEMU has been seen to leave a machine that runs others halted with no timer
+/// armed: whatever it waited for had happened, and nothing told it. Any interrupt does.
+fn keep_awake(sender: Sender) -> Result<()> {
+    let mut frame = Vec::new();
+    // No input, but something to read.
+    protocol::encode(Kind::Stdin, &[], &mut frame);
+    spawn("wake", move || {
+        // The session may end at any moment.
+        while sender.send(&frame).is_ok() {
+            thread::sleep(WAKE);
+        }
+    })
 }
 
 fn forward_input(sender: Sender, wanted: bool) -> Result<()> {
