@@ -82,6 +82,17 @@ pub struct Exit {
     pub signal: u32,
 }
 
+impl Exit {
+    /// What becomes of whoever is in a machine that goes.
+    #[must_use]
+    pub fn killed() -> Self {
+        Self {
+            code: 0,
+            signal: Signal::KILL.number(),
+        }
+    }
+}
+
 /// Why a call came to nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {

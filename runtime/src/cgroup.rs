@@ -36,6 +36,7 @@ pub use self::hierarchy::{Hierarchies, Version};
 pub use self::limits::Overhead;
 pub use self::plan::{Driver, Plan, Unit};
 use self::stats::Stats;
+use self::systemd::SystemdError;
 use self::tree::Made;
 
 /// The cgroup of a sandbox. Serialised, it is what a later command needs.
@@ -101,13 +102,9 @@ impl SandboxCgroup {
             }
             Some(unit) => {
                 let pid = first.ok_or(CgroupError::NoProcess)?;
-                let failed = |error| CgroupError::Systemd {
-                    unit: unit.name.clone(),
-                    error,
-                };
                 let rounded =
                     systemd::start(&unit, version, resources, overhead, &plan.properties, pid);
-                let rounded = rounded.map_err(failed)?;
+                let rounded = rounded.map_err(failed(&unit))?;
                 if let Err(e) = this.complete_unit(plan, &rounded, pid) {
                     // What is wrong is known; what is wrong with undoing it is for the log.
                     this.created.extend(this.paths.values().cloned());
@@ -242,15 +239,11 @@ impl SandboxCgroup {
         if let (Version::V2, Some(dir)) = (self.version, self.any_path()) {
             limits::check_usage(dir, resources, self.overhead)?;
         }
-        let rounded =
-            match &self.unit {
-                Some(unit) => systemd::update(unit, self.version, resources, self.overhead)
-                    .map_err(|error| CgroupError::Systemd {
-                        unit: unit.name.clone(),
-                        error,
-                    })?,
-                None => resources.clone(),
-            };
+        let rounded = match &self.unit {
+            Some(unit) => systemd::update(unit, self.version, resources, self.overhead)
+                .map_err(failed(unit))?,
+            None => resources.clone(),
+        };
         let settings = limits::settings(self.version, &rounded, self.overhead)?;
         limits::apply(&settings, &self.paths)
     }
@@ -378,10 +371,7 @@ impl SandboxCgroup {
     /// If something of it stays.
     pub fn remove(&self) -> Result<(), CgroupError> {
         let stopped = match &self.unit {
-            Some(unit) => systemd::stop(&unit.name).map_err(|error| CgroupError::Systemd {
-                unit: unit.name.clone(),
-                error,
-            }),
+            Some(unit) => systemd::stop(&unit.name).map_err(failed(unit)),
             None => Ok(()),
         };
         let deadline = Instant::now() + tree::REMOVE_LIMIT;
@@ -407,6 +397,12 @@ impl SandboxCgroup {
         tree::move_back(&self.origin, &self.paths, pid);
         self.remove()
     }
+}
+
+/// Says of which unit systemd speaks.
+fn failed(unit: &Unit) -> impl FnOnce(SystemdError) -> CgroupError + use<> {
+    let unit = unit.name.clone();
+    move |error| CgroupError::Systemd { unit, error }
 }
 
 #[cfg(test)]

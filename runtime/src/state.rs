@@ -417,9 +417,7 @@ impl StateDir {
     /// # Errors
     /// If the note cannot be made.
     pub fn mark_started(&self, started: bool) -> Result<(), StateError> {
-        let (yes, no) = (self.paths.started(), self.paths.not_started());
-        let (from, to) = if started { (no, yes) } else { (yes, no) };
-        turn(&from, &to).map_err(|e| StateError::Access(to, e))
+        turn(self.paths.not_started(), self.paths.started(), started)
     }
 
     /// Notes whether the container is paused.
@@ -427,9 +425,7 @@ impl StateDir {
     /// # Errors
     /// If the note cannot be made.
     pub fn mark_paused(&self, paused: bool) -> Result<(), StateError> {
-        let (yes, no) = (self.paths.paused(), self.paths.not_paused());
-        let (from, to) = if paused { (no, yes) } else { (yes, no) };
-        turn(&from, &to).map_err(|e| StateError::Access(to, e))
+        turn(self.paths.not_paused(), self.paths.paused(), paused)
     }
 
     /// The state directory of the container whose virtual machine this one is in.
@@ -504,8 +500,7 @@ impl StateDir {
 /// # Errors
 /// If the note cannot be made.
 pub fn mark_started(paths: &ContainerPaths) -> Result<(), StateError> {
-    let path = paths.started();
-    turn(&paths.not_started(), &path).map_err(|e| StateError::Access(path, e))
+    turn(paths.not_started(), paths.started(), true)
 }
 
 /// Makes the notes that later commands turn round: a disk that is full by then takes no new file.
@@ -519,12 +514,14 @@ pub fn prepare_notes(paths: &ContainerPaths) -> Result<(), StateError> {
     Ok(())
 }
 
-/// Turns a note round; it is done if it was done before.
-fn turn(from: &Path, to: &Path) -> io::Result<()> {
-    match fs::rename(from, to) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => note(to),
+/// Turns a note round to `yes` or `no`; it is done if it was done before.
+fn turn(no: PathBuf, yes: PathBuf, is: bool) -> Result<(), StateError> {
+    let (from, to) = if is { (no, yes) } else { (yes, no) };
+    let turned = match fs::rename(&from, &to) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => note(&to),
         result => result,
-    }
+    };
+    turned.map_err(|e| StateError::Access(to, e))
 }
 
 /// A note in a state directory that is taken back when the value is dropped.
@@ -583,7 +580,8 @@ fn note(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn open_directory(path: &Path) -> io::Result<File> {
+/// Opens a state directory.
+pub(crate) fn open_directory(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW)

@@ -11,7 +11,9 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use rustix::io::Errno;
+use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::path::Arg;
 use tokio::io::unix::AsyncFd;
 
 use crate::signal::Signal;
@@ -237,6 +239,21 @@ pub fn own_directories() -> io::Result<()> {
 pub fn own_mounts() -> io::Result<()> {
     // SAFETY: of all that can be unshared, this is what the thread's paths lead through.
     check(unsafe { libc::unshare(libc::CLONE_FS | libc::CLONE_NEWNS) })
+}
+
+/// Clones the mounts at a path, or those that `dir` leads to if the path is empty: detached, private,
+/// and with further attributes.
+///
+/// # Errors
+/// If there is nothing, or the kernel refuses.
+pub fn clone_mounts(dir: impl AsFd, path: impl Arg, attributes: u64) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH
+        | OpenTreeFlags::AT_RECURSIVE;
+    let clone = open_tree(dir, path, flags)?;
+    set_mount_attributes(&clone, attributes, 0, libc::MS_PRIVATE, true)?;
+    Ok(clone)
 }
 
 /// mount_setattr(2) on a mount, or on the whole tree of mounts.

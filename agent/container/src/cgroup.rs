@@ -139,37 +139,18 @@ impl Cgroup {
     pub(crate) fn freeze(&self, frozen: bool) -> io::Result<()> {
         let wanted = if frozen { "1" } else { "0" };
         self.write("cgroup.freeze", wanted)?;
-        let deadline = Instant::now() + FREEZE_TIMEOUT;
-        let events = File::open(self.path.join("cgroup.events"))?;
-        loop {
-            if self.event("frozen") == Some(frozen) {
-                return Ok(());
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                // A process in the kernel that no signal reaches: it is as it was.
-                self.write("cgroup.freeze", if frozen { "0" } else { "1" })?;
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            let timeout = Timespec::try_from(left).map_err(io::Error::other)?;
-            let mut fds = [PollFd::new(&events, PollFlags::PRI)];
-            match rustix::event::poll(&mut fds, Some(&timeout)) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
+        let reached = self.wait_for("frozen", wanted, FREEZE_TIMEOUT);
+        if reached.is_err() {
+            // A process in the kernel that no signal reaches: it is as it was.
+            self.write("cgroup.freeze", if frozen { "0" } else { "1" })?;
         }
+        reached
     }
 
     /// Whether its processes are stopped, or are about to be.
     pub(crate) fn is_frozen(&self) -> bool {
         self.read("cgroup.freeze")
             .is_ok_and(|text| text.trim() == "1")
-    }
-
-    fn event(&self, name: &str) -> Option<bool> {
-        let events = self.read("cgroup.events").ok()?;
-        let value = events.lines().find_map(|line| line.strip_prefix(name))?;
-        Some(value.trim() == "1")
     }
 
     pub(crate) fn all_pids(&self) -> io::Result<Vec<i32>> {
@@ -200,7 +181,8 @@ impl Cgroup {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             result => result.doing(context)?,
         }
-        self.wait_until_empty().doing(context)?;
+        self.wait_for("populated", "0", REMOVAL_TIMEOUT)
+            .doing(context)?;
         for dir in subtree(&self.path).doing(context)?.into_iter().rev() {
             match fs::remove_dir(&dir) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -212,14 +194,16 @@ impl Cgroup {
         Ok(())
     }
 
-    fn wait_until_empty(&self) -> io::Result<()> {
-        let deadline = Instant::now() + REMOVAL_TIMEOUT;
-        let events = fs::File::open(self.path.join("cgroup.events"))?;
+    /// Waits until `cgroup.events` says so of a state.
+    fn wait_for(&self, state: &str, value: &str, timeout: Duration) -> io::Result<()> {
+        let deadline = Instant::now() + timeout;
+        let events = File::open(self.path.join("cgroup.events"))?;
         loop {
             let mut buffer = [0; 128];
             let length = rustix::io::pread(&events, &mut buffer, 0)?;
             let text = String::from_utf8_lossy(buffer.get(..length).unwrap_or_default());
-            if text.lines().any(|line| line == "populated 0") {
+            let mut states = text.lines().filter_map(|line| line.split_once(' '));
+            if states.any(|found| found == (state, value)) {
                 return Ok(());
             }
             let left = deadline.saturating_duration_since(Instant::now());

@@ -221,10 +221,7 @@ impl Container {
     /// # Errors
     /// The signal is not 1 to 64, or there is no such process any more.
     pub fn signal(&self, signal: u32, all: bool) -> Result<()> {
-        let number = i32::try_from(signal)
-            .ok()
-            .filter(|number| (1..=64).contains(number))
-            .ok_or_else(|| Failure::invalid(format!("{signal} is not a signal")))?;
+        let number = signal_number(signal)?;
         let sent = if all {
             self.cgroup.signal(number)
         } else {
@@ -385,6 +382,13 @@ fn build(
             Err(failure)
         }
     }
+}
+
+/// A signal as the system takes it.
+pub(crate) fn signal_number(signal: u32) -> std::result::Result<i32, Failure> {
+    let number = i32::try_from(signal).ok();
+    let number = number.filter(|number| (1..=64).contains(number));
+    number.ok_or_else(|| Failure::invalid(format!("{signal} is not a signal")))
 }
 
 /// As the protocol between host and guest says: a file name, and not a hidden or a special one.

@@ -9,7 +9,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use crate::channel::{self, Join, Report, Task};
 use crate::config::{NAMESPACES, Process};
 use crate::container::stage::{Child, Stage, converse, socket_pair, spawn};
-use crate::container::{Container, Stdio, window_size};
+use crate::container::{Container, Stdio, signal_number, window_size};
 use crate::error::{Context, Failure};
 use crate::sys;
 use crate::{Error, Result};
@@ -62,8 +62,7 @@ impl Exec {
     /// # Errors
     /// The signal is not 1 to 64, or the process has ended.
     pub fn signal(&self, signal: u32) -> Result<()> {
-        let number = i32::try_from(signal).ok().filter(|n| (1..=64).contains(n));
-        let number = number.ok_or_else(|| Failure::invalid(format!("{signal} is not a signal")))?;
+        let number = signal_number(signal)?;
         Ok(
             sys::pidfd_send_signal(&self.pidfd, number)
                 .doing(|| format!("send signal {signal}"))?,

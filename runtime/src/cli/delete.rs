@@ -11,8 +11,8 @@ use cloister::state::{State, StateDir, StateError, Status};
 use cloister::{monitor, namespaces};
 
 use super::args::DeleteOptions;
+use super::container::runtime;
 use super::kill::{each_match, kill_processes};
-use super::start::runtime;
 use super::{Fatal, Globals};
 
 /// How long another command is waited for before the container is killed under it.

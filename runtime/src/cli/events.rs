@@ -7,34 +7,29 @@ use std::time::Duration;
 use anyhow::anyhow;
 use cloister::agent::{Agent, AgentError};
 use cloister::id::ContainerId;
-use cloister::state::{StateDir, Status};
 use serde_json::{Map, Value, json};
 
 use super::args::EventsOptions;
-use super::start::runtime;
+use super::container::Container;
 use super::{Fatal, Globals};
 
 pub(crate) fn events(globals: &Globals, options: &EventsOptions) -> Result<u8, Fatal> {
-    let id = ContainerId::new(&options.id)?;
-    let limit = globals.config.request_timeout;
-    let dir = StateDir::open(&globals.root, &id)?;
-    let state = dir.load()?;
-    if matches!(dir.status(&state), Status::Creating | Status::Stopped) {
+    let container = Container::find(globals, &options.id)?;
+    let id = &container.id;
+    if !container.lives() {
         // runc's words.
         return Err(anyhow!("container with id {id} is not running").into());
     }
-    let machine = dir.open_machine(&state)?;
-    runtime()?.block_on(async {
-        let agent = Agent::connect(&machine, limit).await?;
+    container.ask(async |agent| {
         if options.stats {
             let stats = agent.stats(id.as_str()).await?;
-            return print(&id, "stats", &report(&stats));
+            return Ok(print(id, "stats", &report(&stats)));
         }
-        tokio::select! {
-            result = tell_stats(&agent, &id, options) => result,
-            result = tell_oom(&agent, &id) => result,
-        }
-    })?;
+        Ok(tokio::select! {
+            result = tell_stats(agent, id, options) => result,
+            result = tell_oom(agent, id) => result,
+        })
+    })???;
     Ok(0)
 }
 

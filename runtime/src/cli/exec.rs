@@ -4,16 +4,16 @@ use std::io;
 use std::path::Path;
 
 use anyhow::{Context, anyhow, bail};
-use cloister::id::ContainerId;
 use cloister::launch::{ExecLaunch, Job, Terminal};
 use cloister::monitor::exec_in_foreground;
-use cloister::state::{StateDir, Status};
+use cloister::state::Status;
 use cloister::sys::SignalFd;
 use cloister_spec::Side;
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde_json::{Value, json};
 
 use super::args::ExecOptions;
+use super::container::Container;
 use super::create::{connect_console, connect_pidfd, pid_file, refuse_descriptors};
 use super::spawn;
 use super::terminal::RawTerminal;
@@ -39,10 +39,10 @@ fn execute(globals: &Globals, options: &ExecOptions) -> Result<u8, Fatal> {
         .split_first()
         .ok_or_else(|| anyhow!("no container is named"))?;
     refuse_option(id)?;
-    let id = ContainerId::new(id)?;
-    let dir = StateDir::open(&globals.root, &id)?;
-    let state = dir.load()?;
-    match dir.status(&state) {
+    let Container {
+        dir, state, status, ..
+    } = Container::find(globals, id)?;
+    match status {
         Status::Created | Status::Running => {}
         Status::Paused if options.ignore_paused => {}
         // runc's words, and the container's name.
@@ -96,7 +96,7 @@ fn execute(globals: &Globals, options: &ExecOptions) -> Result<u8, Fatal> {
             launch.terminal = Terminal::Socket;
         }
         let detached = spawn::Detached {
-            id: id.as_str(),
+            id,
             job: &Job::Exec(Box::new(launch)),
             process: &document,
             console_socket: console_socket.as_ref(),

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use cloister::agent::{Agent, AgentError, ProcessName};
+use cloister::agent::{AgentError, ProcessName};
 use cloister::id::ContainerId;
 use cloister::signal::Signal;
 use cloister::state::{State, StateDir, Status};
 
 use super::args::KillOptions;
-use super::start::runtime;
+use super::container::Container;
 use super::{Fatal, Globals};
 
 /// How long a guest may take to kill its workload before it is killed itself.
@@ -16,9 +16,11 @@ const KILL_LIMIT: Duration = Duration::from_secs(10);
 
 pub(crate) fn kill(globals: &Globals, options: &KillOptions) -> Result<u8, Fatal> {
     if !options.regex {
-        return kill_one(globals, options, &ContainerId::new(&options.id)?);
+        return kill_one(globals, options, &options.id);
     }
-    each_match(globals, &options.id, |id| kill_one(globals, options, id))
+    each_match(globals, &options.id, |id| {
+        kill_one(globals, options, id.as_str())
+    })
 }
 
 /// Does something with every container whose name a regular expression matches; the first failure
@@ -41,32 +43,26 @@ pub(crate) fn each_match(
     result
 }
 
-fn kill_one(globals: &Globals, options: &KillOptions, id: &ContainerId) -> Result<u8, Fatal> {
-    let dir = StateDir::open(&globals.root, id)?;
-    let state = dir.load()?;
+fn kill_one(globals: &Globals, options: &KillOptions, id: &str) -> Result<u8, Fatal> {
+    let mut container = Container::find(globals, id)?;
     let signal = Signal::parse(&options.signal)?;
-    match dir.status(&state) {
+    match container.status {
         // runc's words, and the container's name.
         Status::Stopped => return Err(anyhow::anyhow!("container not running: {id}").into()),
         Status::Creating => {
             // There is nobody else yet who could take it.
-            state.monitor.signal(signal)?;
+            container.state.monitor.signal(signal)?;
             return Ok(0);
         }
         Status::Created | Status::Running | Status::Paused => {}
     }
     let is_kill = signal == Signal::KILL;
-    let limit = if is_kill {
-        globals.config.request_timeout.min(KILL_LIMIT)
-    } else {
-        globals.config.request_timeout
-    };
-    let machine = dir.open_machine(&state)?;
-    let answer = runtime()?.block_on(async {
-        let agent = Agent::connect(machine, limit).await?;
-        let init = ProcessName::init(id.as_str());
-        agent.signal(init, signal, options.all).await
-    });
+    if is_kill {
+        container.limit = container.limit.min(KILL_LIMIT);
+    }
+    let init = ProcessName::init(id);
+    let answer = container.ask(async |agent| agent.signal(init, signal, options.all).await)?;
+    let state = &container.state;
     match answer {
         Ok(()) => {}
         Err(AgentError::Refused { gone: true, .. }) if !asks_to_end(signal) => {
@@ -84,7 +80,7 @@ fn kill_one(globals: &Globals, options: &KillOptions, id: &ContainerId) -> Resul
         }
         Err(e) if is_kill => {
             log::warn!("container {id}: {e}; its virtual machine is killed");
-            kill_processes(&state)?;
+            kill_processes(state)?;
         }
         Err(e) => return Err(e.into()),
     }

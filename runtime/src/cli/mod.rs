@@ -6,6 +6,7 @@
 
 mod args;
 mod check;
+mod container;
 mod create;
 mod delete;
 mod events;

@@ -4,15 +4,12 @@ use std::io::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::anyhow;
-use cloister::agent::Agent;
-use cloister::id::ContainerId;
-use cloister::state::{StateDir, Status};
 use cloister::sys::wall_clock;
 use cloister_protocol::agent::Process;
 
 use super::args::{ListFormat, PsOptions};
+use super::container::Container;
 use super::list::user_name;
-use super::start::runtime;
 use super::{Fatal, Globals, refuse_option};
 
 /// Linux's major numbers of Unix98 pseudoterminals (Documentation/admin-guide/devices.txt).
@@ -25,28 +22,21 @@ pub(crate) fn ps(globals: &Globals, options: &PsOptions) -> Result<u8, Fatal> {
         .ok_or_else(|| anyhow!("no container is named"))?;
     refuse_option(id)?;
     let columns = Columns::parse(words)?;
-    let id = ContainerId::new(id)?;
-    let dir = StateDir::open(&globals.root, &id)?;
-    let state = dir.load()?;
-    let status = dir.status(&state);
-    let lives = !matches!(status, Status::Creating | Status::Stopped);
+    let container = Container::find(globals, id)?;
+    let lives = container.lives();
     let text = match options.format {
         ListFormat::Json => {
             let mut pids = Vec::new();
             if lives {
-                pids.push(state.monitor.pid);
-                pids.extend(dir.execs()?.iter().map(|exec| exec.pid));
+                pids.push(container.state.monitor.pid);
+                pids.extend(container.dir.execs()?.iter().map(|exec| exec.pid));
             }
             serde_json::to_string(&pids)? + "\n"
         }
         ListFormat::Table => {
             let mut processes = Vec::new();
             if lives {
-                let machine = dir.open_machine(&state)?;
-                processes = runtime()?.block_on(async {
-                    let agent = Agent::connect(machine, globals.config.request_timeout).await?;
-                    agent.processes(id.as_str()).await
-                })?;
+                processes = container.ask(async |agent| agent.processes(id).await)??;
             }
             columns.table(&processes)
         }

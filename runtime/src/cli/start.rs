@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use cloister::agent::{Agent, AgentError};
+use cloister::agent::AgentError;
 use cloister::hooks::{self, Kind, Surroundings};
-use cloister::id::ContainerId;
 use cloister::state::{Phase, State, StateDir, Status};
 
+use super::container::Container;
 use super::kill::kill_processes;
 use super::{Fatal, Globals};
 
@@ -14,13 +14,10 @@ use super::{Fatal, Globals};
 const END_LIMIT: Duration = Duration::from_secs(5);
 
 pub(crate) fn start(globals: &Globals, id: &str) -> Result<u8, Fatal> {
-    let id = ContainerId::new(id)?;
-    let limit = globals.config.request_timeout;
-    let dir = StateDir::open(&globals.root, &id)?;
-    dir.lock(limit)?;
-    let state = dir.load()?;
+    let container = Container::lock(globals, id)?;
+    let Container { dir, state, .. } = &container;
     // runc's words, and the container's name.
-    match dir.status(&state) {
+    match container.status {
         Status::Created => {}
         Status::Stopped => {
             return Err(anyhow::anyhow!("cannot start a container that has stopped: {id}").into());
@@ -34,24 +31,20 @@ pub(crate) fn start(globals: &Globals, id: &str) -> Result<u8, Fatal> {
             return Err(anyhow::anyhow!(text).into());
         }
     }
-    let machine = dir.open_machine(&state)?;
     // Before: whatever becomes of this command, a container whose program may run is not "created".
     dir.mark_started(true)?;
-    let answer = runtime()?.block_on(async {
-        let agent = Agent::connect(machine, limit).await?;
-        agent.start(id.as_str(), state.hooks.as_ref()).await
-    });
+    let answer = container.ask(async |agent| agent.start(id, state.hooks.as_ref()).await)?;
     match answer {
         Ok(()) => {}
         // A program may be over before the answer got out of its virtual machine.
-        Err(AgentError::Lost { .. }) if is_over(&dir, &state)? => {}
+        Err(AgentError::Lost { .. }) if is_over(dir, state)? => {}
         Err(e @ AgentError::Refused { .. }) => {
             dir.mark_started(false)?;
             return Err(e.into());
         }
         Err(e) => return Err(e.into()),
     }
-    poststart(&dir, &state)?;
+    poststart(dir, state)?;
     Ok(0)
 }
 
@@ -79,12 +72,4 @@ fn is_over(dir: &StateDir, state: &State) -> anyhow::Result<bool> {
     state.monitor.wait_ended(END_LIMIT)?;
     let phase = dir.load()?.phase;
     Ok(matches!(phase, Phase::Exited { error: None, .. }))
-}
-
-/// What calls to an agent run on.
-pub(crate) fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .enable_time()
-        .build()
 }

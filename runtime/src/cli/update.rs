@@ -4,31 +4,22 @@ use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, anyhow, bail};
-use cloister::agent::Agent;
-use cloister::id::ContainerId;
-use cloister::state::{StateDir, Status};
 use cloister_spec::Side;
 use serde_json::{Map, Value, json};
 
 use super::args::UpdateOptions;
-use super::start::runtime;
+use super::container::Container;
 use super::{Fatal, Globals};
 
 /// More than any resources object.
 const MAX: u64 = 1 << 20;
 
 pub(crate) fn update(globals: &Globals, options: &UpdateOptions) -> Result<u8, Fatal> {
-    let id = ContainerId::new(&options.id)?;
-    let limit = globals.config.request_timeout;
-    let dir = StateDir::open(&globals.root, &id)?;
-    dir.lock(limit)?;
-    let state = dir.load()?;
-    match dir.status(&state) {
-        Status::Created | Status::Running | Status::Paused => {}
+    let id = &options.id;
+    let container = Container::lock(globals, id)?;
+    if !container.lives() {
         // runc's words, and the container's name.
-        Status::Creating | Status::Stopped => {
-            return Err(anyhow!("container not running: {id}").into());
-        }
+        return Err(anyhow!("container not running: {id}").into());
     }
     let (resources, name) = match &options.resources {
         Some(path) => (read(path)?, path.display().to_string()),
@@ -39,13 +30,9 @@ pub(crate) fn update(globals: &Globals, options: &UpdateOptions) -> Result<u8, F
     for warning in &checked.warnings {
         log::warn!("{warning}");
     }
-    let machine = dir.open_machine(&state)?;
-    runtime()?.block_on(async {
-        let agent = Agent::connect(machine, limit).await?;
-        agent.update(id.as_str(), document).await
-    })?;
+    container.ask(async |agent| agent.update(id, document).await)??;
     // After the guest, which refuses more.
-    if let Some(cgroup) = &state.cgroup {
+    if let Some(cgroup) = &container.state.cgroup {
         cgroup.update(&serde_json::from_value(checked.value)?)?;
     }
     Ok(0)

@@ -78,17 +78,12 @@ pub(crate) fn detach(server: ProcessId, prefix: String) -> io::Result<()> {
 
 /// Clones the mounts that a descriptor leads to; tells whether it is a directory.
 fn clone(export: &Export, source: &OwnedFd) -> io::Result<(OwnedFd, bool)> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_EMPTY_PATH
-        | OpenTreeFlags::AT_RECURSIVE;
     let stat = statat(source, c"", AtFlags::EMPTY_PATH)?;
-    let clone = open_tree(source, c"", flags)?;
     let read_only = match export.readonly {
         true => libc::MOUNT_ATTR_RDONLY,
         false => 0,
     };
-    sys::set_mount_attributes(&clone, RESTRICTED | read_only, 0, libc::MS_PRIVATE, true)?;
+    let clone = sys::clone_mounts(source, c"", RESTRICTED | read_only)?;
     let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
     Ok((clone, is_directory))
 }

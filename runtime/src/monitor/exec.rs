@@ -5,36 +5,29 @@
 //! connection break and kills the process.
 
 use std::cell::{Cell, RefCell};
-use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
 use cloister_vmm_api::Channel;
 use tokio::sync::Notify;
-use tokio::time::timeout;
 
 use super::failure::Failure;
 use super::life::{AsyncChannel, write_pid_file};
 use super::signals::{self, Meaning};
 use super::stdio::Ended;
-use super::streams::{Inherited, Plan, Relays};
-use super::terminal::Pty;
+use super::streams::{self, Inherited, Plan};
 use crate::agent::{Agent, AgentError, Exit, ProcessName};
 use crate::id::ContainerId;
-use crate::launch::{ExecLaunch, Order, Report, Terminal};
+use crate::launch::{ExecLaunch, Order, Report};
 use crate::logger;
 use crate::namespaces;
 use crate::paths::ContainerPaths;
 use crate::process::ProcessId;
 use crate::signal::Signal;
-use crate::state::{Note, StateDir};
+use crate::state::{self, Note, StateDir};
 use crate::sys::{self, SignalFd};
 use crate::text::chain;
-
-/// How long typing may go on into a terminal whose process has ended.
-const INPUT_LIMIT: Duration = Duration::from_millis(500);
 
 /// How long the container's monitor may take to end when its virtual machine has.
 const END_LIMIT: Duration = Duration::from_secs(5);
@@ -127,24 +120,9 @@ fn accompany(
         control,
         leaves_log,
     } = parts;
-    let machine = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW)
-        .open(&launch.machine)
+    let machine = state::open_directory(&launch.machine)
         .map_err(|e| Failure::NoMachine(launch.machine.clone(), e))?;
-    let pty = match (launch.terminal, console_socket) {
-        (Terminal::Socket, Some(socket)) => Some(Pty::open(socket).map_err(Failure::Terminal)?),
-        _ => None,
-    };
-    let plan = match (launch.terminal, &pty) {
-        (_, Some(pty)) => {
-            // Of the caller's streams nothing is kept: it may wait for their end.
-            drop(inherited);
-            Plan::pty(pty)?
-        }
-        (Terminal::Inherited { .. }, None) => Plan::caller_terminal(inherited)?,
-        (_, None) => Plan::separate(inherited)?,
-    };
+    let (pty, plan) = streams::plan(launch.terminal, console_socket, inherited)?;
     let pty_size = || match &pty {
         Some(pty) => pty.size(),
         None => Ok((0, 0)),
@@ -253,38 +231,14 @@ impl Companion<'_> {
             Err(AgentError::Lost { .. })
                 if namespaces::has_ended(&self.launch.root, &self.launch.id, END_LIMIT) =>
             {
-                Exit {
-                    code: 0,
-                    signal: Signal::KILL.number(),
-                }
+                Exit::killed()
             }
             result => result?,
         };
         self.is_over.set(true);
-        self.end(relays, &ended).await?;
+        let terminal = self.launch.terminal;
+        relays.deliver(&ended, &self.give_up, terminal).await?;
         Ok(exit)
-    }
-
-    /// Delivers the last bytes.
-    async fn end(&self, relays: Relays, ended: &Ended) -> Result<(), Failure> {
-        ended.raise().map_err(Failure::Relay)?;
-        let drained = async {
-            for output in relays.outputs {
-                // The other side is dropped only when the relay has ended.
-                let _ = output.await;
-            }
-        };
-        tokio::select! {
-            () = drained => {}
-            () = self.give_up.notified() => log::warn!("output of a process was given up"),
-        }
-        if matches!(self.launch.terminal, Terminal::Inherited { .. }) {
-            // What is typed from now on is for whoever has the terminal next.
-            for input in relays.inputs {
-                let _ = timeout(INPUT_LIMIT, input).await;
-            }
-        }
-        Ok(())
     }
 
     async fn watch_signals(

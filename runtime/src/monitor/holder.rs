@@ -13,8 +13,7 @@ use std::sync::mpsc;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 use rustix::mount::{
-    MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_change, move_mount,
-    open_tree, unmount,
+    MountPropagationFlags, MoveMountFlags, UnmountFlags, mount_change, move_mount, unmount,
 };
 use rustix::process::{fchdir, pivot_root};
 
@@ -113,6 +112,10 @@ impl Holder {
 }
 
 fn enter_root(rootfs: &Path, binds: &[(PathBuf, PathBuf, bool)]) -> io::Result<()> {
+    let clone = |path: &Path, readonly| {
+        let read_only = if readonly { libc::MOUNT_ATTR_RDONLY } else { 0 };
+        sys::clone_mounts(CWD, path, RESTRICTED | read_only)
+    };
     let root = clone(rootfs, false)?;
     let clones = binds
         .iter()
@@ -150,17 +153,6 @@ fn enter_root(rootfs: &Path, binds: &[(PathBuf, PathBuf, bool)]) -> io::Result<(
     fchdir(&old)?;
     unmount(c".", UnmountFlags::DETACH)?;
     Ok(fchdir(&root)?)
-}
-
-/// A clone of the mounts at a path.
-fn clone(path: &Path, readonly: bool) -> io::Result<OwnedFd> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_RECURSIVE;
-    let clone = open_tree(CWD, path, flags)?;
-    let read_only = if readonly { libc::MOUNT_ATTR_RDONLY } else { 0 };
-    sys::set_mount_attributes(&clone, RESTRICTED | read_only, 0, libc::MS_PRIVATE, true)?;
-    Ok(clone)
 }
 
 fn attach(mount: &OwnedFd, dir: impl std::os::fd::AsFd, path: &std::ffi::CStr) -> io::Result<()> {

@@ -44,7 +44,6 @@ use crate::launch::{Launch, Order, Report, Terminal};
 use crate::logger;
 use crate::namespaces;
 use crate::paths::ContainerPaths;
-use crate::signal::Signal;
 use crate::state::{self, Phase, State};
 use crate::sys::{self, SignalFd, Watched};
 use crate::text::printable;
@@ -263,10 +262,7 @@ impl Life<'_> {
         let owner = self.launch.container.sandbox.is_some();
         let exit = match agent.wait(ProcessName::init(id), owner).await {
             // With the sandbox everything in it was killed, and nobody was left to say so.
-            Err(AgentError::Lost { .. }) if self.sandbox_has_ended() => Exit {
-                code: 0,
-                signal: Signal::KILL.number(),
-            },
+            Err(AgentError::Lost { .. }) if self.sandbox_has_ended() => Exit::killed(),
             result => result?,
         };
         self.reached("exit_seen");
@@ -316,25 +312,8 @@ impl Life<'_> {
 
     /// Delivers the last bytes, then has the guest write back its file systems.
     async fn end(&self, agent: &Agent, relays: Relays, ended: &Ended) -> Result<(), Failure> {
-        ended.raise().map_err(Failure::Relay)?;
-        let drained = async {
-            for output in relays.outputs {
-                // The other side is dropped only when the relay has ended.
-                let _ = output.await;
-            }
-        };
-        tokio::select! {
-            () = drained => {}
-            () = self.progress.give_up.notified() => {
-                log::warn!("output of container {} was given up", self.launch.id);
-            }
-        }
-        if matches!(self.launch.terminal, Terminal::Inherited { .. }) {
-            // What is typed from now on is for whoever has the terminal next.
-            for input in relays.inputs {
-                let _ = timeout(CAUSE_LIMIT, input).await;
-            }
-        }
+        let (give_up, terminal) = (&self.progress.give_up, self.launch.terminal);
+        relays.deliver(ended, give_up, terminal).await?;
         self.reached("output_delivered");
         if let Err(e) = agent.delete(&self.launch.id).await {
             log::warn!("cannot take container {} apart: {e}", self.launch.id);

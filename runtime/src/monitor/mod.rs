@@ -49,12 +49,11 @@ use self::holder::Holder;
 use self::hooks::HookRunner;
 use self::life::{AsyncChannel, End, Life, Progress};
 use self::machine::{ControlSlot, Machine};
-use self::streams::{Inherited, Plan};
-use self::terminal::Pty;
+use self::streams::Inherited;
 use self::timeline::Timeline;
 use crate::agent::Exit;
 use crate::cgroup::{Driver, Plan as CgroupPlan, SandboxCgroup};
-use crate::launch::{self, ExecLaunch, Job, Launch, LaunchError, Received, Report, Terminal};
+use crate::launch::{self, ExecLaunch, Job, Launch, LaunchError, Received, Report};
 use crate::logger;
 use crate::paths::ContainerPaths;
 use crate::process::ProcessId;
@@ -320,19 +319,7 @@ impl Monitor {
             remains.guest = Some(guest);
         }
         let machine_dir = self.open_dir(&self.machine_paths)?;
-        let pty = match (self.launch.terminal, console_socket) {
-            (Terminal::Socket, Some(socket)) => Some(Pty::open(socket).map_err(Failure::Terminal)?),
-            _ => None,
-        };
-        let plan = match (self.launch.terminal, &pty) {
-            (_, Some(pty)) => {
-                // Of the caller's streams nothing is kept: it may wait for their end.
-                drop(inherited);
-                Plan::pty(pty)?
-            }
-            (Terminal::Inherited { .. }, None) => Plan::caller_terminal(inherited)?,
-            (_, None) => Plan::separate(inherited)?,
-        };
+        let (pty, plan) = streams::plan(self.launch.terminal, console_socket, inherited)?;
         let log_file = match container.sandbox {
             None => Some(self.agent_log()?),
             Some(_) => None,

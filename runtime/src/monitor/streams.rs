@@ -9,12 +9,17 @@ use cloister_protocol::{STDIO_PORT, TOKEN_LEN};
 use rustix::fs::{FileType, fstat, major, minor};
 use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::io::AsyncWriteExt;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::timeout;
 
 use super::failure::Failure;
 use super::stdio::{Ended, drain, feed};
 use super::terminal::Pty;
+use crate::launch::Terminal;
 use crate::vsock;
+
+/// How long typing may go on into a terminal whose process has ended.
+const INPUT_LIMIT: Duration = Duration::from_millis(500);
 
 /// `/dev/null`: Documentation/admin-guide/devices.txt.
 const NULL: (u32, u32) = (1, 3);
@@ -54,6 +59,25 @@ impl Inherited {
     }
 }
 
+/// Which streams a process with such a terminal has, and the pseudoterminal if that is a new one.
+pub(crate) fn plan(
+    terminal: Terminal,
+    console_socket: Option<OwnedFd>,
+    inherited: Inherited,
+) -> Result<(Option<Pty>, Plan), Failure> {
+    match (terminal, console_socket) {
+        (Terminal::Socket, Some(socket)) => {
+            // Of the caller's streams nothing is kept: it may wait for their end.
+            drop(inherited);
+            let pty = Pty::open(socket).map_err(Failure::Terminal)?;
+            let plan = Plan::pty(&pty)?;
+            Ok((Some(pty), plan))
+        }
+        (Terminal::Inherited { .. }, _) => Ok((None, Plan::caller_terminal(inherited)?)),
+        _ => Ok((None, Plan::separate(inherited)?)),
+    }
+}
+
 /// One vsock connection.
 #[derive(Debug)]
 struct Stream {
@@ -87,7 +111,7 @@ pub(crate) struct Plan {
 
 impl Plan {
     /// Three streams between the workload and `inherited`.
-    pub(crate) fn separate(inherited: Inherited) -> Result<Self, Failure> {
+    fn separate(inherited: Inherited) -> Result<Self, Failure> {
         let Inherited {
             stdin,
             stdout,
@@ -108,7 +132,7 @@ impl Plan {
     }
 
     /// A terminal that is read from and written to through `inherited`.
-    pub(crate) fn caller_terminal(inherited: Inherited) -> Result<Self, Failure> {
+    fn caller_terminal(inherited: Inherited) -> Result<Self, Failure> {
         let stream = Stream::new(Some(inherited.stdin), Some(inherited.stdout))?;
         Ok(Self {
             terminal: true,
@@ -117,7 +141,7 @@ impl Plan {
     }
 
     /// A terminal that is the slave side of `pty`.
-    pub(crate) fn pty(pty: &Pty) -> Result<Self, Failure> {
+    fn pty(pty: &Pty) -> Result<Self, Failure> {
         let clone = || pty.try_clone().map_err(Failure::Terminal);
         let stream = Stream::new(Some(clone()?), Some(clone()?))?;
         Ok(Self {
@@ -172,6 +196,35 @@ pub(crate) struct Connected {
 pub(crate) struct Relays {
     pub(crate) inputs: Vec<oneshot::Receiver<()>>,
     pub(crate) outputs: Vec<oneshot::Receiver<()>>,
+}
+
+impl Relays {
+    /// Has the last bytes of a process that has ended delivered, unless that is given up.
+    pub(crate) async fn deliver(
+        self,
+        ended: &Ended,
+        give_up: &Notify,
+        terminal: Terminal,
+    ) -> Result<(), Failure> {
+        ended.raise().map_err(Failure::Relay)?;
+        let drained = async {
+            for output in self.outputs {
+                // The other side is dropped only when the relay has ended.
+                let _ = output.await;
+            }
+        };
+        tokio::select! {
+            () = drained => {}
+            () = give_up.notified() => log::warn!("output of a process was given up"),
+        }
+        if matches!(terminal, Terminal::Inherited { .. }) {
+            // What is typed from now on is for whoever has the terminal next.
+            for input in self.inputs {
+                let _ = timeout(INPUT_LIMIT, input).await;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Connected {

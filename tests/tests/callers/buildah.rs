@@ -3,7 +3,9 @@
 use std::fs;
 use std::sync::Once;
 
-use crate::harness::{Cmd, Machine, afterwards, busybox_tar, mount_tmpfs, report_logs, runtime};
+use crate::harness::{
+    Cmd, Finished, Machine, afterwards, busybox_tar, mount_tmpfs, report_logs, runtime,
+};
 
 /// One check. Dropping it removes every container and image and asserts that nothing is left.
 struct Case {
@@ -75,6 +77,25 @@ fn working_container() -> String {
     name
 }
 
+/// Builds an image by a recipe, beside which busybox.tar is.
+fn build(recipe: &str, options: &[&str]) -> Finished {
+    let dir = tempfile::tempdir().expect("a directory");
+    fs::copy(busybox_tar(), dir.path().join("busybox.tar")).expect("the layer");
+    fs::write(dir.path().join("Dockerfile"), recipe).expect("Dockerfile");
+    buildah(&[
+        "bud",
+        "--isolation",
+        "oci",
+        "--network",
+        "none",
+        "--runtime",
+        runtime(),
+    ])
+    .args(options)
+    .args([dir.path()])
+    .run()
+}
+
 #[test]
 fn run_writes_into_the_container() {
     let _case = Case::new();
@@ -126,46 +147,17 @@ fn terminal() {
 #[test]
 fn build_from_a_file() {
     let _case = Case::new();
-    let dir = tempfile::tempdir().expect("a directory");
-    fs::copy(busybox_tar(), dir.path().join("busybox.tar")).expect("the layer");
     let recipe = "FROM scratch\nADD busybox.tar /\nENV WHO=build\nRUN echo $WHO >/who; id -u >>/who\n\
                   USER guest\nWORKDIR /home/guest\nRUN [\"sh\", \"-c\", \"cat /who; pwd; id -u\"]\n";
-    fs::write(dir.path().join("Dockerfile"), recipe).expect("Dockerfile");
-    let context = dir.path().to_string_lossy().into_owned();
-    let out = buildah(&[
-        "bud",
-        "--isolation",
-        "oci",
-        "--network",
-        "none",
-        "--runtime",
-        runtime(),
-    ])
-    .args(["--tag", "built", &context])
-    .run()
-    .ok();
+    let out = build(recipe, &["--tag", "built"]).ok();
     assert!(out.contains("build\n0\n/home/guest\n1000\n"), "{out}");
 }
 
 #[test]
 fn a_build_fails_with_its_command() {
     let _case = Case::new();
-    let dir = tempfile::tempdir().expect("a directory");
-    fs::copy(busybox_tar(), dir.path().join("busybox.tar")).expect("the layer");
     let recipe = "FROM scratch\nADD busybox.tar /\nRUN exit 9\n";
-    fs::write(dir.path().join("Dockerfile"), recipe).expect("Dockerfile");
-    let context = dir.path().to_string_lossy().into_owned();
-    let finished = buildah(&[
-        "bud",
-        "--isolation",
-        "oci",
-        "--network",
-        "none",
-        "--runtime",
-        runtime(),
-    ])
-    .args([&context])
-    .run();
+    let finished = build(recipe, &[]);
     assert_ne!(finished.status.code(), Some(0), "{finished}");
     assert!(finished.err().contains("exit status 9"), "{finished}");
 }

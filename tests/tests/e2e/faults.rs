@@ -140,13 +140,7 @@ impl<'a> Full<'a> {
 
 impl Drop for Full<'_> {
     fn drop(&mut self) {
-        let ids: Vec<_> = std::fs::read_dir(self.0.state_root())
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|entry| entry.file_name().to_string_lossy().into_owned())
-            .collect();
-        for id in ids {
+        for id in self.0.ids() {
             self.0.cloister(["delete", "--force", &id]).run();
         }
         Cmd::new("umount").args([&self.0.state_root()]).run();

@@ -134,6 +134,16 @@ impl Bundle {
         self.command("run", &[], "test").run()
     }
 
+    /// The containers that there are.
+    pub(crate) fn ids(&self) -> Vec<String> {
+        fs::read_dir(self.state_root())
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect()
+    }
+
     /// The container's state as JSON.
     pub(crate) fn state(&self, id: &str) -> Value {
         let text = self.cloister(["state", id]).run().ok();
@@ -173,13 +183,7 @@ impl Drop for Bundle {
         if std::thread::panicking() {
             self.report();
         }
-        let ids: Vec<String> = fs::read_dir(self.state_root())
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|entry| entry.file_name().to_string_lossy().into_owned())
-            .collect();
-        for id in ids {
+        for id in self.ids() {
             let deleted = self.cloister(["delete", "--force", &id]).run();
             if deleted.status.code() != Some(0) {
                 eprintln!("delete --force {id}: {deleted}");
