@@ -241,6 +241,10 @@ fn name(request: &Request) -> &'static str {
         Request::Pause => "pause",
         Request::Resume => "resume",
         Request::Stop => "stop",
+        Request::AttachNet { .. } => "attach_net",
+        Request::DetachNet { .. } => "detach_net",
+        Request::SetLink { .. } => "set_link",
+        Request::NetCounters => "net_counters",
     }
 }
 

@@ -451,6 +451,12 @@ impl Life<'_> {
                     }
                 }
                 Event::Paused | Event::Resumed => {}
+                // Nothing asks for these yet.
+                Event::NetAttached { .. }
+                | Event::NetDetached { .. }
+                | Event::LinkSet { .. }
+                | Event::NetRefused { .. }
+                | Event::NetCounters { .. } => {}
                 Event::Exited { reason, timeline } => {
                     self.timeline.borrow_mut().vm(&timeline);
                     let reason = match reason {

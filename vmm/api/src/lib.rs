@@ -14,7 +14,9 @@
 //!     │◀─────────────────────────────────────────│
 //!     │      GuestConnect{port} + stream fd      │  a guest process connected to the host
 //!     │◀─────────────────────────────────────────│
-//!     │ Pause / Resume / Stop                    │
+//!     │ Pause / Resume / AttachNet + taps / …    │
+//!     │─────────────────────────────────────────▶│  answered by an event each
+//!     │ Stop                                     │
 //!     │─────────────────────────────────────────▶│
 //!     │                 Exited{reason,timeline}  │
 //!     │◀─────────────────────────────────────────│  then the process exits
@@ -31,10 +33,12 @@ mod channel;
 mod config;
 pub mod fs;
 mod message;
+mod net;
 
 pub use channel::{Channel, ChannelError};
 pub use config::{ConfigError, FsConfig, JailConfig, MAX_VCPUS, VmConfig, VsockConfig};
-pub use message::{Check, CheckReport, Event, ExitReason, FdRole, Request, Timeline};
+pub use message::{Check, CheckReport, Event, ExitReason, FdRole, NetCounters, Request, Timeline};
+pub use net::{MAX_QUEUE_PAIRS, NET_SLOTS, NetConfig, NetConfigError, RateLimit};
 
 /// The version of this contract. Both sides come from one build; a mismatch is a broken install
 /// and is refused by [`VmConfig::validate`].

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::VmConfig;
+use crate::{NetConfig, VmConfig};
 
 /// From the owner to the VMM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +21,34 @@ pub enum Request {
     Resume,
     /// End the VM at once; answered by [`Event::Exited`] with [`ExitReason::Stopped`].
     Stop,
+    /// Put a network device into an empty slot. Beside this packet travel its taps, one descriptor
+    /// a queue pair, in order, each opened with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, and
+    /// `IFF_MULTI_QUEUE` if there are several. Answered by [`Event::NetAttached`] or
+    /// [`Event::NetRefused`], as all requests about one slot are, also while the VM is paused.
+    ///
+    /// The guest is not told: it finds the device when it binds its driver to the slot anew.
+    AttachNet {
+        /// Which slot, below [`NET_SLOTS`](crate::NET_SLOTS).
+        slot: u8,
+        /// The device.
+        config: NetConfig,
+    },
+    /// Take the device out of a slot and close its taps; answered by [`Event::NetDetached`]. The
+    /// guest should have unbound its driver: a driver that is still there finds no device.
+    DetachNet {
+        /// Which slot.
+        slot: u8,
+    },
+    /// Tell the guest that a device's link is there or not; answered by [`Event::LinkSet`]. No
+    /// packet passes while it is not.
+    SetLink {
+        /// Which slot.
+        slot: u8,
+        /// Whether it is.
+        up: bool,
+    },
+    /// What the network devices have counted; answered by [`Event::NetCounters`].
+    NetCounters,
 }
 
 /// What a descriptor that comes with [`Request::Boot`] is for.
@@ -64,6 +92,33 @@ pub enum Event {
     Paused,
     /// The vCPUs run again.
     Resumed,
+    /// The slot has a device. It has no descriptors beside it, as none of the answers have.
+    NetAttached {
+        /// The slot of the request.
+        slot: u8,
+    },
+    /// The slot is empty and the taps are closed.
+    NetDetached {
+        /// The slot of the request.
+        slot: u8,
+    },
+    /// The link is as requested.
+    LinkSet {
+        /// The slot of the request.
+        slot: u8,
+    },
+    /// A request about a slot cannot be followed. Nothing has changed, and the VM goes on.
+    NetRefused {
+        /// The slot of the request.
+        slot: u8,
+        /// What is wrong, with its causes.
+        message: String,
+    },
+    /// What the devices of all occupied slots have counted since they were attached.
+    NetCounters {
+        /// By slot, in order.
+        nets: Vec<NetCounters>,
+    },
     /// The VM has ended. The last packet.
     Exited {
         /// Why.
@@ -71,6 +126,34 @@ pub enum Event {
         /// What happened when.
         timeline: Timeline,
     },
+}
+
+/// What a network device has counted since it was attached. Receiving and transmitting are the
+/// guest's: what it receives comes out of a tap.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetCounters {
+    /// Its slot.
+    pub slot: u8,
+    /// Packets to the guest.
+    pub rx_packets: u64,
+    /// Bytes of frames to the guest.
+    pub rx_bytes: u64,
+    /// Packets to the guest that were dropped: too large for its buffers.
+    pub rx_dropped: u64,
+    /// Buffers for packets that were unusable, and failed reads of a tap.
+    pub rx_errors: u64,
+    /// Packets from the guest.
+    pub tx_packets: u64,
+    /// Bytes of frames from the guest.
+    pub tx_bytes: u64,
+    /// Packets from the guest that were dropped: a tap refused them, or the link was down.
+    pub tx_dropped: u64,
+    /// Buffers that held no packet.
+    pub tx_errors: u64,
+    /// Times that packets to the guest had to wait for the rate limit.
+    pub rx_waits: u64,
+    /// Times that packets from the guest had to wait for the rate limit.
+    pub tx_waits: u64,
 }
 
 /// Why a VM ended.
@@ -147,12 +230,50 @@ pub struct Check {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::RateLimit;
+
+    #[test]
+    fn requests_about_nets_survive_the_wire() {
+        let limit = RateLimit {
+            bytes_per_second: 1 << 20,
+            burst: 1 << 16,
+        };
+        let config = NetConfig {
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: Some(1400),
+            queue_pairs: 2,
+            rx_limit: Some(limit),
+            tx_limit: None,
+        };
+        let requests = [
+            Request::AttachNet { slot: 1, config },
+            Request::DetachNet { slot: 1 },
+            Request::SetLink { slot: 1, up: true },
+            Request::NetCounters,
+        ];
+        for request in requests {
+            let json = serde_json::to_string(&request).unwrap();
+            let read: Request = serde_json::from_str(&json).unwrap();
+            assert_eq!(read, request, "{json}");
+        }
+    }
 
     #[test]
     fn messages_survive_the_wire() {
         let events = [
             Event::GuestConnect { port: 1024 },
             Event::Paused,
+            Event::NetRefused {
+                slot: 9,
+                message: "slot: 9 given, 0 to 3 possible".into(),
+            },
+            Event::NetCounters {
+                nets: vec![NetCounters {
+                    slot: 3,
+                    rx_packets: u64::MAX,
+                    ..NetCounters::default()
+                }],
+            },
             Event::Exited {
                 reason: ExitReason::HostError {
                     message: "no memory".into(),
