@@ -6,10 +6,12 @@
 //! The rules are those of the *Virtual I/O Device (VIRTIO) Version 1.3* specification, cited as
 //! `virtio-v1.3 §…` where they are enforced.
 
+mod chain;
 pub mod device;
 pub mod fs;
 pub mod kicks;
 pub mod mmio;
+mod poll;
 pub mod rng;
 pub mod throttle;
 pub mod vsock;

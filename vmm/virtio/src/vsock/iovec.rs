@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 
-use super::chain::Segment;
+use crate::chain::Segment;
 
 /// Pieces that one system call transfers. 64 KiB in page-sized pieces take 17 to 32.
 pub(super) const MAX_PIECES: usize = 64;

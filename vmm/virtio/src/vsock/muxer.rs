@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use vmm_sys_util::epoll::EventSet;
 
-use super::chain::{ChainError, TxPacket};
+use super::chain::TxPacket;
 use super::connection::{Connection, Effect, Key};
 use super::handshake::Handshakes;
 use super::iovec::IoVecs;
@@ -25,6 +25,7 @@ use super::rate::RateLimit;
 use super::stream::{Fate, Stream};
 use super::unix::{HostStream, Read};
 use super::{Config, Connector};
+use crate::chain::ChainError;
 use crate::warn_guest;
 
 /// Streams at a time, both directions together.

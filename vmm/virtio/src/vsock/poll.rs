@@ -1,22 +1,9 @@
-//! The device's own epoll set.
-//!
-//! The process's event loop watches one descriptor of the device: this set. That costs a system
-//! call a wake-up and buys three things: every descriptor that is ready is served in one go, with
-//! one interrupt; closing a socket, on any thread, takes it out of the set; and an event names its
-//! stream instead of a descriptor number that may already mean another.
-//!
-//! All watches are edge-triggered: an event says that something may be possible now, the owner
-//! remembers it, and no watch has to be taken back while the guest cannot keep up.
-
-use std::io;
-use std::os::fd::{AsRawFd, RawFd};
-
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+//! What the device's epoll set watches.
 
 use super::connection::Key;
 
-/// Events taken from the kernel at once.
-const BATCH: usize = 64;
+/// The device's epoll set.
+pub(super) type Poller = crate::poll::Poller<Token>;
 
 /// The host port of tokens that are no streams: `VMADDR_PORT_ANY`, which no stream has.
 pub(super) const NO_PORT: u32 = u32::MAX;
@@ -41,19 +28,21 @@ pub(super) enum Token {
     Stream(Key),
 }
 
-impl Token {
-    fn encode(self) -> u64 {
-        let (high, low) = match self {
-            Self::Wake => (NO_PORT, WAKE),
-            Self::Listener => (NO_PORT, LISTENER),
-            Self::Queue(index) => (NO_PORT, FIRST_QUEUE + u32::from(index & 7)),
-            Self::Handshake(number) => (NO_PORT, FIRST_HANDSHAKE + (number & (u32::MAX >> 1))),
-            Self::Stream(key) => (key.host_port, key.guest_port),
+impl From<Token> for u64 {
+    fn from(token: Token) -> Self {
+        let (high, low) = match token {
+            Token::Wake => (NO_PORT, WAKE),
+            Token::Listener => (NO_PORT, LISTENER),
+            Token::Queue(index) => (NO_PORT, FIRST_QUEUE + u32::from(index & 7)),
+            Token::Handshake(number) => (NO_PORT, FIRST_HANDSHAKE + (number & (u32::MAX >> 1))),
+            Token::Stream(key) => (key.host_port, key.guest_port),
         };
-        u64::from(high) << 32 | u64::from(low)
+        Self::from(high) << 32 | Self::from(low)
     }
+}
 
-    fn decode(data: u64) -> Self {
+impl From<u64> for Token {
+    fn from(data: u64) -> Self {
         #[expect(clippy::cast_possible_truncation, reason = "the lower half is meant")]
         let (high, low) = ((data >> 32) as u32, data as u32);
         if high != NO_PORT {
@@ -69,82 +58,6 @@ impl Token {
             #[expect(clippy::cast_possible_truncation, reason = "below 16")]
             _ => Self::Queue((low - FIRST_QUEUE) as u8),
         }
-    }
-}
-
-/// The set.
-#[derive(Debug)]
-pub(super) struct Poller {
-    epoll: Epoll,
-}
-
-impl Poller {
-    pub(super) fn new() -> io::Result<Self> {
-        Ok(Self {
-            epoll: Epoll::new()?,
-        })
-    }
-
-    /// Starts to watch `source`. What is ready already is an event.
-    pub(super) fn add(
-        &self,
-        source: &impl AsRawFd,
-        token: Token,
-        events: EventSet,
-    ) -> io::Result<()> {
-        self.control(ControlOperation::Add, source, token, events)
-    }
-
-    /// Watches `source` for other events. What is ready already is an event.
-    pub(super) fn modify(
-        &self,
-        source: &impl AsRawFd,
-        token: Token,
-        events: EventSet,
-    ) -> io::Result<()> {
-        self.control(ControlOperation::Modify, source, token, events)
-    }
-
-    /// Stops to watch a descriptor that has twins elsewhere, so that closing it is not enough.
-    pub(super) fn remove(&self, source: &impl AsRawFd) -> io::Result<()> {
-        self.epoll.ctl(
-            ControlOperation::Delete,
-            source.as_raw_fd(),
-            EpollEvent::default(),
-        )
-    }
-
-    fn control(
-        &self,
-        operation: ControlOperation,
-        source: &impl AsRawFd,
-        token: Token,
-        events: EventSet,
-    ) -> io::Result<()> {
-        let event = EpollEvent::new(events | EventSet::EDGE_TRIGGERED, token.encode());
-        self.epoll.ctl(operation, source.as_raw_fd(), event)
-    }
-
-    /// Takes what has happened, without waiting. What does not fit stays for the next time.
-    pub(super) fn take(&self) -> io::Result<impl Iterator<Item = (Token, EventSet)> + use<>> {
-        let mut events = [EpollEvent::default(); BATCH];
-        let count = match self.epoll.wait(0, &mut events) {
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
-            Err(error) => return Err(error),
-        };
-        Ok(events.into_iter().take(count).map(|event| {
-            (
-                Token::decode(event.data()),
-                EventSet::from_bits_truncate(event.events()),
-            )
-        }))
-    }
-}
-
-impl AsRawFd for Poller {
-    fn as_raw_fd(&self) -> RawFd {
-        self.epoll.as_raw_fd()
     }
 }
 
@@ -172,7 +85,7 @@ mod tests {
             key(NO_PORT - 1, 0),
         ];
         for token in tokens {
-            assert_eq!(Token::decode(token.encode()), token);
+            assert_eq!(Token::from(u64::from(token)), token);
         }
     }
 }

@@ -10,11 +10,12 @@ use virtio_queue::{Error as QueueError, Queue, QueueOwnedT, QueueT};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::chain::{ChainError, Direction, RxBuffer, RxBuffers, TxPacket, collect, window};
+use super::chain::{RxBuffer, RxBuffers, TxPacket};
 use super::iovec::IoVecs;
 use super::muxer::{Muxer, Packet};
 use super::packet::{HEADER_LEN, Header};
 use super::poll::{Poller, Token};
+use crate::chain::{ChainError, Direction, collect, window};
 use crate::device::{ActivateError, Activation, ActiveQueue, GuestRam, Interrupt, SavedQueue};
 
 /// Rounds over the queues before others on the event thread have their turn.
