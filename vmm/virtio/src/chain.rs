@@ -23,6 +23,8 @@ pub(crate) enum ChainError {
     Direction,
     #[error("the chain is too short for its packet")]
     TooShort,
+    #[error("the chain is too long for a packet")]
+    TooLong,
     #[error("the chain has no end")]
     Endless,
     #[error("a descriptor is outside of memory")]

@@ -11,6 +11,7 @@ pub mod device;
 pub mod fs;
 pub mod kicks;
 pub mod mmio;
+pub mod net;
 mod poll;
 pub mod rng;
 pub mod throttle;
