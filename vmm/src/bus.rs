@@ -3,10 +3,14 @@
 //! Reached from every vCPU thread. Each device locks itself; nothing here waits for anything but a
 //! device that another thread is using. What is not there reads as all ones, and writes to it
 //! are lost, as on a PC.
+//!
+//! A slot is locked for reading while a guest is in its device, and for writing when the device is
+//! put in or taken out. So once it is out, no vCPU is inside. Whoever changes a slot must thus hold
+//! nothing that a device's transport may wait for.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
-use cloister_virtio::mmio::Transport;
+use cloister_virtio::mmio::{self, Transport};
 use cloister_virtio::warn_guest;
 use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, Trigger};
@@ -15,7 +19,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::console::Console;
 use crate::ioapic::Ioapic;
 use crate::kvm::KvmError;
-use crate::layout::{IOAPIC, IOAPIC_SIZE, SLOTS, port, slot_at};
+use crate::layout::{IOAPIC, IOAPIC_SIZE, SLOTS, Slot, port, slot_at};
 
 /// The keyboard controller's command that pulses the reset line.
 const I8042_RESET: u8 = 0xfe;
@@ -56,7 +60,7 @@ pub enum Effect {
 #[derive(Debug)]
 pub struct Bus {
     /// The transports, by slot.
-    slots: [Option<Arc<Transport>>; SLOTS],
+    slots: [RwLock<Option<Arc<Transport>>>; SLOTS],
     ioapic: Ioapic,
     serial: Mutex<SerialPort>,
 }
@@ -66,16 +70,26 @@ impl Bus {
     #[must_use]
     pub fn new(slots: [Option<Arc<Transport>>; SLOTS], ioapic: Ioapic, serial: SerialPort) -> Self {
         Self {
-            slots,
+            slots: slots.map(RwLock::new),
             ioapic,
             serial: Mutex::new(serial),
         }
     }
 
     /// The transports, by slot.
-    #[must_use]
-    pub fn slots(&self) -> &[Option<Arc<Transport>>; SLOTS] {
-        &self.slots
+    pub fn slots(&self) -> impl Iterator<Item = Option<Arc<Transport>>> {
+        self.slots.iter().map(|slot| read(slot).clone())
+    }
+
+    /// Puts `transport` into `slot`, or takes out what is there; returns what was there.
+    pub fn set_slot(
+        &self,
+        slot: Slot,
+        transport: Option<Arc<Transport>>,
+    ) -> Option<Arc<Transport>> {
+        let place = self.slots.get(slot.index())?;
+        let mut place = place.write().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *place, transport)
     }
 
     /// The IOAPIC.
@@ -144,8 +158,10 @@ impl Bus {
     pub fn memory_read(&self, address: u64, data: &mut [u8]) {
         data.fill(0xff);
         if let Some((index, offset)) = slot_at(address) {
-            if let Some(Some(transport)) = self.slots.get(index) {
-                transport.read(offset, data);
+            match self.slots.get(index).map(read).as_deref() {
+                Some(Some(transport)) => transport.read(offset, data),
+                _ if is_net(index) => mmio::read_empty(offset, data),
+                _ => {}
             }
         } else if let Some(offset) = ioapic_offset(address) {
             self.ioapic.read(offset, data);
@@ -163,7 +179,7 @@ impl Bus {
     /// If KVM refuses what follows from it.
     pub fn memory_write(&self, address: u64, data: &[u8]) -> Result<(), KvmError> {
         if let Some((index, offset)) = slot_at(address) {
-            if let Some(Some(transport)) = self.slots.get(index) {
+            if let Some(Some(transport)) = self.slots.get(index).map(read).as_deref() {
                 transport.write(offset, data);
             }
         } else if let Some(offset) = ioapic_offset(address) {
@@ -176,6 +192,15 @@ impl Bus {
         }
         Ok(())
     }
+}
+
+fn read(slot: &RwLock<Option<Arc<Transport>>>) -> RwLockReadGuard<'_, Option<Arc<Transport>>> {
+    slot.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether the slot is announced to the guest while it is empty.
+fn is_net(index: usize) -> bool {
+    Slot::nets().any(|slot| slot.index() == index)
 }
 
 fn serial_offset(port: u16) -> u8 {

@@ -109,20 +109,26 @@ pub enum Slot {
     Mem,
     /// The shared file system.
     Fs,
-    /// One of four network devices.
+    /// One of four network devices. They are filled and emptied while the VM runs; an empty one is
+    /// announced to the guest all the same, and has a page without a device.
     Net(u8),
     /// One of eight block devices.
     Block(u8),
 }
 
 /// Network slots.
-const NETS: u8 = 4;
+const NETS: u8 = cloister_vmm_api::NET_SLOTS;
 /// Block slots.
 const BLOCKS: u8 = 8;
 /// All slots.
 pub const SLOTS: usize = 5 + NETS as usize + BLOCKS as usize;
 
 impl Slot {
+    /// The network slots, in order.
+    pub fn nets() -> impl Iterator<Item = Self> {
+        (0..NETS).map(Self::Net)
+    }
+
     /// The position of the slot.
     #[must_use]
     pub const fn index(self) -> usize {
@@ -141,6 +147,12 @@ impl Slot {
     #[must_use]
     pub const fn address(self) -> u64 {
         MMIO_START + self.index() as u64 * MMIO_PAGE_SIZE
+    }
+
+    /// What stands for N in `virtio-mmio.N`, the name of its platform device in a Linux guest.
+    #[must_use]
+    pub const fn platform_id(self) -> usize {
+        self.index()
     }
 
     /// Its interrupt line.
@@ -168,7 +180,7 @@ mod tests {
     #[test]
     fn slots_have_their_own_page_and_line() {
         let mut slots = vec![Slot::Vsock, Slot::Rng, Slot::Balloon, Slot::Mem, Slot::Fs];
-        slots.extend((0..NETS).map(Slot::Net));
+        slots.extend(Slot::nets());
         slots.extend((0..BLOCKS).map(Slot::Block));
         assert_eq!(slots.len(), SLOTS);
         for (index, slot) in slots.iter().enumerate() {
@@ -186,6 +198,11 @@ mod tests {
         assert_eq!(Slot::Vsock.line(), 5);
         assert_eq!(Slot::Fs.address(), 0xd000_4000);
         assert_eq!(Slot::Fs.line(), 9);
+        assert_eq!(Slot::Net(0).address(), 0xd000_5000);
+        assert_eq!(Slot::Net(0).line(), 10);
         assert_eq!(Slot::Block(7).line(), 21);
+        let id = usize::from(cloister_vmm_api::NET_PLATFORM_ID);
+        assert_eq!(Slot::Net(0).platform_id(), id);
+        assert_eq!(Slot::Net(3).platform_id(), id + 3);
     }
 }

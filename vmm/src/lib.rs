@@ -5,6 +5,7 @@
 //!   machine   the VM put together: memory, vCPUs, devices
 //!   boot      kernel, initramfs and what the kernel reads
 //!   vcpu      set-up, run loop, gate                        one thread a vCPU
+//!   nets      network devices, which come and go
 //!   jail      what is left of the process when the guest starts
 //!   bus       ports and addresses: ioapic, console, virtio
 //!   check     whether this machine's KVM can run guests
@@ -29,7 +30,9 @@ pub mod layout;
 pub mod logger;
 pub mod machine;
 pub mod memory;
+pub mod nets;
 pub mod parts;
+pub mod plug;
 pub mod session;
 pub mod state;
 pub mod vcpu;

@@ -8,17 +8,19 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cloister_virtio::device::GuestRam;
 use cloister_virtio::fs::{self, Fs};
-use cloister_virtio::mmio::{self, QUEUE_NOTIFY, SharedDevice, Transport, TransportState};
+use cloister_virtio::mmio::{self, SharedDevice, Transport, TransportState};
+use cloister_virtio::net;
 use cloister_virtio::rng::{self, Rng};
 use cloister_virtio::vsock::{self, Connector, Vsock};
 use cloister_vmm_api::VmConfig;
 use kvm_bindings::{CpuId, KVM_CAP_SPLIT_IRQCHIP, kvm_clock_data, kvm_enable_cap};
-use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vm_superio::Serial;
 use vm_superio::serial::NoEvents;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -30,6 +32,8 @@ use crate::ioapic::{self, Ioapic};
 use crate::kvm::{KvmError, Operation as _};
 use crate::layout::{KVM_TSS, SERIAL_LINE, SLOTS, Slot};
 use crate::memory;
+use crate::nets::Nets;
+use crate::plug;
 use crate::state::VmState;
 use crate::vcpu::{self, Topology};
 
@@ -37,7 +41,10 @@ use crate::vcpu::{self, Topology};
 pub const KVM_API_VERSION: i32 = 12;
 
 /// The system calls that the devices of a running machine need beside those of any VM.
-pub const DEVICE_SYSCALLS: &[&[libc::c_long]] = &[rng::SYSCALLS, vsock::SYSCALLS, FS_SYSCALLS];
+pub const DEVICE_SYSCALLS: &[&[libc::c_long]] =
+    &[rng::SYSCALLS, vsock::SYSCALLS, net::SYSCALLS, FS_SYSCALLS];
+/// The `ioctl` operations that they need.
+pub const DEVICE_IOCTLS: &[&[u32]] = &[net::IOCTLS];
 
 /// Those of the file system device, which makes event descriptors when it is activated and talks
 /// to its server with a deadline.
@@ -83,6 +90,9 @@ pub enum Error {
     /// A device's transport cannot be what it was.
     #[error(transparent)]
     Transport(#[from] mmio::RestoreError),
+    /// A network device cannot be what it was.
+    #[error(transparent)]
+    Net(#[from] crate::nets::Refusal),
     /// The state is that of another machine.
     #[error("saved state: {0} does not match the configuration")]
     State(&'static str),
@@ -98,6 +108,8 @@ pub struct Backends {
     pub vsock_connector: Box<dyn Connector + Send>,
     /// The file server, if the machine has a file system device.
     pub fs: Option<UnixStream>,
+    /// The taps of the network devices that a restored machine had, by slot. A new machine has none.
+    pub nets: Vec<(u8, Vec<OwnedFd>)>,
 }
 
 /// A virtual machine that has not run yet or stands still.
@@ -116,6 +128,8 @@ pub struct Machine {
     pub rng: Arc<Mutex<Rng>>,
     /// The file system device, if there is one.
     pub fs: Option<Arc<Mutex<Fs>>>,
+    /// The network devices, which come and go.
+    pub nets: Arc<Mutex<Nets>>,
     /// What the kernel is told.
     cmdline: Cmdline,
 }
@@ -201,8 +215,15 @@ impl Machine {
             assembly.plug(Slot::Fs, device.clone())?;
             fs = Some(device);
         }
+        Slot::nets().for_each(|slot| assembly.cmdline.announce(slot));
         assembly.cmdline.append(&config.cmdline);
-        let Assembly { slots, cmdline, .. } = assembly;
+        let Assembly {
+            slots,
+            saved,
+            cmdline,
+            ..
+        } = assembly;
+        let saved_nets = (state.as_mut()).map_or_else(Vec::new, |s| std::mem::take(&mut s.nets));
 
         let line = Line(serial_line);
         let (ioapic, serial) = match state {
@@ -223,19 +244,23 @@ impl Machine {
                 (ioapic, serial)
             }
         };
+        let bus = Arc::new(Bus::new(slots, ioapic, serial));
+        let mut nets = Nets::new(vm.clone(), memory.clone(), bus.clone());
+        nets.restore(saved_nets, &saved, backends.nets)?;
         Ok(Self {
             vm,
             memory,
-            bus: Arc::new(Bus::new(slots, ioapic, serial)),
+            bus,
             vcpus,
             vsock,
             rng,
             fs,
+            nets: Arc::new(Mutex::new(nets)),
             cmdline,
         })
     }
 
-    /// The devices, for the event loop.
+    /// The devices that are always there, for the event loop.
     #[must_use]
     pub fn devices(&self) -> Vec<SharedDevice> {
         let mut devices: Vec<SharedDevice> = vec![self.vsock.clone(), self.rng.clone()];
@@ -282,13 +307,7 @@ impl Assembly<'_> {
             let saved = saved.ok_or(Error::State("the devices"))?;
             Transport::restore(device, memory, saved)?
         };
-        let notify = IoEventAddress::Mmio(slot.address() + QUEUE_NOTIFY);
-        for (index, kick) in (0_u32..).zip(transport.kicks()) {
-            self.vm
-                .register_ioevent(kick, &notify, index)
-                .during("KVM_IOEVENTFD")?;
-        }
-        self.connect_line(transport.line(), slot.line())?;
+        plug::connect(self.vm, slot, &transport)?;
         if let Some(place) = self.slots.get_mut(slot.index()) {
             *place = Some(Arc::new(transport));
         }

@@ -27,8 +27,9 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::clock;
 use crate::connector::OwnerConnector;
 use crate::jail::{self, Confinement};
-use crate::machine::{self, Backends, DEVICE_SYSCALLS, Machine};
+use crate::machine::{self, Backends, DEVICE_IOCTLS, DEVICE_SYSCALLS, Machine};
 use crate::memory;
+use crate::nets::Nets;
 use crate::parts::{self, Parts};
 use crate::vcpu::gate::{self, Gate};
 use crate::vcpu::{Ending, Outside, Runner};
@@ -150,6 +151,7 @@ impl Session {
             vsock_listener,
             vsock_connector: Box::new(OwnerConnector::new(self.channel.clone())),
             fs: fs_backend,
+            nets: Vec::new(),
         };
         let machine = Machine::assemble(&config, &kvm, backends)?;
         drop(kvm);
@@ -164,7 +166,7 @@ impl Session {
         let gate = Arc::new(Gate::default());
         self.start_vcpus(&machine, &gate)?;
         let (mut manager, end) = self.event_loop(&machine, gate.clone(), initramfs_pages)?;
-        Confinement::new(DEVICE_SYSCALLS)?.confine()?;
+        Confinement::new(DEVICE_SYSCALLS, DEVICE_IOCTLS)?.confine()?;
         self.timeline.entered = clock::now();
         tell(
             &self.channel,
@@ -220,6 +222,7 @@ impl Session {
             notice: self.notice.clone(),
             gate,
             fs: machine.fs.clone(),
+            nets: machine.nets.clone(),
             memory: machine.memory.clone(),
             initramfs: Some(initramfs),
             end: Rc::clone(&end),
@@ -316,13 +319,17 @@ impl Outside for Arc<Notice> {
     }
 }
 
-/// The part of the event loop that ends it: the owner's requests and the vCPUs' endings.
+/// The part of the event loop that ends it: the owner's requests and the vCPUs' endings. And the
+/// devices that those requests bring, since only a subscriber can watch anything.
 struct Control {
     channel: Arc<Channel>,
     notice: Arc<Notice>,
     gate: Arc<Gate>,
     /// The device whose server works beside the vCPUs.
     fs: Option<Arc<Mutex<Fs>>>,
+    /// The devices that come and go at the owner's request. Their events are watched as this
+    /// subscriber's.
+    nets: Arc<Mutex<Nets>>,
     memory: GuestRam,
     /// The pages of the initramfs, until the guest's init runs.
     initramfs: Option<Range<u64>>,
@@ -331,14 +338,14 @@ struct Control {
 
 impl Control {
     /// Follows every request that has come; `Some` if one of them ends the session.
-    fn requests(&self) -> Result<Option<End>, Error> {
+    fn requests(&self, ops: &mut EventOps) -> Result<Option<End>, Error> {
         loop {
-            let Some(request) = self.next_request()? else {
+            let Some(request) = self.next_request(ops)? else {
                 return Ok(None);
             };
             match request {
                 Received::Request(Request::Pause) => {
-                    if let Some(end) = self.pause()? {
+                    if let Some(end) = self.pause(ops)? {
                         return Ok(Some(end));
                     }
                 }
@@ -351,19 +358,25 @@ impl Control {
         }
     }
 
-    /// The next request, if there is one.
-    fn next_request(&self) -> Result<Option<Received>, Error> {
-        match self.channel.recv::<Request>() {
-            // Descriptors beside any request but the first are surplus and closed here.
-            Ok(Some((request, _))) => Ok(Some(Received::Request(request))),
-            Ok(None) => Ok(Some(Received::Hangup)),
-            Err(ChannelError::Receive(Errno::AGAIN)) => Ok(None),
-            Err(error) => Err(error.into()),
+    /// The next request, if there is one that is not about network devices. Those are followed here,
+    /// whether the VM runs or not.
+    fn next_request(&self, ops: &mut EventOps) -> Result<Option<Received>, Error> {
+        loop {
+            match self.channel.recv::<Request>() {
+                // Descriptors that no request wants are closed.
+                Ok(Some((request, fds))) => match self.nets().follow(request, fds, ops) {
+                    Ok(answer) => tell(&self.channel, &answer)?,
+                    Err(request) => return Ok(Some(Received::Request(*request))),
+                },
+                Ok(None) => return Ok(Some(Received::Hangup)),
+                Err(ChannelError::Receive(Errno::AGAIN)) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            }
         }
     }
 
     /// Stands still until the owner says otherwise.
-    fn pause(&self) -> Result<Option<End>, Error> {
+    fn pause(&self, ops: &mut EventOps) -> Result<Option<End>, Error> {
         self.gate.close();
         // A server that does not stop is out of service, and the guest is told when it runs again.
         if let Some(Err(error)) = self.fs().map(|mut fs| fs.pause()) {
@@ -376,7 +389,7 @@ impl Control {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return Err(Error::Socket(errno)),
             }
-            match self.next_request()? {
+            match self.next_request(ops)? {
                 None => {}
                 Some(Received::Request(Request::Resume)) => {
                     if let Some(Err(error)) = self.fs().map(|mut fs| fs.resume()) {
@@ -398,6 +411,10 @@ impl Control {
     fn fs(&self) -> Option<MutexGuard<'_, Fs>> {
         let fs = self.fs.as_ref()?;
         Some(fs.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn nets(&self) -> MutexGuard<'_, Nets> {
+        self.nets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives the pages of the initramfs back once the guest has unpacked it.
@@ -439,14 +456,18 @@ impl MutEventSubscriber for Control {
                 self.end.replace(Some(Err(error.into())));
             }
         }
+        self.nets().init(ops);
     }
 
-    fn process(&mut self, events: Events, _ops: &mut EventOps) {
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
         let outcome = if events.fd() == self.notice.event.as_raw_fd() {
             self.release_initramfs();
             self.ending()
+        } else if events.fd() == raw(&self.channel) {
+            self.requests(ops)
         } else {
-            self.requests()
+            self.nets().process(events, ops);
+            return;
         };
         if let Some(end) = outcome.transpose() {
             self.end.borrow_mut().get_or_insert(end);

@@ -7,7 +7,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cloister_virtio::mmio::TransportState;
-use cloister_virtio::{fs, rng, vsock};
+use cloister_virtio::{fs, net, rng, vsock};
 use kvm_bindings::kvm_clock_data;
 use serde::{Deserialize, Serialize};
 use vm_superio::SerialState;
@@ -37,6 +37,8 @@ pub struct VmState {
     pub rng: rng::State,
     /// The file system device, if there is one.
     pub fs: Option<fs::State>,
+    /// The network devices, by slot; none where there is none.
+    pub nets: Vec<Option<net::State>>,
 }
 
 /// Why a VM cannot be saved.
@@ -70,12 +72,13 @@ impl Machine {
             clock,
             ioapic: self.bus.ioapic().state(),
             serial: self.bus.with_serial(|serial| serial.state().into()),
-            slots: (self.bus.slots().iter())
-                .map(|slot| slot.as_ref().map(|transport| transport.state()))
+            slots: (self.bus.slots())
+                .map(|slot| slot.map(|transport| transport.state()))
                 .collect(),
             vsock: lock(&self.vsock).state(),
             rng: lock(&self.rng).state(),
             fs: self.fs.as_ref().map(|fs| lock(fs).state()),
+            nets: lock(&self.nets).states(),
         })
     }
 }

@@ -38,7 +38,7 @@ mod net;
 pub use channel::{Channel, ChannelError};
 pub use config::{ConfigError, FsConfig, JailConfig, MAX_VCPUS, VmConfig, VsockConfig};
 pub use message::{Check, CheckReport, Event, ExitReason, FdRole, NetCounters, Request, Timeline};
-pub use net::{MAX_QUEUE_PAIRS, NET_SLOTS, NetConfig, NetConfigError, RateLimit};
+pub use net::{MAX_QUEUE_PAIRS, NET_PLATFORM_ID, NET_SLOTS, NetConfig, NetConfigError, RateLimit};
 
 /// The version of this contract. Both sides come from one build; a mismatch is a broken install
 /// and is refused by [`VmConfig::validate`].

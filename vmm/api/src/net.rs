@@ -4,6 +4,10 @@ use serde::{Deserialize, Serialize};
 
 /// The slots for network devices that every VM has.
 pub const NET_SLOTS: u8 = 4;
+/// What stands for N in `virtio-mmio.N`, the name that the guest's kernel gives to the platform
+/// device of network slot 0; those of the other slots follow. A driver that is bound to the name
+/// (`/sys/bus/platform/drivers/virtio-mmio/bind`) looks into the slot anew.
+pub const NET_PLATFORM_ID: u8 = 5;
 /// The most queue pairs of a network device.
 pub const MAX_QUEUE_PAIRS: u8 = 8;
 /// The least MTU that a device may announce: what IPv4 asks of every link (RFC 791).

@@ -33,11 +33,15 @@ impl Default for Cmdline {
 }
 
 impl Cmdline {
-    /// Announces the device in `slot`.
+    /// Announces `slot`, whether there is a device in it or not. Its name in the guest is its own,
+    /// whichever other slots are announced.
     pub fn announce(&mut self, slot: Slot) {
-        // Documentation/admin-guide/kernel-parameters.txt: virtio_mmio.device=SIZE@BASE:IRQ.
+        // Documentation/admin-guide/kernel-parameters.txt: virtio_mmio.device=SIZE@BASE:IRQ:ID.
         let (kib, address, line) = (PAGE_SIZE / 1024, slot.address(), slot.line());
-        self.append(&format!("virtio_mmio.device={kib}K@{address:#x}:{line}"));
+        let id = slot.platform_id();
+        self.append(&format!(
+            "virtio_mmio.device={kib}K@{address:#x}:{line}:{id}"
+        ));
     }
 
     /// Adds `words`.
@@ -83,7 +87,7 @@ mod tests {
         assert!(
             cmdline
                 .text
-                .ends_with(" virtio_mmio.device=4K@0xd0001000:6 maxcpus=1"),
+                .ends_with(" virtio_mmio.device=4K@0xd0001000:6:1 maxcpus=1"),
             "{}",
             cmdline.text
         );

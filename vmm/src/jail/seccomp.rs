@@ -49,8 +49,9 @@ const PLAIN: &[libc::c_long] = &[
     libc::SYS_restart_syscall,
 ];
 
-/// The operations on descriptors that KVM and the sockets need while the VM runs. KVM's are those
-/// of a vCPU that runs or is looked at, and the routes that follow the IOAPIC.
+/// The operations on descriptors that KVM and the sockets need while the VM runs, beside those of the
+/// devices. KVM's are those of a vCPU that runs or is looked at, the routes that follow the IOAPIC,
+/// and what wires a device that comes or goes.
 mod ioctl {
     /// `_IO(KVMIO, nr)` and its relatives: include/uapi/asm-generic/ioctl.h.
     const fn kvm(direction: u32, number: u32, size: usize) -> u32 {
@@ -69,6 +70,9 @@ mod ioctl {
         kvm(NONE, 0x80, 0),
         // KVM_SET_GSI_ROUTING
         kvm(WRITE, 0x6a, size_of::<kvm_bindings::kvm_irq_routing>()),
+        // KVM_IRQFD, KVM_IOEVENTFD
+        kvm(WRITE, 0x76, size_of::<kvm_bindings::kvm_irqfd>()),
+        kvm(WRITE, 0x79, size_of::<kvm_bindings::kvm_ioeventfd>()),
         // KVM_GET_REGS, KVM_GET_SREGS: to say where a vCPU failed.
         kvm(READ, 0x81, size_of::<kvm_bindings::kvm_regs>()),
         kvm(READ, 0x83, size_of::<kvm_bindings::kvm_sregs>()),
@@ -84,12 +88,12 @@ pub struct Confinement {
 }
 
 impl Confinement {
-    /// The filter of a VMM with these devices' system calls in addition.
+    /// The filter of a VMM with these devices' system calls and `ioctl` operations in addition.
     ///
     /// # Errors
     /// If there are more rules than a filter can hold.
-    pub fn new(devices: &[&[libc::c_long]]) -> Result<Self, Error> {
-        let rules: Vec<_> = rules(devices).into_iter().collect();
+    pub fn new(devices: &[&[libc::c_long]], ioctls: &[&[u32]]) -> Result<Self, Error> {
+        let rules: Vec<_> = rules(devices, ioctls).into_iter().collect();
         let program = filter::compile(&rules).map_err(|error| Error::Filter(Box::new(error)))?;
         Ok(Self { program })
     }
@@ -104,7 +108,7 @@ impl Confinement {
     }
 }
 
-fn rules(devices: &[&[libc::c_long]]) -> BTreeMap<u32, Rule> {
+fn rules(devices: &[&[libc::c_long]], ioctls: &[&[u32]]) -> BTreeMap<u32, Rule> {
     let number = |call: libc::c_long| u32::try_from(call).unwrap_or(u32::MAX);
     let argument = |argument, values: &[u32]| Rule::Argument {
         argument,
@@ -126,8 +130,10 @@ fn rules(devices: &[&[libc::c_long]]) -> BTreeMap<u32, Rule> {
     // The kick of a vCPU thread of this process.
     let own = [std::process::id()];
     let unix = [libc::AF_UNIX.unsigned_abs()];
+    let mut operations = ioctl::ALLOWED.to_vec();
+    operations.extend(ioctls.iter().copied().flatten());
     rules.extend([
-        (number(libc::SYS_ioctl), argument(1, ioctl::ALLOWED)),
+        (number(libc::SYS_ioctl), argument(1, &operations)),
         (number(libc::SYS_mmap), not_executable()),
         (number(libc::SYS_mprotect), not_executable()),
         (number(libc::SYS_fcntl), argument(1, &duplicate)),
@@ -140,10 +146,11 @@ fn rules(devices: &[&[libc::c_long]]) -> BTreeMap<u32, Rule> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::{DEVICE_IOCTLS, DEVICE_SYSCALLS};
 
     #[test]
     fn what_would_lead_out_is_not_allowed() {
-        let rules = rules(crate::machine::DEVICE_SYSCALLS);
+        let rules = rules(DEVICE_SYSCALLS, DEVICE_IOCTLS);
         let forbidden = [
             libc::SYS_open,
             libc::SYS_openat,
@@ -181,10 +188,12 @@ mod tests {
         assert!(ioctl::ALLOWED.contains(&0xae80), "KVM_RUN");
         assert!(ioctl::ALLOWED.contains(&0x8090_ae81), "KVM_GET_REGS");
         assert!(ioctl::ALLOWED.contains(&0x8138_ae83), "KVM_GET_SREGS");
+        assert!(ioctl::ALLOWED.contains(&0x4020_ae76), "KVM_IRQFD");
+        assert!(ioctl::ALLOWED.contains(&0x4040_ae79), "KVM_IOEVENTFD");
     }
 
     #[test]
     fn a_filter_holds_all_rules() {
-        Confinement::new(crate::machine::DEVICE_SYSCALLS).unwrap();
+        Confinement::new(DEVICE_SYSCALLS, DEVICE_IOCTLS).unwrap();
     }
 }

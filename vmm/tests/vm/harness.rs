@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
@@ -251,7 +251,12 @@ pub(crate) struct Vm {
 
 impl Vm {
     pub(crate) fn send(&self, request: &Request) {
-        self.owner.as_ref().unwrap().send(request, &[]).unwrap();
+        self.send_with(request, &[]);
+    }
+
+    /// Sends `request` with descriptors beside it.
+    pub(crate) fn send_with(&self, request: &Request, fds: &[BorrowedFd<'_>]) {
+        self.owner.as_ref().unwrap().send(request, fds).unwrap();
     }
 
     /// The next event; `None` when the process has gone.

@@ -8,7 +8,7 @@
 )]
 #![expect(
     unsafe_code,
-    reason = "a descriptor is put in place between fork and exec"
+    reason = "a descriptor is put in place between fork and exec, and taps are made"
 )]
 
 mod boot;
@@ -16,4 +16,6 @@ mod control;
 mod cost;
 mod harness;
 mod jail;
+mod net;
 mod state;
+mod tap;

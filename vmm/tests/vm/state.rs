@@ -1,18 +1,20 @@
 //! A VM's state, taken and given to another one.
 
 use std::fs::File;
-use std::os::fd::{FromRawFd, IntoRawFd};
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use cloister_virtio::vsock::{Connector, ConnectorError};
 use cloister_vmm::machine::{Backends, Machine};
 use cloister_vmm::memory;
 use cloister_vmm::state::VmState;
-use cloister_vmm_api::VmConfig;
+use cloister_vmm_api::{Event, NetConfig, Request, VmConfig};
+use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use kvm_ioctls::Kvm;
 
 use crate::boot::tiny_kernel;
 use crate::harness::{self, Plan, kvm_expected};
+use crate::tap::TapInterface;
 
 struct Nobody;
 
@@ -28,6 +30,7 @@ fn backends(directory: &tempfile::TempDir, name: &str) -> Backends {
         vsock_listener: UnixListener::bind(directory.path().join(name)).unwrap(),
         vsock_connector: Box::new(Nobody),
         fs: None,
+        nets: Vec::new(),
     }
 }
 
@@ -116,4 +119,89 @@ fn the_state_of_another_vm_is_refused() {
         error.err().unwrap().to_string(),
         "saved state: the number of vCPUs does not match the configuration"
     );
+}
+
+/// Has a request about network devices followed where the event loop would do it.
+struct Owner<'m> {
+    machine: &'m Machine,
+    request: Option<(Request, Vec<OwnedFd>)>,
+    answer: Option<Event>,
+}
+
+impl MutEventSubscriber for Owner<'_> {
+    fn init(&mut self, ops: &mut EventOps) {
+        let (request, fds) = self.request.take().unwrap();
+        let mut nets = self.machine.nets.lock().unwrap();
+        self.answer = Some(nets.follow(request, fds, ops).unwrap());
+    }
+
+    fn process(&mut self, _events: Events, _ops: &mut EventOps) {}
+}
+
+#[test]
+fn a_network_device_is_restored_on_the_taps_it_is_given() {
+    if !kvm_expected("a_network_device_is_restored_on_the_taps_it_is_given") {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let (config, kvm) = (config(), kvm());
+    let machine = Machine::assemble(&config, &kvm, backends(&directory, "first")).unwrap();
+    let mut tap = TapInterface::new(2);
+    let net = NetConfig {
+        mac: [2, 0, 0, 0, 0, 5],
+        mtu: None,
+        queue_pairs: 2,
+        rx_limit: None,
+        tx_limit: None,
+    };
+    let request = Request::AttachNet {
+        slot: 2,
+        config: net,
+    };
+    let mut manager = EventManager::new().unwrap();
+    let owner = manager.add_subscriber(Owner {
+        machine: &machine,
+        request: Some((request, tap.take_queues())),
+        answer: None,
+    });
+    let owner = manager.remove_subscriber(owner).unwrap();
+    assert_eq!(owner.answer, Some(Event::NetAttached { slot: 2 }));
+    let address = cloister_vmm::layout::Slot::Net(2).address();
+    machine
+        .bus
+        .memory_write(address + 0x70, &[1, 0, 0, 0])
+        .unwrap();
+
+    let saved = machine.save().unwrap();
+    let json = serde_json::to_vec(&saved).unwrap();
+    let saved: VmState = serde_json::from_slice(&json).unwrap();
+    let restore = |name, nets| {
+        let memory = memory::create(1 << 20).unwrap();
+        let backends = Backends {
+            nets,
+            ..backends(&directory, name)
+        };
+        Machine::restore(&config, &kvm, backends, memory, saved.clone())
+    };
+    let mut tap = TapInterface::new(2);
+    let second = restore("second", vec![(2, tap.take_queues())]).unwrap();
+    let state = second.save().unwrap();
+    assert_eq!(state.nets, saved.nets);
+    assert_eq!(state.slots, saved.slots);
+    let mut word = [0; 4];
+    second.bus.memory_read(address + 8, &mut word);
+    assert_eq!(word, [1, 0, 0, 0]);
+    // An empty slot has no device, but is there.
+    second.bus.memory_read(address + 0x1008, &mut word);
+    assert_eq!(word, [0; 4]);
+    second.bus.memory_read(address + 0x1000, &mut word);
+    assert_eq!(&word, b"virt");
+
+    let mut tap = TapInterface::new(2);
+    let wrong = [Vec::new(), vec![(1, tap.take_queues())]];
+    for (index, nets) in wrong.into_iter().enumerate() {
+        let error = restore(["third", "fourth"][index], nets).err().unwrap();
+        let text = "saved state: the network devices do not match the taps";
+        assert_eq!(error.to_string(), text);
+    }
 }

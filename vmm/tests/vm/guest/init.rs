@@ -10,7 +10,13 @@ use core::arch::{asm, global_asm};
 const READ: usize = 0;
 const WRITE: usize = 1;
 const OPEN: usize = 2;
+const CLOSE: usize = 3;
+const IOCTL: usize = 16;
 const NANOSLEEP: usize = 35;
+const SOCKET: usize = 41;
+const SENDTO: usize = 44;
+const RECVFROM: usize = 45;
+const BIND: usize = 49;
 const EXIT: usize = 60;
 const SYSINFO: usize = 99;
 const MOUNT: usize = 165;
@@ -76,7 +82,27 @@ fn read(path: &[u8], buffer: &mut [u8; 256]) -> usize {
         return 0;
     }
     let count = call(READ, [fd as usize, buffer.as_mut_ptr() as usize, 256, 0, 0, 0]);
+    call(CLOSE, [fd as usize, 0, 0, 0, 0, 0]);
     count.max(0) as usize
+}
+
+fn exists(path: &[u8]) -> bool {
+    let fd = call(OPEN, [path.as_ptr() as usize, 0, 0, 0, 0, 0]);
+    if fd >= 0 {
+        call(CLOSE, [fd as usize, 0, 0, 0, 0, 0]);
+    }
+    fd >= 0
+}
+
+/// Writes to a file that exists; `path` ends in a zero byte.
+fn write(path: &[u8], bytes: &[u8]) -> bool {
+    let fd = call(OPEN, [path.as_ptr() as usize, 1, 0, 0, 0, 0]);
+    if fd < 0 {
+        return false;
+    }
+    let written = call(WRITE, [fd as usize, bytes.as_ptr() as usize, bytes.len(), 0, 0, 0]);
+    call(CLOSE, [fd as usize, 0, 0, 0, 0, 0]);
+    written == bytes.len() as isize
 }
 
 fn sleep(milliseconds: usize) {
@@ -150,6 +176,43 @@ fn act(what: &[u8]) {
             print_number(count as u64);
             print(b" bytes\n");
         }
+        // The driver finds no device until the host has put one there, which may have been before
+        // the kernel looked for it.
+        [b'b', b'i', b'n', b'd', slot] => {
+            mount(b"sysfs\0", b"/sys\0");
+            let mut name = *b"virtio-mmio.0";
+            name[12] = *slot;
+            let mut link = *b"/sys/bus/platform/drivers/virtio-mmio/virtio-mmio.0\0";
+            link[50] = *slot;
+            while !exists(&link) {
+                write(b"/sys/bus/platform/drivers/virtio-mmio/bind\0", &name);
+                sleep(10);
+            }
+            print(b"bound ");
+            print(&name);
+            print(b"\n");
+        }
+        [b'u', b'n', b'b', b'i', b'n', b'd', slot] => {
+            let mut name = *b"virtio-mmio.0";
+            name[12] = *slot;
+            write(b"/sys/bus/platform/drivers/virtio-mmio/unbind\0", &name);
+            print(b"unbound ");
+            print(&name);
+            print(b"\n");
+        }
+        b"frames" => frames(&mut buffer),
+        // The link is up when the interface is, and then goes and comes back.
+        b"link" => {
+            for state in [b'0', b'1'] {
+                buffer[0] = 0;
+                while buffer[0] != state {
+                    sleep(10);
+                    read(b"/sys/class/net/eth0/carrier\0", &mut buffer);
+                }
+                print(b"carrier ");
+                print(&[state, b'\n']);
+            }
+        }
         b"ticks" => {
             for n in 0.. {
                 print(b"tick ");
@@ -170,6 +233,43 @@ fn act(what: &[u8]) {
             print(b"\n");
         }
     }
+}
+
+/// Brings the first network interface up, sends a frame, and shows the first one that is for it.
+fn frames(buffer: &mut [u8; 256]) {
+    // IEEE 802 local experimental EtherType 1.
+    const KIND: [u8; 2] = [0x88, 0xb5];
+    const AF_PACKET: usize = 17;
+    const SOCK_RAW: usize = 3;
+    const SIOCGIFINDEX: usize = 0x8933;
+    const SIOCSIFFLAGS: usize = 0x8914;
+    const IFF_UP: u8 = 1;
+
+    let protocol = u16::from_ne_bytes(KIND) as usize;
+    let socket = call(SOCKET, [AF_PACKET, SOCK_RAW, protocol, 0, 0, 0]) as usize;
+    let mut request = [0_u8; 40];
+    request[..4].copy_from_slice(b"eth0");
+    request[16] = IFF_UP;
+    let up = call(IOCTL, [socket, SIOCSIFFLAGS, request.as_mut_ptr() as usize, 0, 0, 0]);
+    call(IOCTL, [socket, SIOCGIFINDEX, request.as_mut_ptr() as usize, 0, 0, 0]);
+    // struct sockaddr_ll
+    let mut address = [0_u8; 20];
+    address[0] = AF_PACKET as u8;
+    address[2..4].copy_from_slice(&KIND);
+    address[4..8].copy_from_slice(&request[16..20]);
+    let bound = call(BIND, [socket, address.as_ptr() as usize, address.len(), 0, 0, 0]);
+    if up < 0 || bound < 0 {
+        print(b"no interface\n");
+        return;
+    }
+    let mut frame = *b"\xff\xff\xff\xff\xff\xff\x02\0\0\0\0\x01\x88\xb5frame from the guest                                  ";
+    frame[12..14].copy_from_slice(&KIND);
+    call(SENDTO, [socket, frame.as_ptr() as usize, frame.len(), 0, 0, 0]);
+    let count = call(RECVFROM, [socket, buffer.as_mut_ptr() as usize, 256, 0, 0, 0]).max(0) as usize;
+    print(b"received ");
+    print(&buffer[14.min(count)..count]);
+    print(b"\n");
+    call(CLOSE, [socket, 0, 0, 0, 0, 0]);
 }
 
 /// Writes to 4096 fresh pages. The kernel itself is at the start of memory and takes new pages from

@@ -76,6 +76,20 @@ impl std::fmt::Debug for Transport {
     }
 }
 
+/// A read at `offset` of a page behind which there is no device; writes to it are lost.
+pub fn read_empty(offset: u64, data: &mut [u8]) {
+    data.fill(0);
+    let word = match offset {
+        MAGIC_VALUE => MAGIC,
+        VERSION_REGISTER => VERSION,
+        // virtio-v1.3 §4.2.3.1.1: the driver ignores a device whose DeviceID is 0.
+        _ => 0,
+    };
+    if let Ok(place) = <&mut [u8; 4]>::try_from(data) {
+        *place = word.to_le_bytes();
+    }
+}
+
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A thread that panicked has ended the process: panic is abort in what we ship.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
