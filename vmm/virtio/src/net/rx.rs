@@ -212,6 +212,9 @@ struct Hand<'m> {
     segments: VecDeque<Segment<'m>>,
     /// Bytes in all of them.
     room: usize,
+    /// Kept for the memory they have.
+    found: Vec<Segment<'m>>,
+    used: Vec<Used>,
 }
 
 struct Chain {
@@ -247,9 +250,9 @@ impl<'m> Hand<'m> {
                 continue;
             };
             let head = chain.head_index();
-            let mut segments = Vec::new();
+            self.found.clear();
             // virtio-v1.3 §5.1.6.3.1: a buffer holds the header at least.
-            let room = match collect(chain, memory, Direction::ToDriver, &mut segments) {
+            let room = match collect(chain, memory, Direction::ToDriver, &mut self.found) {
                 Ok(room) if room >= HEADER_LEN => room,
                 other => {
                     if !self.chains.is_empty() {
@@ -267,9 +270,9 @@ impl<'m> Hand<'m> {
             self.chains.push_back(Chain {
                 head,
                 room,
-                segments: segments.len(),
+                segments: self.found.len(),
             });
-            self.segments.extend(segments);
+            self.segments.extend(self.found.drain(..));
             self.room += room;
         }
         Ok(Gathered::Later)
@@ -303,15 +306,15 @@ impl<'m> Hand<'m> {
         memory: &GuestRam,
         flow: &mut Flow,
     ) -> Result<(), QueueError> {
-        let mut used = Vec::with_capacity(1);
+        self.used.clear();
         let (mut left, mut segments) = (length, 0);
         while left > 0
-            && let Some(chain) = self.chains.get(used.len())
+            && let Some(chain) = self.chains.pop_front()
         {
             let part = left.min(chain.room);
             left -= part;
             segments += chain.segments;
-            used.push(Used {
+            self.used.push(Used {
                 head: chain.head,
                 // A packet is not that long.
                 len: u32::try_from(part).unwrap_or(u32::MAX),
@@ -319,12 +322,11 @@ impl<'m> Hand<'m> {
             self.room -= chain.room;
         }
         // At most as many as the ring has entries.
-        let count = u16::try_from(used.len()).unwrap_or(u16::MAX);
+        let count = u16::try_from(self.used.len()).unwrap_or(u16::MAX);
         self.write(NUM_BUFFERS, &count.to_le_bytes());
-        self.chains.drain(..used.len());
         self.segments.drain(..segments);
         flow.metrics.rx_packets += 1;
         flow.metrics.rx_bytes += length.saturating_sub(HEADER_LEN) as u64;
-        ring.add_used(memory, &used)
+        ring.add_used(memory, &self.used)
     }
 }

@@ -123,6 +123,8 @@ pub(super) struct Session {
     kicks: Vec<EventFd>,
     /// The control queue's index, if there is one in use.
     control: Option<usize>,
+    /// There may be commands in it.
+    commanded: bool,
     /// Those that the driver has set up.
     pairs: Vec<Pair>,
     /// How many of them the driver uses.
@@ -176,6 +178,7 @@ impl Session {
             rings,
             kicks,
             control,
+            commanded: false,
             pairs: (0..usable)
                 .map(|_| Pair {
                     rx: Receiver::new(mergeable),
@@ -242,11 +245,13 @@ impl Session {
     pub(super) fn note(&mut self, token: Token, events: EventSet) {
         match token {
             Token::Wake | Token::Timer => {
+                self.commanded = true;
                 for pair in &mut self.pairs {
                     pair.rx.blocked = false;
                     pair.tx.ready = true;
                 }
             }
+            Token::Queue(index) if self.control == Some(index.into()) => self.commanded = true,
             Token::Queue(index) => {
                 if let Some(pair) = self.pairs.get_mut(usize::from(index / 2)) {
                     if index % 2 == 0 {
@@ -300,7 +305,7 @@ impl Session {
 
     /// Follows the driver's commands.
     fn obey(&mut self, host: &mut Host) -> Result<Stop, QueueError> {
-        let Some(index) = self.control else {
+        let Some(index) = self.control.filter(|_| self.commanded) else {
             return Ok(Stop::Idle);
         };
         let memory = self.memory.clone();
@@ -315,6 +320,7 @@ impl Session {
             rounds += 1;
             let Some(chain) = ring.pop(&memory)? else {
                 if !ring.enable_notification(&memory)? {
+                    self.commanded = false;
                     return Ok(Stop::Idle);
                 }
                 continue;
