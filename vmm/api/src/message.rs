@@ -26,7 +26,9 @@ pub enum Request {
     /// `IFF_MULTI_QUEUE` if there are several. Answered by [`Event::NetAttached`] or
     /// [`Event::NetRefused`], as all requests about one slot are, also while the VM is paused.
     ///
-    /// The guest is not told: it finds the device when it binds its driver to the slot anew.
+    /// The guest is not told: it finds the device when it binds its driver to the slot anew
+    /// ([`NET_PLATFORM_ID`](crate::NET_PLATFORM_ID)), or while it boots if the device is there by
+    /// then; its driver is bound in that case.
     AttachNet {
         /// Which slot, below [`NET_SLOTS`](crate::NET_SLOTS).
         slot: u8,

@@ -123,6 +123,11 @@ impl Receiver {
         pieces.set(hand.segments.iter().take(segments));
         let length = match tap.receive(pieces, &mut flow.scratch) {
             Ok(length) => length,
+            // A packet that the kernel cannot describe in a header: it is gone, the next may follow.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                flow.metrics.rx_errors += 1;
+                return Ok(None);
+            }
             Err(error) => {
                 self.readable = false;
                 if error.kind() != io::ErrorKind::WouldBlock {
