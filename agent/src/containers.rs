@@ -19,13 +19,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cloister_container::{Container, CreateOptions, ExecOptions};
-use cloister_protocol::agent::{CreateContainerRequest, ExecRequest, Process};
+use cloister_protocol::agent::{
+    CreateContainerRequest, ExecRequest, ForwardRequest, Process, ResolveRequest, SetNetworkRequest,
+};
 use rustix::process::{WaitOptions, WaitStatus, wait};
 use tokio::io::Interest;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout_at};
 
 use crate::execs::{Execs, Running};
+use crate::forward::{self, Attempts, ForwardError};
+use crate::network::{Network, NetworkError};
+use crate::resolve::{self, ResolveError};
 use crate::session::Session;
 use crate::shares::{ShareError, Shares};
 use crate::stdio::{self, StdioError};
@@ -135,6 +140,15 @@ pub(crate) enum ContainerError {
     /// The container cannot be built or driven.
     #[error(transparent)]
     Container(#[from] cloister_container::Error),
+    /// The network is not what it should be.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// A stream cannot be forwarded.
+    #[error(transparent)]
+    Forward(#[from] ForwardError),
+    /// Name servers of the host cannot be stood in for.
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
     /// The terminal cannot be resized.
     #[error("cannot resize the terminal of container {id:?}")]
     Resize {
@@ -200,6 +214,7 @@ struct Slot {
     exit: watch::Sender<Option<Exit>>,
     execs: Execs,
     resumed: Notify,
+    network: Mutex<Network>,
 }
 
 #[derive(Debug)]
@@ -265,6 +280,7 @@ impl Containers {
                 exit: watch::Sender::new(None),
                 execs: Execs::default(),
                 resumed: Notify::new(),
+                network: Mutex::default(),
             })))),
         }
     }
@@ -465,6 +481,49 @@ impl Containers {
         let slot = self.slot(id)?;
         let mut phase = lock(&slot.phase);
         Ok(phase.live(id)?.container.update(resources)?)
+    }
+
+    /// Makes the network of a container's namespace what the request says.
+    pub(crate) fn set_network(&self, request: SetNetworkRequest) -> Result<(), ContainerError> {
+        let id = request.container_id.clone();
+        let slot = self.slot(&id)?;
+        let mut phase = lock(&slot.phase);
+        let process = phase.live(&id)?.container.pidfd();
+        Ok(lock(&slot.network).set(process, request)?)
+    }
+
+    /// Connects a stream to a port of a container's loopback interface.
+    pub(crate) async fn forward(&self, request: ForwardRequest) -> Result<(), ContainerError> {
+        let id = &request.container_id;
+        let token = request.token.as_slice().try_into();
+        let token = token.map_err(|_| ForwardError::Token)?;
+        let attempts = {
+            let slot = self.slot(id)?;
+            let mut phase = lock(&slot.phase);
+            let process = phase.live(id)?.container.pidfd();
+            Attempts::new(process, request.port, request.ipv6)?
+        };
+        let port = attempts.connect().await?;
+        let host = self.tokens.claim(token).await;
+        let host = host.ok_or(ForwardError::Missing)?;
+        tokio::spawn(forward::carry(host, port));
+        Ok(())
+    }
+
+    /// Carries what is asked of a name server at a loopback address to the host.
+    pub(crate) async fn resolve(&self, request: ResolveRequest) -> Result<(), ContainerError> {
+        let id = &request.container_id;
+        let token = request.token.as_slice().try_into();
+        let token = token.map_err(|_| ForwardError::Token)?;
+        let socket = {
+            let slot = self.slot(id)?;
+            let mut phase = lock(&slot.phase);
+            resolve::bind(phase.live(id)?.container.pidfd(), request.address)?
+        };
+        let host = self.tokens.claim(token).await;
+        let host = host.ok_or(ForwardError::Missing)?;
+        tokio::spawn(resolve::carry(socket, host));
+        Ok(())
     }
 
     /// Lists the processes of a container.

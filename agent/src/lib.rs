@@ -7,6 +7,7 @@
 //!   boot ─── mounts, loopback, limits
 //!   server ─ service (ttrpc) ─── containers ─── cloister-container
 //!     │                            │  ╰── shares: virtio-fs trees, mounted on first use
+//!     │                            ├── network: devices, and what the host's kernel lists
 //!     │                            ╰───── stdio: pipes and terminals ── relay ── socket
 //!     ├─ tokens: stream connections, matched with the calls that name them      ▲
 //!     ╰─ reaper: SIGCHLD ──▶ containers                                         ╯
@@ -23,8 +24,11 @@
 mod boot;
 mod containers;
 mod execs;
+mod forward;
 mod logger;
+mod network;
 mod relay;
+mod resolve;
 mod server;
 mod service;
 mod session;

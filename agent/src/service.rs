@@ -6,9 +6,10 @@ use async_trait::async_trait;
 use cloister_container::ErrorKind;
 use cloister_protocol::agent::{
     CreateContainerRequest, CreateContainerResponse, DeleteContainerRequest,
-    DeleteContainerResponse, ExecRequest, ExecResponse, HelloRequest, HelloResponse, PauseRequest,
-    PauseResponse, ProcessesRequest, ProcessesResponse, ResizeTerminalRequest,
-    ResizeTerminalResponse, ResumeRequest, ResumeResponse, ShutdownRequest, ShutdownResponse,
+    DeleteContainerResponse, ExecRequest, ExecResponse, ForwardRequest, ForwardResponse,
+    HelloRequest, HelloResponse, PauseRequest, PauseResponse, ProcessesRequest, ProcessesResponse,
+    ResizeTerminalRequest, ResizeTerminalResponse, ResolveRequest, ResolveResponse, ResumeRequest,
+    ResumeResponse, SetNetworkRequest, SetNetworkResponse, ShutdownRequest, ShutdownResponse,
     SignalRequest, SignalResponse, StartContainerRequest, StartContainerResponse, StatsRequest,
     StatsResponse, UpdateRequest, UpdateResponse, WaitOomRequest, WaitOomResponse, WaitRequest,
     WaitResponse,
@@ -20,6 +21,9 @@ use ttrpc::Code;
 use ttrpc::r#async::TtrpcContext;
 
 use crate::containers::{ContainerError, Containers};
+use crate::forward::ForwardError;
+use crate::network::NetworkError;
+use crate::resolve::ResolveError;
 use crate::shares::ShareError;
 use crate::stdio::StdioError;
 
@@ -158,6 +162,25 @@ impl Agent for Service {
         })
     }
 
+    async fn set_network(
+        &self,
+        _: &TtrpcContext,
+        request: SetNetworkRequest,
+    ) -> Reply<SetNetworkResponse> {
+        self.containers.set_network(request)?;
+        Ok(SetNetworkResponse::default())
+    }
+
+    async fn forward(&self, _: &TtrpcContext, request: ForwardRequest) -> Reply<ForwardResponse> {
+        self.containers.forward(request).await?;
+        Ok(ForwardResponse::default())
+    }
+
+    async fn resolve(&self, _: &TtrpcContext, request: ResolveRequest) -> Reply<ResolveResponse> {
+        self.containers.resolve(request).await?;
+        Ok(ResolveResponse::default())
+    }
+
     async fn wait_oom(&self, _: &TtrpcContext, request: WaitOomRequest) -> Reply<WaitOomResponse> {
         let count = self
             .containers
@@ -261,6 +284,9 @@ impl From<ContainerError> for ttrpc::Error {
             | ContainerError::ExecId { .. }
             | ContainerError::Join { .. }
             | ContainerError::Missing { .. }
+            | ContainerError::Network(NetworkError::Name { .. })
+            | ContainerError::Forward(ForwardError::Port(_) | ForwardError::Token)
+            | ContainerError::Resolve(ResolveError::Address(_))
             | ContainerError::Stdio(StdioError::Token { .. } | StdioError::Shape { .. })
             | ContainerError::Share(
                 ShareError::Tag { .. } | ShareError::Path { .. } | ShareError::Open { .. },
@@ -270,7 +296,9 @@ impl From<ContainerError> for ttrpc::Error {
                 Code::ALREADY_EXISTS
             }
             ContainerError::TooMany | ContainerError::TooManyExecs => Code::RESOURCE_EXHAUSTED,
-            ContainerError::State { .. } | ContainerError::Stdio(StdioError::Missing { .. }) => {
+            ContainerError::State { .. }
+            | ContainerError::Stdio(StdioError::Missing { .. })
+            | ContainerError::Forward(ForwardError::Missing | ForwardError::Connect { .. }) => {
                 Code::FAILED_PRECONDITION
             }
             ContainerError::Container(e) => match e.kind() {
@@ -283,6 +311,9 @@ impl From<ContainerError> for ttrpc::Error {
             | ContainerError::Share(ShareError::Mount { .. })
             | ContainerError::Resize { .. }
             | ContainerError::Hooks { .. }
+            | ContainerError::Network(_)
+            | ContainerError::Forward(_)
+            | ContainerError::Resolve(_)
             | ContainerError::Usage { .. }
             | ContainerError::Undead { .. } => Code::INTERNAL,
         };

@@ -67,6 +67,13 @@ pub const LOG_LINE_MAX: usize = 4096;
 /// The largest `config.json` that is accepted, in bytes. A ttrpc message holds 4 MiB.
 pub const SPEC_MAX: usize = 3 << 20;
 
+/// The port of name servers (RFC 1035).
+pub const DNS_PORT: u16 = 53;
+
+/// On a stream of datagrams each has two 16-bit numbers before it, the more significant byte first:
+/// its channel, which an answer repeats, and its length. There are as many channels:
+pub const DATAGRAM_CHANNELS: u16 = 256;
+
 /// The context id under which a guest reaches its host.
 pub const HOST_CID: u32 = 2;
 
