@@ -4,14 +4,16 @@
 //! texts are cleaned and cut before anybody sees them.
 
 use std::collections::HashMap;
+use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
 use cloister_protocol::agent::{
-    BindSource, CreateContainerRequest, DeleteContainerRequest, ExecRequest, HelloRequest,
-    HelloResponse, PauseRequest, Process, ProcessesRequest, ResizeTerminalRequest, ResumeRequest,
-    SharedNamespace, SharedPath, ShutdownRequest, SignalRequest, StartContainerRequest,
-    StatsRequest, Stdio, UpdateRequest, WaitOomRequest, WaitRequest,
+    BindSource, CreateContainerRequest, DeleteContainerRequest, ExecRequest, ForwardRequest,
+    HelloRequest, HelloResponse, PauseRequest, Process, ProcessesRequest, ResizeTerminalRequest,
+    ResolveRequest, ResumeRequest, SetNetworkRequest, SharedNamespace, SharedPath, ShutdownRequest,
+    SignalRequest, StartContainerRequest, StatsRequest, Stdio, UpdateRequest, WaitOomRequest,
+    WaitRequest,
 };
 use cloister_protocol::agent_ttrpc::AgentClient;
 use cloister_protocol::{AGENT_PORT, VERSION};
@@ -437,6 +439,62 @@ impl Agent {
         };
         let answer = self.client.wait_oom(context(), &request).await;
         Ok(answer.map_err(|e| error("WaitOom", e))?.count)
+    }
+
+    /// Makes a container's network what the request says.
+    ///
+    /// # Errors
+    /// The agent's reason.
+    pub async fn set_network(&self, request: SetNetworkRequest) -> Result<(), AgentError> {
+        let call = self.client.set_network(context(), &request);
+        self.bounded("SetNetwork", call).await?;
+        Ok(())
+    }
+
+    /// Connects the stream that begins with `token` to a TCP port of a container's loopback
+    /// interface; `ipv6` says which address is tried first.
+    ///
+    /// # Errors
+    /// The agent's reason.
+    pub async fn forward(
+        &self,
+        id: &str,
+        port: u16,
+        ipv6: bool,
+        token: Vec<u8>,
+    ) -> Result<(), AgentError> {
+        let request = ForwardRequest {
+            container_id: id.to_owned(),
+            port: port.into(),
+            ipv6,
+            token,
+            ..ForwardRequest::default()
+        };
+        let call = self.client.forward(context(), &request);
+        self.bounded("Forward", call).await?;
+        Ok(())
+    }
+
+    /// Has the datagrams for the DNS port of a loopback address of a container carried over the
+    /// stream that begins with `token`.
+    ///
+    /// # Errors
+    /// The agent's reason.
+    pub async fn resolve(
+        &self,
+        id: &str,
+        address: Ipv4Addr,
+        token: Vec<u8>,
+    ) -> Result<(), AgentError> {
+        let request = ResolveRequest {
+            container_id: id.to_owned(),
+            address: address.into(),
+            token,
+            ..ResolveRequest::default()
+        };
+        let call = self.client.resolve(context(), &request);
+        self.bounded("Resolve", call).await?;
+        Ok(())
     }
 
     async fn bounded<T>(

@@ -6,6 +6,7 @@
 //! ```text
 //!   cloister create ──launch──▶ monitor ──▶ cloister-vmm, cloister-fs
 //!   cloister start, kill ──────── vsock.sock ──────────▶ agent in the guest
+//!   cloister start ────────────── control.sock ────────▶ monitor: connect the network
 //!   cloister state, list ──────── state.json, liveness of the monitor
 //!   cloister delete ───────────── signals, removal of the directory
 //! ```
@@ -14,12 +15,14 @@ pub mod agent;
 pub mod bundle;
 pub mod cgroup;
 pub mod config;
+pub mod control;
 pub mod hooks;
 pub mod id;
 pub mod launch;
 pub mod logger;
 pub mod monitor;
 pub mod namespaces;
+pub mod network;
 pub mod paths;
 pub mod process;
 pub mod signal;

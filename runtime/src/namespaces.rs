@@ -17,6 +17,7 @@ use std::time::Duration;
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
 
 use crate::id::ContainerId;
+use crate::network::{self, NetworkError};
 use crate::state::{Phase, State, StateDir, StateError, Status};
 
 /// Why a namespace cannot be had.
@@ -64,6 +65,15 @@ pub enum NamespaceError {
         index: usize,
         /// Its path.
         path: PathBuf,
+    },
+    /// It cannot be a virtual machine's.
+    #[error("config.json: linux.namespaces[{index}].path: refused")]
+    Network {
+        /// Which namespace.
+        index: usize,
+        /// Why.
+        #[source]
+        source: Box<NetworkError>,
     },
     /// No container shares that.
     #[error(
@@ -234,6 +244,10 @@ impl Placement {
                 })
             }
             None if typ == LinuxNamespaceType::Network => {
+                network::check_unshared(path).map_err(|e| NamespaceError::Network {
+                    index,
+                    source: Box::new(e),
+                })?;
                 self.network = Some(path.to_owned());
                 Ok(())
             }

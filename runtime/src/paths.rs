@@ -152,12 +152,21 @@ impl ContainerPaths {
         self.dir.join("agent.log")
     }
 
+    /// The socket on which the monitor takes orders.
+    #[must_use]
+    pub fn control(&self) -> PathBuf {
+        self.dir.join(CONTROL_SOCKET)
+    }
+
     /// The socket that leads to the guest's vsock ports.
     #[must_use]
     pub fn vsock(&self) -> PathBuf {
         self.dir.join(VSOCK_SOCKET)
     }
 }
+
+/// The name of the monitor's socket in a state directory.
+pub const CONTROL_SOCKET: &str = "control.sock";
 
 /// The name of the vsock socket in a state directory.
 pub const VSOCK_SOCKET: &str = "vsock.sock";

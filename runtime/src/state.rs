@@ -8,7 +8,7 @@
 //!   paused                empty; there while the container is paused, `not-paused` otherwise
 //!   members/ID            empty; each names a container in the virtual machine of this one
 //!   execs/PID-START       empty; each names a process that stands for one executed here
-//!   console.log agent.log monitor.log vsock.sock
+//!   console.log agent.log monitor.log vsock.sock control.sock
 //! ```
 //!
 //! The status follows from these and from whether the monitor lives, never from asking the guest:
@@ -40,7 +40,7 @@ use crate::paths::ContainerPaths;
 use crate::process::ProcessId;
 
 /// The version of [`State`]'s form.
-pub const STATE_VERSION: u32 = 2;
+pub const STATE_VERSION: u32 = 3;
 
 /// How long to wait before a lock is asked for again.
 const LOCK_PAUSE: Duration = Duration::from_millis(5);
@@ -76,10 +76,20 @@ pub struct State {
     pub fs: Option<ProcessId>,
     /// Its cgroup on this machine, if it has one.
     pub cgroup: Option<SandboxCgroup>,
+    /// Its network namespace, if its own virtual machine is connected to one.
+    pub network: Option<NetworkPlace>,
     /// The hooks that other commands run.
     pub hooks: Option<Hooks>,
     /// How far it is.
     pub phase: Phase,
+}
+
+/// Where the network of a sandbox is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkPlace {
+    /// The namespace's path, absolute; `None` if it is the monitor's own and ends with it.
+    pub path: Option<PathBuf>,
 }
 
 /// What hooks are told of a container (runtime.md#state).

@@ -4,6 +4,8 @@
     reason = "inherited and watched descriptors, signal masks, namespaces: there is no safe wrapper"
 )]
 
+pub mod bpf;
+
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -122,6 +124,8 @@ mod private {
     pub trait Owner: std::os::fd::AsFd {}
     impl Owner for super::SignalFd {}
     impl Owner for cloister_vmm_api::Channel {}
+    impl Owner for cloister_netlink::Events {}
+    impl Owner for std::os::fd::OwnedFd {}
 }
 
 /// Has the current runtime watch a descriptor.
@@ -220,6 +224,30 @@ pub fn join_namespaces(pidfd: &impl AsFd) -> io::Result<()> {
 pub fn join(fd: &impl AsFd, flags: libc::c_int) -> io::Result<()> {
     // SAFETY: no memory is passed.
     check(unsafe { libc::setns(fd.as_fd().as_raw_fd(), flags) })
+}
+
+/// Makes an open `/dev/net/tun` a queue of the tap `name`: frames without a header of the driver's,
+/// behind a virtio-net header.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn make_tap(tun: &impl AsFd, name: &str, has_queues: bool) -> io::Result<()> {
+    let mut flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    if has_queues {
+        flags |= libc::IFF_MULTI_QUEUE;
+    }
+    // SAFETY: an all-zero ifreq is a valid value: names and numbers.
+    let mut request: libc::ifreq = unsafe { MaybeUninit::zeroed().assume_init() };
+    // The last byte stays the end of the string.
+    let room = request.ifr_name.len() - 1;
+    for (to, from) in request.ifr_name.iter_mut().take(room).zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    // The driver takes the flags from a short.
+    let [low, high, ..] = flags.to_ne_bytes();
+    request.ifr_ifru.ifru_flags = i16::from_ne_bytes([low, high]);
+    // SAFETY: TUNSETIFF reads and writes one ifreq, which is live and initialised.
+    check(unsafe { libc::ioctl(tun.as_fd().as_raw_fd(), libc::TUNSETIFF, &raw mut request) })
 }
 
 /// Gives the calling thread a working directory and a root of its own, which another mount

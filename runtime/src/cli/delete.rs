@@ -6,6 +6,7 @@ use std::time::Duration;
 use cloister::agent::{Agent, AgentError, ProcessName};
 use cloister::hooks::{self, Kind, Surroundings};
 use cloister::id::ContainerId;
+use cloister::network::{self, NetworkError};
 use cloister::signal::Signal;
 use cloister::state::{State, StateDir, StateError, Status};
 use cloister::{monitor, namespaces};
@@ -93,6 +94,7 @@ fn delete_one(globals: &Globals, force: bool, id: &ContainerId) -> Result<u8, Fa
         exec.signal(Signal::KILL)?;
         exec.wait_ended(GONE_LIMIT)?;
     }
+    restore_network(&globals.root, &state)?;
     let limit = globals.config.request_timeout.min(ORDER_LIMIT);
     leave_sandbox(&globals.root, limit, &state);
     if let Some(cgroup) = &state.cgroup {
@@ -102,6 +104,18 @@ fn delete_one(globals: &Globals, force: bool, id: &ContainerId) -> Result<u8, Fa
     dir.remove()?;
     poststop(&state);
     Ok(0)
+}
+
+/// Leaves the network namespace as it was found, if a monitor that was killed could not.
+pub(crate) fn restore_network(root: &Path, state: &State) -> Result<(), NetworkError> {
+    match state
+        .network
+        .as_ref()
+        .and_then(|network| network.path.as_ref())
+    {
+        Some(path) => network::restore(path, root, &state.id),
+        None => Ok(()),
+    }
 }
 
 /// What a monitor that was killed has left in the virtual machine of another container.

@@ -20,7 +20,7 @@ use rustix::io::FdFlags;
 use rustix::process::{Pid, Signal as HostSignal, WaitOptions, waitpid};
 
 use super::Fatal;
-use super::delete::{leave_sandbox, poststop};
+use super::delete::{leave_sandbox, poststop, restore_network};
 
 /// The programs that a monitor starts, as the kernel names their processes.
 const WORKERS: [&str; 2] = ["cloister-vmm", "cloister-fs"];
@@ -136,6 +136,9 @@ impl Monitor {
         let state = dir.load().ok();
         if let (Some(state), Some(root)) = (&state, dir.paths().dir().parent()) {
             leave_sandbox(root, END_LIMIT, state);
+            if let Err(e) = restore_network(root, state) {
+                error = error.context(format!("{e:#}"));
+            }
             if let Some(cgroup) = &state.cgroup
                 && let Err(e) = cgroup.kill_own().and_then(|()| cgroup.remove())
             {

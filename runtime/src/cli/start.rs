@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use cloister::agent::AgentError;
+use cloister::control::{self, ControlOrder};
 use cloister::hooks::{self, Kind, Surroundings};
 use cloister::state::{Phase, State, StateDir, Status};
 
@@ -30,6 +31,10 @@ pub(crate) fn start(globals: &Globals, id: &str) -> Result<u8, Fatal> {
             let text = format!("cannot start a container in the {status} state: {id}");
             return Err(anyhow::anyhow!(text).into());
         }
+    }
+    if state.network.is_some() {
+        let dir = container.dir.file();
+        control::ask(&dir, ControlOrder::ConnectNetwork, container.limit)?;
     }
     // Before: whatever becomes of this command, a container whose program may run is not "created".
     dir.mark_started(true)?;

@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::machine::MachineError;
+use super::network::ConnectError as NetworkConnectError;
 use crate::agent::AgentError;
 use crate::cgroup::CgroupError;
 use crate::hooks::HookError;
 use crate::launch::MESSAGE_MAX;
 use crate::namespaces::NamespaceError;
+use crate::network::NetworkError;
 use crate::paths::ContainerPaths;
 use crate::signal::Signal;
 use crate::state::StateError;
@@ -45,6 +47,12 @@ pub(crate) enum Failure {
     MonitorGone,
     #[error("cannot enter the container's namespaces")]
     Network(#[source] io::Error),
+    #[error("cannot connect the container to its network")]
+    Connect(#[from] NetworkConnectError),
+    #[error(transparent)]
+    Place(#[from] NetworkError),
+    #[error("cannot take orders from other commands")]
+    Control(#[source] io::Error),
     #[error(transparent)]
     Namespace(#[from] NamespaceError),
     #[error(transparent)]

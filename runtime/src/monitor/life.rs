@@ -12,7 +12,7 @@
 use std::cell::{Cell, RefCell};
 use std::fs::Permissions;
 use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::ExitStatus;
@@ -34,6 +34,7 @@ use super::failure::Failure;
 use super::holder::Holder;
 use super::hooks::HookRunner;
 use super::machine::{Machine, ROOTFS_NAME, SHARE_TAG, Worker, bind_name};
+use super::network::Network;
 use super::signals::{self, Meaning};
 use super::stdio::{Ended, QUIET};
 use super::streams::{Plan, Relays};
@@ -80,6 +81,7 @@ pub(crate) struct Life<'a> {
     pub(crate) fs: Option<AsyncChannel>,
     pub(crate) machine: RefCell<Option<&'a mut Machine>>,
     pub(crate) hooks: Option<&'a HookRunner>,
+    pub(crate) network: Option<Network<'a>>,
     pub(crate) holder: &'a Holder,
     /// Whether the log has to leave the caller's standard error when the caller goes.
     pub(crate) leaves_log: bool,
@@ -241,6 +243,13 @@ impl Life<'_> {
         }
         self.created()?;
         if self.launch.start {
+            if let (Some(network), Some(vmm)) = (&self.network, &self.vmm)
+                && let Err(e) = network.connect(vmm, &agent).await
+            {
+                self.progress.stage.set(Stage::Booting);
+                return Err(e.into());
+            }
+            self.reached("network_connected");
             if let Err(e) = agent.start(id, self.launch.container.hooks.as_ref()).await {
                 // It never ran: to the caller it is as if it had not been created.
                 self.progress.stage.set(Stage::Booting);
@@ -359,6 +368,7 @@ impl Life<'_> {
             failure = self.watch_workers(ready, log) => failure,
             failure = self.watch_signals() => failure,
             failure = self.watch_control() => failure,
+            failure = self.serve_network() => failure,
         }
     }
 
@@ -451,12 +461,15 @@ impl Life<'_> {
                     }
                 }
                 Event::Paused | Event::Resumed => {}
-                // Nothing asks for these yet.
-                Event::NetAttached { .. }
+                event @ (Event::NetAttached { .. }
                 | Event::NetDetached { .. }
                 | Event::LinkSet { .. }
                 | Event::NetRefused { .. }
-                | Event::NetCounters { .. } => {}
+                | Event::NetCounters { .. }) => {
+                    if let Some(network) = &self.network {
+                        network.answered(event);
+                    }
+                }
                 Event::Exited { reason, timeline } => {
                     self.timeline.borrow_mut().vm(&timeline);
                     let reason = match reason {
@@ -555,6 +568,13 @@ impl Life<'_> {
         }
     }
 
+    async fn serve_network(&self) -> Failure {
+        if let (Some(network), Some(vmm)) = (&self.network, &self.vmm) {
+            network.serve(vmm, &self.progress.agent).await;
+        }
+        std::future::pending().await
+    }
+
     /// Passes the size of the terminal on, if there is somebody to pass it to.
     async fn resize(&self) {
         let agent = self.progress.agent.borrow().clone();
@@ -640,7 +660,16 @@ impl AsyncChannel {
 
     /// Sends without waiting.
     pub(crate) fn send<T: Serialize>(&self, message: &T) -> Result<(), ChannelError> {
-        self.0.get_ref().inner().send(message, &[])
+        self.send_with(message, &[])
+    }
+
+    /// Sends, and descriptors beside it, without waiting.
+    pub(crate) fn send_with<T: Serialize>(
+        &self,
+        message: &T,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(), ChannelError> {
+        self.0.get_ref().inner().send(message, fds)
     }
 
     pub(crate) async fn recv<T: DeserializeOwned>(

@@ -21,6 +21,8 @@ mod holder;
 mod hooks;
 mod life;
 mod machine;
+mod network;
+mod resolver;
 mod signals;
 mod stdio;
 mod streams;
@@ -30,7 +32,7 @@ mod timeline;
 use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
@@ -49,6 +51,7 @@ use self::holder::Holder;
 use self::hooks::HookRunner;
 use self::life::{AsyncChannel, End, Life, Progress};
 use self::machine::{ControlSlot, Machine};
+use self::network::{Network, Place, has_network};
 use self::streams::Inherited;
 use self::timeline::Timeline;
 use crate::agent::Exit;
@@ -58,7 +61,7 @@ use crate::logger;
 use crate::paths::ContainerPaths;
 use crate::process::ProcessId;
 use crate::signal::Signal;
-use crate::state::{self, Phase, STATE_VERSION, State};
+use crate::state::{self, NetworkPlace, Phase, STATE_VERSION, State};
 use crate::sys::{self, SignalFd};
 use crate::text::chain;
 use crate::time::rfc3339_nano_now;
@@ -230,6 +233,7 @@ struct Remains {
     state: Option<State>,
     hooks: Option<HookRunner>,
     cgroup: Option<SandboxCgroup>,
+    place: Option<Place>,
 }
 
 impl Monitor {
@@ -314,6 +318,7 @@ impl Monitor {
             remains.hooks = Some(HookRunner::new(hooks.clone(), state.for_hooks()));
         }
         holder.enter_namespaces(&self.launch.root, container)?;
+        remains.place = Place::of(&self.launch)?;
         if container.sandbox.is_some() {
             let guest = Guest::join(&self.launch, &self.machine_paths, state.monitor)?;
             remains.guest = Some(guest);
@@ -346,6 +351,10 @@ impl Monitor {
                 fs: channel(channels.1)?,
                 machine: RefCell::new(remains.machine.as_mut()),
                 hooks: remains.hooks.as_ref(),
+                network: match &remains.place {
+                    Some(place) => Some(self.network(place, &dir)?),
+                    None => None,
+                },
                 holder: &holder,
                 leaves_log: self.leaves_log,
                 pty: pty.as_ref(),
@@ -368,6 +377,14 @@ impl Monitor {
         // Tasks that wait for the guest need not be waited for.
         runtime.shutdown_background();
         end
+    }
+
+    fn network<'a>(&'a self, place: &'a Place, dir: &OwnedFd) -> Result<Network<'a>, Failure> {
+        let Launch {
+            config, container, ..
+        } = &self.launch;
+        let vm = vm_config(config, container).map_err(machine::MachineError::Config)?;
+        Network::new(place, &self.launch, dir.as_fd(), vm.vcpus).map_err(Failure::Control)
     }
 
     /// Makes the cgroup that the caller asks for, by its path or by limits, and moves this process
@@ -410,10 +427,12 @@ impl Monitor {
             state,
             hooks,
             cgroup,
+            place,
         } = remains;
         if let Some(machine) = &mut machine {
             machine.kill();
         }
+        drop(place);
         let report = match &end.result {
             Ok(Exit { code, signal }) => Report::Exited {
                 code: *code,
@@ -498,6 +517,7 @@ impl Monitor {
         };
         // The socket leads nowhere any more.
         let _ = std::fs::remove_file(self.paths.vsock());
+        let _ = std::fs::remove_file(self.paths.control());
         if let Err(e) = state::write(&self.paths, &state) {
             log::error!("{}", chain(&e));
         }
@@ -547,6 +567,9 @@ impl Monitor {
             fs: machine.map(|machine| machine.fs.id),
             cgroup,
             hooks: container.hooks.clone(),
+            network: has_network(container).then(|| NetworkPlace {
+                path: container.network.clone(),
+            }),
             phase: Phase::Creating,
         })
     }

@@ -88,13 +88,18 @@ struct Stream {
     sink: Option<OwnedFd>,
 }
 
+/// What names a connection.
+pub(crate) fn token() -> std::io::Result<[u8; TOKEN_LEN]> {
+    // Bytes of the kernel's generator; a short read does not happen below 256 bytes.
+    let mut token = [0; TOKEN_LEN];
+    getrandom(&mut token, GetRandomFlags::empty())?;
+    Ok(token)
+}
+
 impl Stream {
     fn new(source: Option<OwnedFd>, sink: Option<OwnedFd>) -> Result<Self, Failure> {
-        // Bytes of the kernel's generator; a short read does not happen below 256 bytes.
-        let mut token = [0; TOKEN_LEN];
-        getrandom(&mut token, GetRandomFlags::empty()).map_err(|e| Failure::Relay(e.into()))?;
         Ok(Self {
-            token,
+            token: token().map_err(Failure::Relay)?,
             source,
             sink,
         })

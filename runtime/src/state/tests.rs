@@ -19,6 +19,7 @@ pub(crate) fn state(id: &str) -> State {
         vmm: Some(me),
         fs: Some(me),
         cgroup: None,
+        network: None,
         hooks: None,
         phase: Phase::Created,
     }

@@ -1,0 +1,148 @@
+//! What other commands ask of a container's monitor while the container lives.
+//!
+//! One packet a connection either way, over the socket `control.sock` in the state directory. Most
+//! commands speak to the agent in the guest; the monitor is asked for what only it can do.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use cloister_vmm_api::{Channel, ChannelError};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
+    sockopt,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::paths::{CONTROL_SOCKET, through_fd};
+
+/// How many commands may wait to be heard.
+const BACKLOG: i32 = 16;
+
+/// From a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "order", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ControlOrder {
+    /// Connect the virtual machine to the network as it is now.
+    ConnectNetwork,
+}
+
+/// From the monitor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ControlAnswer {
+    /// It is done.
+    Done,
+    /// It cannot be done.
+    Failed {
+        /// Why, with the causes.
+        message: String,
+    },
+}
+
+/// Why a monitor did not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// It cannot be reached.
+    #[error("cannot reach the container's monitor")]
+    Connect(#[source] io::Error),
+    /// It broke off, or did not answer in time.
+    #[error("the container's monitor does not answer")]
+    Channel(#[from] ChannelError),
+    /// It closed its end.
+    #[error("the container's monitor has ended")]
+    Gone,
+    /// It said no; the text is its own.
+    #[error("{0}")]
+    Failed(String),
+}
+
+fn socket() -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
+    Ok(socket?)
+}
+
+fn address(dir: &impl AsFd) -> io::Result<SocketAddrUnix> {
+    Ok(SocketAddrUnix::new(through_fd(
+        dir.as_fd(),
+        CONTROL_SOCKET,
+    ))?)
+}
+
+/// Listens in the state directory `dir`, which lets nobody else in.
+///
+/// # Errors
+/// If the socket cannot be made.
+pub fn listen_in(dir: &impl AsFd) -> io::Result<OwnedFd> {
+    let socket = socket()?;
+    bind(&socket, &address(dir)?)?;
+    listen(&socket, BACKLOG)?;
+    rustix::io::ioctl_fionbio(&socket, true)?;
+    Ok(socket)
+}
+
+/// Asks the monitor whose state directory is `dir`, and waits for its answer, though not longer
+/// than `limit`.
+///
+/// # Errors
+/// If it is not done.
+pub fn ask(dir: &impl AsFd, order: ControlOrder, limit: Duration) -> Result<(), ControlError> {
+    let attempt = || {
+        let socket = socket()?;
+        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(limit))?;
+        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(limit))?;
+        connect(&socket, &address(dir)?)?;
+        io::Result::Ok(socket)
+    };
+    let channel = Channel::new(attempt().map_err(ControlError::Connect)?);
+    channel.send(&order, &[])?;
+    match channel.recv()? {
+        Some((ControlAnswer::Done, _)) => Ok(()),
+        Some((ControlAnswer::Failed { message }, _)) => Err(ControlError::Failed(message)),
+        None => Err(ControlError::Gone),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    fn attempt(answer: Option<ControlAnswer>) -> Result<(), ControlError> {
+        let directory = tempfile::tempdir().unwrap();
+        let dir = File::open(directory.path()).unwrap();
+        let listener = listen_in(&dir).unwrap();
+        rustix::io::ioctl_fionbio(&listener, false).unwrap();
+        let monitor = std::thread::spawn(move || {
+            let connection = rustix::net::accept(&listener).unwrap();
+            let channel = Channel::new(connection);
+            let order = channel.recv().unwrap();
+            assert!(matches!(order, Some((ControlOrder::ConnectNetwork, _))));
+            if let Some(answer) = answer {
+                channel.send(&answer, &[]).unwrap();
+            }
+        });
+        let result = ask(&dir, ControlOrder::ConnectNetwork, Duration::from_secs(5));
+        monitor.join().unwrap();
+        result
+    }
+
+    #[test]
+    fn the_monitors_answer_is_told() {
+        attempt(Some(ControlAnswer::Done)).unwrap();
+        let message = "no more slots".to_owned();
+        let error = attempt(Some(ControlAnswer::Failed { message })).unwrap_err();
+        assert_eq!(error.to_string(), "no more slots");
+        assert!(matches!(attempt(None), Err(ControlError::Gone)));
+    }
+
+    #[test]
+    fn a_monitor_that_is_not_there_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let dir = File::open(directory.path()).unwrap();
+        let error = ask(&dir, ControlOrder::ConnectNetwork, Duration::from_secs(1));
+        assert!(matches!(error, Err(ControlError::Connect(_))));
+    }
+}

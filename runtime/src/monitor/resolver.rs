@@ -1,0 +1,167 @@
+//! Name servers at a loopback address of the namespace on the host.
+//!
+//! Docker answers the containers of its own networks at 127.0.0.11, an address of the namespace's
+//! loopback interface, which in the guest is another one. What the guest asks there comes here over
+//! a stream, and is asked in the namespace.
+
+use std::io;
+use std::net::{Ipv4Addr, UdpSocket as StdSocket};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cloister_protocol::{DATAGRAM_CHANNELS, DNS_PORT};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UdpSocket, UnixStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::network::Namespace;
+
+/// How long an answer is waited for. Resolvers ask again after 5 s.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// How many questions are open at once; what comes above that is dropped, as datagrams may be.
+const MAX_OPEN: usize = 64;
+/// The largest datagram.
+const DATAGRAM_MAX: usize = 65535;
+/// More than any `resolv.conf` has that a resolver would read.
+const CONFIGURATION_MAX: u64 = 64 * 1024;
+
+/// The name servers of a `resolv.conf` that are at a loopback address. 127.0.0.1 is left out: a
+/// container that asks itself has a name server of its own.
+pub(crate) fn loopback_servers(path: &Path) -> io::Result<Vec<Ipv4Addr>> {
+    use std::io::Read;
+    let mut text = String::new();
+    let file = std::fs::File::open(path)?;
+    file.take(CONFIGURATION_MAX).read_to_string(&mut text)?;
+    Ok(parse(&text))
+}
+
+fn parse(text: &str) -> Vec<Ipv4Addr> {
+    // resolv.conf(5): a keyword and its value; a resolver reads three name servers.
+    let servers = text.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        (words.next()? == "nameserver").then_some(())?;
+        words.next()?.parse().ok()
+    });
+    servers
+        .take(3)
+        .filter(|server: &Ipv4Addr| server.is_loopback() && *server != Ipv4Addr::LOCALHOST)
+        .collect()
+}
+
+/// Asks `server` what comes over `guest`, until the guest ends that.
+pub(crate) async fn carry(
+    namespace: Arc<Namespace>,
+    server: Ipv4Addr,
+    guest: UnixStream,
+) -> io::Result<()> {
+    let (mut reader, mut writer) = guest.into_split();
+    let (sender, mut answers) = mpsc::channel::<(u16, Vec<u8>)>(MAX_OPEN);
+    let questions = async {
+        let mut open = JoinSet::new();
+        loop {
+            let channel = reader.read_u16().await?;
+            let mut question = vec![0; usize::from(reader.read_u16().await?)];
+            reader.read_exact(&mut question).await?;
+            while open.try_join_next().is_some() {}
+            if channel >= DATAGRAM_CHANNELS || open.len() >= MAX_OPEN {
+                continue;
+            }
+            let socket = match socket(&namespace, server) {
+                Ok(socket) => socket,
+                Err(e) => {
+                    log::debug!("cannot ask the name server {server}: {e}");
+                    continue;
+                }
+            };
+            let sender = sender.clone();
+            open.spawn(async move {
+                if let Ok(Ok(answer)) = timeout(ANSWER_LIMIT, ask(&socket, &question)).await {
+                    // The other side has gone if nobody takes it.
+                    let _ = sender.send((channel, answer)).await;
+                }
+            });
+        }
+    };
+    let answers = async {
+        while let Some((channel, answer)) = answers.recv().await {
+            // At most DATAGRAM_MAX.
+            let size = u16::try_from(answer.len()).unwrap_or(u16::MAX);
+            writer.write_u16(channel).await?;
+            writer.write_u16(size).await?;
+            writer.write_all(&answer).await?;
+        }
+        Ok(())
+    };
+    tokio::select! {
+        result = questions => result,
+        result = answers => result,
+    }
+}
+
+fn socket(namespace: &Namespace, server: Ipv4Addr) -> io::Result<UdpSocket> {
+    let socket = namespace.within(|| StdSocket::bind((Ipv4Addr::UNSPECIFIED, 0)));
+    let socket = socket.map_err(io::Error::other)??;
+    socket.connect((server, DNS_PORT))?;
+    socket.set_nonblocking(true)?;
+    UdpSocket::from_std(socket)
+}
+
+async fn ask(socket: &UdpSocket, question: &[u8]) -> io::Result<Vec<u8>> {
+    socket.send(question).await?;
+    let mut answer = vec![0; DATAGRAM_MAX];
+    let length = socket.recv(&mut answer).await?;
+    answer.truncate(length);
+    Ok(answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_at_loopback_addresses_are_found() {
+        let text = "# nameserver 127.0.0.9\nsearch a b\nnameserver 127.0.0.11\nnameserver 8.8.8.8\n\
+                    nameserver 127.0.0.1\nnameserver 127.0.0.12\noptions ndots:0\n";
+        assert_eq!(parse(text), [Ipv4Addr::new(127, 0, 0, 11)]);
+        assert_eq!(
+            parse("nameserver ::1\nnameserver\nnameserver x\n"),
+            [Ipv4Addr::LOCALHOST; 0]
+        );
+    }
+
+    #[tokio::test]
+    async fn a_question_is_asked_and_its_answer_comes_back() {
+        let Ok(server) = StdSocket::bind(("127.0.0.77", DNS_PORT)) else {
+            // Not for everybody: the port is below 1024.
+            return;
+        };
+        let namespace = Arc::new(Namespace::of_first_thread().unwrap());
+        let server = std::thread::spawn(move || {
+            let mut question = [0; 100];
+            let (length, from) = server.recv_from(&mut question).unwrap();
+            question[..length].reverse();
+            server.send_to(&question[..length], from).unwrap();
+        });
+        let (mut guest, host) = UnixStream::pair().unwrap();
+        let carried = carry(namespace, Ipv4Addr::new(127, 0, 0, 77), host);
+        let asked = async {
+            // One of a channel that there is not is passed over.
+            guest.write_all(&[1, 0, 0, 1, b'x']).await.unwrap();
+            guest
+                .write_all(&[0, 7, 0, 3, b'a', b'b', b'c'])
+                .await
+                .unwrap();
+            let mut answer = [0; 7];
+            guest.read_exact(&mut answer).await.unwrap();
+            answer
+        };
+        tokio::select! {
+            result = carried => panic!("{result:?}"),
+            answer = asked => assert_eq!(answer, [0, 7, 0, 3, b'c', b'b', b'a']),
+        }
+        server.join().unwrap();
+    }
+}

@@ -1,0 +1,127 @@
+//! How fast a pod may send and receive, as Kubernetes says it.
+
+use std::collections::HashMap;
+
+use cloister_vmm_api::RateLimit;
+
+use super::NetworkError;
+
+/// The annotations of Kubernetes for a pod's bandwidth, in bits a second
+/// (<https://kubernetes.io/docs/concepts/extend-kubernetes/compute-storage-net/network-plugins/>).
+const INGRESS: &str = "kubernetes.io/ingress-bandwidth";
+const EGRESS: &str = "kubernetes.io/egress-bandwidth";
+
+/// The least and the most that Kubernetes accepts, in bits a second.
+const RANGE: std::ops::RangeInclusive<u64> = 1_000..=1_000_000_000_000_000;
+
+/// What a bucket holds: what a tenth of a second brings, and a packet of the largest size at least.
+const BURST_PER_SECOND: u64 = 10;
+const MIN_BURST: u64 = 64 * 1024;
+
+/// How fast the interfaces of a sandbox may be, each.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// To the sandbox.
+    pub(crate) receive: Option<RateLimit>,
+    /// From the sandbox.
+    pub(crate) send: Option<RateLimit>,
+}
+
+impl Limits {
+    /// Those that a pod's annotations ask for.
+    pub(crate) fn new(annotations: &HashMap<String, String>) -> Result<Self, NetworkError> {
+        let limit = |annotation: &'static str| {
+            let Some(value) = annotations.get(annotation) else {
+                return Ok(None);
+            };
+            let bits = quantity(value).filter(|bits| RANGE.contains(bits));
+            let bits = bits.ok_or_else(|| NetworkError::Bandwidth {
+                annotation,
+                value: value.clone(),
+            })?;
+            let bytes_per_second = bits / 8;
+            Ok(Some(RateLimit {
+                bytes_per_second,
+                burst: (bytes_per_second / BURST_PER_SECOND).max(MIN_BURST),
+            }))
+        };
+        Ok(Self {
+            receive: limit(INGRESS)?,
+            send: limit(EGRESS)?,
+        })
+    }
+}
+
+/// A quantity of Kubernetes: a decimal number and a suffix, as a whole number.
+fn quantity(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.');
+    let (number, suffix) = text.split_at(end.unwrap_or(text.len()));
+    let factor: u64 = match suffix {
+        "" => 1,
+        "k" => 1_000,
+        "M" => 1_000_000,
+        "G" => 1_000_000_000,
+        "T" => 1_000_000_000_000,
+        "P" => 1_000_000_000_000_000,
+        "Ki" => 1 << 10,
+        "Mi" => 1 << 20,
+        "Gi" => 1 << 30,
+        "Ti" => 1 << 40,
+        "Pi" => 1 << 50,
+        _ => return None,
+    };
+    let (whole, part) = number.split_once('.').unwrap_or((number, ""));
+    if whole.is_empty() && part.is_empty() {
+        return None;
+    }
+    let mut value = match whole {
+        "" => 0,
+        whole => whole.parse::<u64>().ok()?.checked_mul(factor)?,
+    };
+    // Digit by digit, so that nothing is rounded that need not be.
+    let mut unit = factor;
+    for digit in part.chars() {
+        unit /= 10;
+        value = value.checked_add(u64::from(digit.to_digit(10)?).checked_mul(unit)?)?;
+    }
+    Some(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantities_are_those_of_kubernetes() {
+        for (text, value) in [
+            ("1M", 1_000_000),
+            ("10k", 10_000),
+            ("1.5M", 1_500_000),
+            ("4Ki", 4096),
+            (".5k", 500),
+            ("123", 123),
+        ] {
+            assert_eq!(quantity(text), Some(value), "{text}");
+        }
+        for text in ["", "M", "1X", "1m", "-1", "1.2.3", "99999999999P"] {
+            assert_eq!(quantity(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_bandwidth_becomes_bytes_and_a_wrong_one_is_named() {
+        let annotations = HashMap::from([(INGRESS.to_owned(), "80M".to_owned())]);
+        let limits = Limits::new(&annotations).unwrap();
+        let receive = limits.receive.unwrap();
+        assert_eq!(receive.bytes_per_second, 10_000_000);
+        assert_eq!(receive.burst, 1_000_000);
+        assert_eq!(limits.send, None);
+        let annotations = HashMap::from([(EGRESS.to_owned(), "fast".to_owned())]);
+        let error = Limits::new(&annotations).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "config.json: annotations[\"kubernetes.io/egress-bandwidth\"]: \"fast\" is no bandwidth"
+        );
+    }
+}

@@ -1,0 +1,102 @@
+//! Taps: an interface of the namespace whose other end is a descriptor.
+
+use std::fs::OpenOptions;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use cloister_netlink::{Message, Socket, attributes, link_header, link_index, text};
+
+use super::scan::{Interface, TAP_PREFIX};
+use super::{Namespace, NetworkError};
+use crate::sys;
+
+/// The device that makes taps.
+const TUN: &str = "/dev/net/tun";
+
+/// A tap, which is there for as long as a descriptor of it is open.
+#[derive(Debug)]
+pub(crate) struct Tap {
+    /// One a queue.
+    pub(crate) queues: Vec<OwnedFd>,
+    /// Its index.
+    pub(crate) index: u32,
+}
+
+impl Tap {
+    /// Makes the tap of a slot for an interface, with as many queues.
+    pub(crate) fn new(
+        namespace: &Namespace,
+        socket: &Socket,
+        slot: u8,
+        interface: &Interface,
+        queues: u8,
+    ) -> Result<Self, NetworkError> {
+        let name = format!("{TAP_PREFIX}{slot}");
+        let error = |source| NetworkError::Tap {
+            name: name.clone(),
+            interface: interface.name.clone(),
+            source,
+        };
+        let queues = namespace.within(|| {
+            (0..queues)
+                .map(|_| {
+                    let tun = OpenOptions::new()
+                        .read(true)
+                        .write(true)
+                        .custom_flags(libc::O_NONBLOCK)
+                        .open(TUN)
+                        .map_err(|e| NetworkError::Tun(Path::new(TUN).to_owned(), e))?;
+                    sys::make_tap(&tun, &name, queues > 1).map_err(error)?;
+                    Ok(OwnedFd::from(tun))
+                })
+                .collect::<Result<Vec<_>, _>>()
+        })??;
+        let index = find(socket, &name)?;
+        let up = libc::IFF_UP.unsigned_abs();
+        let request = Message::new(libc::RTM_NEWLINK, 0, &link_header(index, up, up))
+            .number(libc::IFLA_MTU, interface.mtu);
+        socket
+            .request(&request)
+            .map_err(|source| NetworkError::Change {
+                name: name.clone(),
+                verb: "bring it up",
+                source,
+            })?;
+        Ok(Self { queues, index })
+    }
+
+    /// Follows a change of the interface's MTU.
+    pub(crate) fn set_mtu(
+        socket: &Socket,
+        index: u32,
+        interface: &Interface,
+    ) -> Result<(), NetworkError> {
+        let request = Message::new(libc::RTM_NEWLINK, 0, &link_header(index, 0, 0))
+            .number(libc::IFLA_MTU, interface.mtu);
+        socket
+            .request(&request)
+            .map_err(|source| NetworkError::Change {
+                name: interface.name.clone(),
+                verb: "give its MTU to its tap",
+                source,
+            })
+    }
+}
+
+/// The index of the interface of a name.
+fn find(socket: &Socket, name: &str) -> Result<u32, NetworkError> {
+    let links = socket.dump(libc::RTM_GETLINK, &link_header(0, 0, 0));
+    let links = links.map_err(|source| NetworkError::List {
+        what: "interfaces",
+        source,
+    })?;
+    let link = links.iter().find(|link| {
+        let all = attributes(link.payload.get(16..).unwrap_or_default());
+        all.find(libc::IFLA_IFNAME).map(text).as_deref() == Some(name)
+    });
+    let index = link.and_then(|link| link_index(&link.payload));
+    index.ok_or_else(|| NetworkError::Gone {
+        name: name.to_owned(),
+    })
+}
