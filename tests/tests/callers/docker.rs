@@ -24,9 +24,6 @@ pub(crate) fn start_daemon() {
     let settings = serde_json::json!({
         "runtimes": {"tested": {"path": runtime()}},
         "default-runtime": "tested",
-        "bridge": "none",
-        "iptables": false,
-        "ip6tables": false,
         "storage-driver": "overlay2",
         "hosts": [SOCKET],
     });

@@ -5,7 +5,7 @@
 //! of every process and the state directory, since nobody can look at the machine afterwards.
 //!
 //! By theme: [`hello`], [`exit_status`], [`stdio`], [`terminal`], [`inside`], [`rootfs`],
-//! [`lifecycle`], [`parallel`], [`faults`], [`bad_input`], [`fields`], [`walkthrough`].
+//! [`lifecycle`], [`network`], [`parallel`], [`faults`], [`bad_input`], [`fields`], [`walkthrough`].
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -24,6 +24,7 @@ mod hello;
 mod hooks;
 mod inside;
 mod lifecycle;
+mod network;
 mod parallel;
 mod pods;
 mod rootfs;

@@ -7,16 +7,20 @@
 //!
 //! ```json
 //! {"cloister": {"run_true": {"virtual_ms": 1.0, …}, "commands_virtual_ms": {"exec": 1.0, …},
-//!               "timeline_ms": {…}, "idle_pss_kib": {…}},
-//!  "runc": {"run_true": {…}, "commands_virtual_ms": {…}}, "crun": {…}, "sizes": {…}}
+//!               "network": {"send_mib_per_s": 1.0, …}, "timeline_ms": {…}, "idle_pss_kib": {…}},
+//!  "runc": {"run_true": {…}, "commands_virtual_ms": {…}, "network": {…}}, "crun": {…},
+//!  "qemu": {"network": {…}}, "sizes": {…}}
 //! ```
 
 mod bundle;
 mod commands;
+mod load;
 mod memory;
+mod network;
 mod run;
 mod timeline;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -26,7 +30,15 @@ use serde_json::{Map, Value, json};
 const ROUNDS: usize = 5;
 
 fn main() -> ExitCode {
-    match measure() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let result = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["load", server] => return exit(load::client(server)),
+        [] => measure(true),
+        // Only that: the rest takes minutes.
+        ["network"] => measure(false),
+        _ => Err(anyhow::anyhow!("usage: bench [network | load ADDRESS]")),
+    };
+    match result {
         Ok(report) => {
             println!("{report:#}");
             ExitCode::SUCCESS
@@ -38,10 +50,56 @@ fn main() -> ExitCode {
     }
 }
 
-fn measure() -> anyhow::Result<Value> {
+fn exit(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(all: bool) -> anyhow::Result<Value> {
     let dir = tempfile::tempdir().context("temporary directory")?;
-    let bundle = bundle::create(dir.path())?;
     let mut report = Map::new();
+    if all {
+        measure_lives(dir.path(), &mut report)?;
+    }
+    measure_networks(dir.path(), &mut report)?;
+    Ok(report.into())
+}
+
+/// What each network carries.
+fn measure_networks(dir: &Path, report: &mut Map<String, Value>) -> anyhow::Result<()> {
+    let bundle = bundle::create(&dir.join("network"))?;
+    eprintln!("\nTCP over a veth pair: MiB and round trips a virtual second");
+    eprintln!("  {:<10} {:>8} {:>8} {:>8}", "", "send", "receive", "ping");
+    let kernel = Path::new("/usr/local/share/cloister/vmlinux");
+    for who in ["cloister", "qemu", "crun", "runc"] {
+        let figures = match who {
+            "qemu" if !network::has_qemu() => continue,
+            "qemu" => network::of_a_qemu_guest(dir, kernel)?,
+            runtime if !run::is_installed(runtime) => continue,
+            runtime => network::of_a_container(runtime, &bundle)?,
+        };
+        let load::Figures {
+            send,
+            receive,
+            round_trips,
+        } = figures;
+        eprintln!("  {who:<10} {send:>8.1} {receive:>8.1} {round_trips:>8.0}");
+        let figures = json!({
+            "send_mib_per_s": send, "receive_mib_per_s": receive, "round_trips_per_s": round_trips,
+        });
+        let place = report.entry(who).or_insert_with(|| json!({}));
+        place["network"] = figures;
+    }
+    Ok(())
+}
+
+fn measure_lives(dir: &Path, report: &mut Map<String, Value>) -> anyhow::Result<()> {
+    let bundle = bundle::create(dir)?;
 
     eprintln!("run … true, exec to exit, in virtual ms ({ROUNDS} rounds after a warm one)");
     eprintln!("  {:<10} {:>8} {:>8} {:>8}", "", "median", "least", "most");
@@ -67,7 +125,7 @@ fn measure() -> anyhow::Result<Value> {
         eprint!(" {command:>8}");
     }
     eprintln!();
-    let sleeper = bundle::create(&dir.path().join("sleeper"))?;
+    let sleeper = bundle::create(&dir.join("sleeper"))?;
     bundle::command(&sleeper, &["/bin/sleep", "100000"])?;
     for &runtime in &runtimes {
         let life = commands::of_a_life(runtime, &sleeper, ROUNDS)?;
@@ -84,7 +142,7 @@ fn measure() -> anyhow::Result<Value> {
         }
     }
 
-    let phases = timeline::of_a_cold_start(&bundle, dir.path())?;
+    let phases = timeline::of_a_cold_start(&bundle, dir)?;
     eprintln!("\ncold start of cloister by phase, in virtual ms");
     for phase in &phases {
         eprintln!(
@@ -116,5 +174,5 @@ fn measure() -> anyhow::Result<Value> {
     ours.insert("timeline_ms".into(), phases.into());
     ours.insert("idle_pss_kib".into(), json!(idle));
     report.insert("sizes".into(), json!(sizes));
-    Ok(report.into())
+    Ok(())
 }

@@ -64,7 +64,17 @@ pub(crate) fn run_true(runtime: &str, bundle: &Path, rounds: usize) -> anyhow::R
 }
 
 /// Times a command, which must succeed.
-pub(crate) fn timed(mut command: Command, what: &str, output: Output) -> anyhow::Result<Duration> {
+pub(crate) fn timed(command: Command, what: &str, output: Output) -> anyhow::Result<Duration> {
+    timed_within(command, what, output, LIMIT)
+}
+
+/// Times a command that may take as long as `limit`.
+pub(crate) fn timed_within(
+    mut command: Command,
+    what: &str,
+    output: Output,
+    limit: Duration,
+) -> anyhow::Result<Duration> {
     let mut errors = tempfile::tempfile().context("a file for errors")?;
     command.stdin(Stdio::null());
     match output {
@@ -76,7 +86,7 @@ pub(crate) fn timed(mut command: Command, what: &str, output: Output) -> anyhow:
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     let (done, ended) = mpsc::channel::<()>();
     let watch = std::thread::spawn(move || {
-        let late = ended.recv_timeout(LIMIT) == Err(RecvTimeoutError::Timeout);
+        let late = ended.recv_timeout(limit) == Err(RecvTimeoutError::Timeout);
         if let (true, Some(pid)) = (late, pid) {
             // It may be ending at this very moment.
             _ = kill_process(pid, Signal::KILL);
@@ -87,7 +97,7 @@ pub(crate) fn timed(mut command: Command, what: &str, output: Output) -> anyhow:
     let took = start.elapsed();
     drop(done);
     if watch.join().unwrap_or(true) {
-        bail!("{what}: killed, since it had not ended after {LIMIT:?}");
+        bail!("{what}: killed, since it had not ended after {limit:?}");
     }
     let mut text = String::from_utf8_lossy(&finished.stderr).into_owned();
     errors.rewind()?;

@@ -83,6 +83,11 @@ impl Engine {
         if first.status.code() != Some(0) {
             eprintln!("the first container: {first}");
         }
+        // What an engine makes for its networks once.
+        let first = self.command().args(["run", "--rm", IMAGE, "true"]).run();
+        if first.status.code() != Some(0) {
+            eprintln!("the first container with a network: {first}");
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The machine the callers run on: the test bed, where `tests/suites/run` has put their programs.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -64,6 +65,13 @@ fn require_bed() {
             "these tests change the machine: start them with tests/run callers"
         );
         assert!(Path::new(runtime()).is_file(), "{} is not there", runtime());
+        // Which of the two kinds is meant, Debian's installer says with links.
+        for name in ["iptables", "ip6tables"] {
+            let link = format!("/usr/sbin/{name}");
+            if !Path::new(&link).exists() {
+                symlink(format!("{name}-nft"), link).expect("a link");
+            }
+        }
     });
 }
 

@@ -1,0 +1,147 @@
+//! The networks that an engine makes.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+
+use crate::harness::{Case, LIMIT, eventually};
+
+/// What a web server's container runs.
+const SERVER: &str = "mkdir -p /www; echo found >/www/page; exec httpd -f -p 80 -h /www";
+
+/// Starts a container with the engine's default network, or that of `options`.
+fn detached(case: &Case, name: &str, options: &[&str], script: &str) {
+    let started = case
+        .command(["run", "--detach", "--name", name])
+        .args(options)
+        .args(["busybox", "sh", "-c", script])
+        .outlived()
+        .run();
+    assert_eq!(started.status.code(), Some(0), "{options:?}: {started}");
+}
+
+fn page(address: &str) -> std::io::Result<String> {
+    let address: SocketAddr = address.parse().expect("an address");
+    let mut stream = TcpStream::connect_timeout(&address, LIMIT)?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    stream.write_all(b"GET /page HTTP/1.0\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+fn await_page(address: &str) {
+    eventually(address, || {
+        page(address).is_ok_and(|page| page.ends_with("found\n"))
+    });
+}
+
+pub(crate) fn published_port(case: &Case) {
+    detached(case, "web", &["--publish", "8080:80"], SERVER);
+    let settings = case.inspect("web")["NetworkSettings"].clone();
+    let address = settings["IPAddress"].as_str().expect("an address");
+    let mac = settings["MacAddress"].as_str().expect("an address");
+    let link = case.ok(["exec", "web", "sh", "-c", "ip addr show eth0"]);
+    assert!(
+        link.contains(&format!("inet {address}/")),
+        "{address}: {link}"
+    );
+    assert!(link.contains(mac), "{mac}: {link}");
+    await_page(&format!("{address}:80"));
+    await_page("127.0.0.1:8080");
+    let gateway = settings["Gateway"].as_str().expect("a gateway");
+    case.ok(["exec", "web", "ping", "-c", "1", "-w", "60", gateway]);
+    let names = case.ok(["exec", "web", "cat", "/etc/hosts"]);
+    assert!(names.contains(address), "{names}");
+    // Where the engine itself would look.
+    let pid = case.inspect("web")["State"]["Pid"].to_string();
+    let outside = crate::harness::Cmd::new("nsenter")
+        .args(["--net", "--target", &pid, "ip", "addr", "show", "eth0"])
+        .run();
+    assert!(outside.out().contains(address), "{outside}");
+}
+
+pub(crate) fn two_containers(case: &Case) {
+    detached(case, "web", &[], SERVER);
+    let address = case.inspect("web")["NetworkSettings"]["IPAddress"].clone();
+    let url = format!("http://{}/page", address.as_str().expect("an address"));
+    let script = format!("until wget -q -O - {url}; do sleep 0.3; done");
+    let fetched = case
+        .command(["run", "--rm", "busybox", "sh", "-c", &script])
+        .run();
+    assert_eq!(fetched.out(), "found\n", "{fetched}");
+}
+
+pub(crate) fn names_in_a_network_of_ones_own(case: &Case) {
+    case.ok(["network", "create", "own"]);
+    detached(
+        case,
+        "web",
+        &["--network", "own", "--network-alias", "alias"],
+        SERVER,
+    );
+    for name in ["web", "alias"] {
+        let script = format!("until wget -q -O - http://{name}/page; do sleep 0.3; done");
+        let fetched = case
+            .command([
+                "run",
+                "--rm",
+                "--network",
+                "own",
+                "busybox",
+                "sh",
+                "-c",
+                &script,
+            ])
+            .run();
+        assert_eq!(fetched.out(), "found\n", "{name}: {fetched}");
+    }
+    case.ok(["rm", "--force", "web"]);
+    case.ok(["network", "rm", "own"]);
+}
+
+pub(crate) fn connect_and_disconnect(case: &Case) {
+    case.ok(["network", "create", "first"]);
+    case.ok(["network", "create", "second"]);
+    detached(case, "c", &["--network", "first"], "exec sleep 1000");
+    case.ok(["network", "connect", "second", "c"]);
+    let networks = case.inspect("c")["NetworkSettings"]["Networks"].clone();
+    let gateway = networks["second"]["Gateway"].as_str().expect("a gateway");
+    eventually("the second network answers", || {
+        let ping = case.command(["exec", "c", "ping", "-c", "1", "-w", "10", gateway]);
+        ping.run().status.code() == Some(0)
+    });
+    case.ok(["network", "disconnect", "second", "c"]);
+    eventually("the second network is gone", || {
+        let look = case.command(["exec", "c", "test", "-e", "/sys/class/net/eth1"]);
+        look.run().status.code() == Some(1)
+    });
+    case.ok(["rm", "--force", "c"]);
+    case.ok(["network", "rm", "first", "second"]);
+}
+
+pub(crate) fn the_network_of_another_container(case: &Case) {
+    detached(case, "web", &[], SERVER);
+    let script = "until wget -q -O - http://127.0.0.1/page; do sleep 0.3; done";
+    let fetched = case
+        .command([
+            "run",
+            "--rm",
+            "--network",
+            "container:web",
+            "busybox",
+            "sh",
+            "-c",
+            script,
+        ])
+        .run();
+    assert_eq!(fetched.out(), "found\n", "{fetched}");
+}
+
+pub(crate) fn the_hosts_network(case: &Case) {
+    let refused = case
+        .command(["run", "--rm", "--network", "host", "busybox", "true"])
+        .run();
+    assert_ne!(refused.status.code(), Some(0), "{refused}");
+    let said = refused.err();
+    assert!(said.contains("network"), "{refused}");
+}

@@ -1,0 +1,77 @@
+//! Whatever is killed, the namespace ends as it was found.
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::super::harness::eventually;
+use super::*;
+
+/// The pid of a process of the container, as its state file has it.
+fn process(bundle: &Bundle, which: &str) -> Pid {
+    let state = std::fs::read_to_string(bundle.state_root().join("pod/state.json")).unwrap();
+    let state: Value = serde_json::from_str(&state).unwrap();
+    let pid = state[which]["pid"].as_i64().unwrap();
+    Pid::from_raw(pid.try_into().unwrap()).unwrap()
+}
+
+#[test]
+fn the_monitor_the_vmm_or_the_file_server_is_killed() {
+    for which in ["monitor", "vmm", "fs"] {
+        let wire = Wire::new();
+        let before = wire.state();
+        let bundle = wire.bundle(&["sleep", "1000"]);
+        start(&bundle);
+        assert_ne!(wire.state(), before);
+        kill_process(process(&bundle, which), Signal::KILL).unwrap();
+        eventually(which, || bundle.status("pod") == "stopped");
+        bundle.cloister(["delete", "pod"]).run().ok();
+        assert_eq!(wire.state(), before, "{which}");
+    }
+}
+
+#[test]
+fn a_namespace_that_a_killed_sandbox_has_left_is_used_again() {
+    let wire = Wire::new();
+    let before = wire.state();
+    let bundle = wire.bundle(&["sleep", "1000"]);
+    start(&bundle);
+    kill_process(process(&bundle, "monitor"), Signal::KILL).unwrap();
+    eventually("stopped", || bundle.status("pod") == "stopped");
+    // Nobody deletes it.
+    let other = wire.bundle(&["ping", "-c", "1", "-w", "20", HOST]);
+    other.run().ok();
+    bundle.cloister(["delete", "pod"]).run().ok();
+    assert_eq!(wire.state(), before);
+}
+
+#[test]
+fn a_namespace_that_is_gone_at_the_end() {
+    let wire = Wire::new();
+    let bundle = wire.bundle(&["sleep", "1000"]);
+    start(&bundle);
+    // As CNI does it before the sandbox is deleted, or the machine was rebooted.
+    Cmd::new("ip")
+        .args(["netns", "delete", &wire.pod])
+        .run()
+        .ok();
+    kill_process(process(&bundle, "monitor"), Signal::KILL).unwrap();
+    eventually("stopped", || bundle.status("pod") == "stopped");
+    bundle.cloister(["delete", "pod"]).run().ok();
+    Cmd::new("ip").args(["netns", "add", &wire.pod]).run().ok();
+}
+
+#[test]
+fn a_kill_in_the_middle_of_the_start() {
+    for delay in [0, 20, 50, 100, 150, 200, 300, 500] {
+        let wire = Wire::new();
+        let before = wire.state();
+        let bundle = wire.bundle(&["sleep", "1000"]);
+        bundle.command("create", &[], "pod").run().ok();
+        let start = bundle.cloister(["start", "pod"]).spawn();
+        std::thread::sleep(std::time::Duration::from_millis(delay));
+        kill_process(process(&bundle, "monitor"), Signal::KILL).unwrap();
+        start.wait();
+        eventually("stopped", || bundle.status("pod") == "stopped");
+        bundle.cloister(["delete", "--force", "pod"]).run().ok();
+        assert_eq!(wire.state(), before, "after {delay} ms");
+    }
+}

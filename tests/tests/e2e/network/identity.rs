@@ -1,0 +1,177 @@
+//! The guest has the identity that the namespace has.
+
+use super::*;
+
+#[test]
+fn addresses_routes_and_the_rest_are_the_namespaces() {
+    let wire = Wire::new();
+    wire.in_pod("link set eth0 mtu 1400 address 02:11:22:33:44:55");
+    wire.in_pod("route add 192.0.2.0/24 via 10.77.0.9 dev eth0 metric 50 src 10.77.0.2");
+    wire.in_pod("route add 198.51.100.7 via 169.254.1.1 dev eth0 onlink");
+    wire.in_pod("route add unreachable 203.0.113.0/24");
+    wire.in_pod("route add 192.0.2.0/24 dev eth0 table 100");
+    wire.in_pod("rule add from 10.77.0.2 table 100 priority 1000");
+    wire.in_pod("neigh add 169.254.1.1 lladdr 02:aa:aa:aa:aa:aa dev eth0 nud permanent");
+    wire.in_pod("-6 route add 2001:db8::/32 via fd77::9 dev eth0 metric 77");
+    let before = wire.state();
+
+    let bundle = wire.bundle(&["sleep", "1000"]);
+    start(&bundle);
+    let link = exec(&bundle, "ip link show eth0");
+    assert!(link.contains("mtu 1400"), "{link}");
+    assert!(link.contains("02:11:22:33:44:55"), "{link}");
+    assert!(link.contains(",UP"), "{link}");
+    let index = |text: &str| text.split(':').next().unwrap().to_owned();
+    assert_eq!(index(&link), index(&wire.in_pod("-o link show eth0")));
+    let addresses = exec(&bundle, "ip addr show eth0");
+    for address in [
+        "inet 10.77.0.2/24 brd 10.77.0.255",
+        "inet6 fd77::2/64 scope global",
+        // That of the MAC, by the host's kernel.
+        "scope link",
+    ] {
+        assert!(addresses.contains(address), "{address}: {addresses}");
+    }
+    assert!(!addresses.contains("tentative"), "{addresses}");
+    // BusyBox and iproute2 differ in words and blanks, not in what they tell.
+    let routes = exec(&bundle, "ip route; ip route show table 100; ip -6 route");
+    for route in [
+        "default via 10.77.0.1 dev eth0",
+        "10.77.0.0/24 dev eth0 scope link  src 10.77.0.2",
+        "192.0.2.0/24 via 10.77.0.9 dev eth0  src 10.77.0.2  metric 50",
+        "198.51.100.7 via 169.254.1.1 dev eth0 onlink",
+        "unreachable 203.0.113.0/24",
+        "192.0.2.0/24 dev eth0 scope link",
+        "default via fd77::1 dev eth0",
+        "2001:db8::/32 via fd77::9 dev eth0  metric 77",
+    ] {
+        let squeezed = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(
+            squeezed(&routes).contains(&squeezed(route)),
+            "{route}: {routes}"
+        );
+    }
+    let rules = exec(&bundle, "ip rule");
+    assert!(
+        rules.contains("1000:\tfrom 10.77.0.2 lookup 100"),
+        "{rules}"
+    );
+    let neighbours = exec(&bundle, "ip neigh");
+    assert!(
+        neighbours.contains("169.254.1.1 dev eth0 lladdr 02:aa:aa:aa:aa:aa"),
+        "{neighbours}"
+    );
+    bundle.cloister(["delete", "--force", "pod"]).run().ok();
+    assert_eq!(wire.state(), before, "the namespace is left as it was");
+}
+
+#[test]
+fn several_interfaces_of_several_kinds() {
+    let wire = Wire::new();
+    wire.add_veth("net1", "peer1");
+    wire.in_pod("addr add 10.78.0.2/24 dev net1");
+    wire.on_host("addr add 10.78.0.1/24 dev peer1");
+    // A macvlan device and a VLAN of the host's end, moved into the pod.
+    let (pod, host) = (&wire.pod, &wire.host);
+    wire.on_host("link add up0 type veth peer name down0");
+    wire.on_host("link set up0 up");
+    wire.on_host("link set down0 up");
+    wire.on_host("addr add 10.79.0.1/24 dev down0");
+    wire.on_host(&format!(
+        "link add mac0 link up0 netns {pod} type macvlan mode bridge"
+    ));
+    wire.in_pod("addr add 10.79.0.2/24 dev mac0");
+    wire.in_pod("link set mac0 up");
+    wire.on_host("link add link down0 name down0.5 type vlan id 5");
+    wire.on_host("link set down0.5 up");
+    wire.on_host("addr add 10.80.0.1/24 dev down0.5");
+    wire.on_host(&format!(
+        "link add link up0 name vlan5 netns {pod} type vlan id 5"
+    ));
+    wire.in_pod("addr add 10.80.0.2/24 dev vlan5");
+    wire.in_pod("link set vlan5 up");
+    let before = wire.state();
+    let bundle = wire.bundle(&["sleep", "1000"]);
+    start(&bundle);
+    let names = exec(&bundle, "ls /sys/class/net | sort | tr '\\n' ' '");
+    assert_eq!(names, "eth0 lo mac0 net1 vlan5 ", "host {host}");
+    for address in ["10.77.0.1", "10.78.0.1", "10.79.0.1", "10.80.0.1"] {
+        exec(&bundle, &format!("ping -c 1 -w 20 {address}"));
+    }
+    bundle.cloister(["delete", "--force", "pod"]).run().ok();
+    assert_eq!(wire.state(), before);
+}
+
+#[test]
+fn an_ipvlan_device_and_a_dummy() {
+    let wire = Wire::bare();
+    wire.on_host("link add up0 type veth peer name down0");
+    wire.on_host("link set up0 up");
+    wire.on_host("link set down0 up");
+    wire.on_host("addr add 10.79.0.1/24 dev down0");
+    let pod = &wire.pod;
+    wire.on_host(&format!(
+        "link add ip0 link up0 netns {pod} type ipvlan mode l2"
+    ));
+    wire.in_pod("addr add 10.79.0.2/24 dev ip0");
+    wire.in_pod("link set ip0 up");
+    wire.in_pod("link add d0 type dummy");
+    wire.in_pod("addr add 10.81.0.1/32 dev d0");
+    wire.in_pod("link set d0 up");
+    let bundle = wire.bundle(&["sleep", "1000"]);
+    start(&bundle);
+    exec(&bundle, "ping -c 1 -w 20 10.79.0.1");
+    exec(&bundle, "ping -c 1 -w 20 10.81.0.1");
+}
+
+#[test]
+fn the_ports_of_a_bridge_stay_its_ports() {
+    let wire = Wire::bare();
+    wire.add_veth("port0", "peer0");
+    wire.in_pod("link add br0 type bridge");
+    wire.in_pod("link set port0 master br0");
+    wire.in_pod("link set br0 up");
+    wire.in_pod("addr add 10.77.0.2/24 dev br0");
+    wire.on_host("addr add 10.77.0.1/24 dev peer0");
+    let bundle = wire.bundle(&["sleep", "1000"]);
+    start(&bundle);
+    assert_eq!(exec(&bundle, "ls /sys/class/net | tr '\\n' ' '"), "br0 lo ");
+    exec(&bundle, "ping -c 1 -w 20 10.77.0.1");
+}
+
+#[test]
+fn interfaces_that_come_between_create_and_start() {
+    let wire = Wire::bare();
+    let bundle = Bundle::sh("ip addr show eth0; ping -c 1 -w 20 10.77.0.1");
+    let bundle = bundle.with(|spec| grant(spec, &["CAP_NET_RAW"]));
+    bundle.command("create", &[], "pod").run().ok();
+    // As Docker and nerdctl do it: by the pid, in the namespace that the runtime has made.
+    let pid = bundle.state("pod")["pid"].to_string();
+    wire.on_host("link add eth0 type veth peer name peer0");
+    wire.on_host(&format!("link set eth0 netns {pid}"));
+    wire.on_host("addr add 10.77.0.1/24 dev peer0");
+    wire.on_host("link set peer0 up");
+    for command in [
+        "link set lo up",
+        "addr add 10.77.0.2/24 dev eth0",
+        "link set eth0 up",
+    ] {
+        Cmd::new("nsenter")
+            .args(["--net", "--target", &pid, "ip"])
+            .args(command.split(' '))
+            .run()
+            .ok();
+    }
+    bundle.cloister(["start", "pod"]).run().ok();
+    super::super::harness::eventually("it has pinged", || bundle.status("pod") == "stopped");
+    let state = std::fs::read_to_string(bundle.state_root().join("pod/state.json")).unwrap();
+    let state: Value = serde_json::from_str(&state).unwrap();
+    assert_eq!(state["phase"]["code"], 0, "{state}");
+}
+
+#[test]
+fn without_a_network_there_is_the_loopback_interface() {
+    let script = "ls /sys/class/net; ping -c 1 127.0.0.1 >/dev/null && echo up";
+    let bundle = Bundle::sh(script).with(|spec| grant(spec, &["CAP_NET_RAW"]));
+    assert_eq!(bundle.run().ok(), "lo\nup\n");
+}

@@ -1,0 +1,219 @@
+//! Packets pass, both ways, whatever their protocol and size.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use super::super::harness::{Finished, LIMIT, eventually};
+use super::*;
+
+/// A stream that can be told from any other, and from itself a little further on.
+fn pattern(length: usize) -> Vec<u8> {
+    let mut state = 0x2545_f491_u32;
+    let mut bytes = Vec::with_capacity(length + 4);
+    while bytes.len() < length {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        bytes.extend(state.to_le_bytes());
+    }
+    bytes.truncate(length);
+    bytes
+}
+
+#[test]
+fn pings_of_both_families_pass_both_ways() {
+    let wire = Wire::new();
+    let bundle = wire.bundle(&["sleep", "1000"]);
+    start(&bundle);
+    exec(&bundle, &format!("ping -c 2 -w 20 {HOST}"));
+    exec(&bundle, &format!("ping -6 -c 2 -w 20 {HOST_IPV6}"));
+    // A frame of AF_PACKET, as tcpdump(8) and DHCP clients use it.
+    exec(&bundle, &format!("arping -c 1 -w 20 -I eth0 {HOST}"));
+    let ping = |address: &str| {
+        let ping = wire.host_command("/bin/busybox");
+        ping.args(["ping", "-c", "2", "-w", "20", address]).run()
+    };
+    ping(POD).ok();
+    ping(POD_IPV6).ok();
+    // In fragments, and as large as a packet can be.
+    exec(&bundle, &format!("ping -c 1 -w 20 -s 60000 {HOST}"));
+    exec(&bundle, &format!("ping -6 -c 1 -w 20 -s 60000 {HOST_IPV6}"));
+}
+
+#[test]
+fn streams_arrive_whole_both_ways_at_once() {
+    const LENGTH: usize = 64 << 20;
+    let wire = Wire::new();
+    let bundle = wire.bundle(&["sleep", "1000"]);
+    start(&bundle);
+    let listen = || {
+        let listener = TcpListener::bind((HOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        (listener, port)
+    };
+    let ((sink, sink_port), (source, source_port)) = wire.as_host(|| (listen(), listen()));
+    let bytes = pattern(LENGTH);
+    std::fs::write(bundle.rootfs().join("bytes"), &bytes).unwrap();
+    let script = format!(
+        "nc {HOST} {sink_port} </bytes & nc {HOST} {source_port} </dev/null >/tmp/got; wait; cmp /bytes /tmp/got && echo same"
+    );
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (mut stream, _) = source.accept().unwrap();
+            stream.write_all(&bytes).unwrap();
+        });
+        let sink = scope.spawn(|| {
+            let (mut stream, _) = sink.accept().unwrap();
+            let mut got = Vec::new();
+            stream.read_to_end(&mut got).unwrap();
+            got == bytes
+        });
+        assert_eq!(exec(&bundle, &script), "same\n");
+        assert!(sink.join().unwrap());
+    });
+}
+
+#[test]
+fn datagrams_and_the_path_mtu() {
+    let wire = Wire::new();
+    wire.on_host("link set peer0 mtu 1300");
+    let bundle = wire.bundle(&["sleep", "1000"]);
+    start(&bundle);
+    let socket = wire.as_host(|| UdpSocket::bind((HOST, 0)).unwrap());
+    socket.set_read_timeout(Some(LIMIT)).unwrap();
+    let port = socket.local_addr().unwrap().port();
+    // Each write is a datagram; the second one needs fragments.
+    exec(
+        &bundle,
+        &format!(
+            "echo small | nc -u -w 1 {HOST} {port}; head -c 9000 /dev/zero | nc -u -w 1 {HOST} {port}"
+        ),
+    );
+    let mut buffer = [0; 65536];
+    let (length, from) = socket.recv_from(&mut buffer).unwrap();
+    assert_eq!(&buffer[..length], b"small\n");
+    assert_eq!(from.ip().to_string(), POD);
+    let mut rest = 9000;
+    while rest > 0 {
+        let (length, _) = socket.recv_from(&mut buffer).unwrap();
+        assert!(
+            length > 1300,
+            "in fragments, not in small datagrams: {length}"
+        );
+        rest -= length;
+    }
+}
+
+#[test]
+fn thousands_of_connections_one_after_the_other() {
+    const CONNECTIONS: usize = 10_000;
+    let wire = Wire::new();
+    let bundle = wire.bundle(&["sh", "-c", "exec nc -lk -p 7 -e true"]);
+    start(&bundle);
+    wire.as_host(|| {
+        let connect = || TcpStream::connect((POD, 7));
+        eventually("the server listens", || connect().is_ok());
+        // The guest forks for each: several at once, so that nobody waits for that alone.
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for number in 0..CONNECTIONS / 4 {
+                        let mut stream = connect().unwrap_or_else(|e| panic!("{number}: {e}"));
+                        stream.set_read_timeout(Some(LIMIT)).unwrap();
+                        let mut rest = Vec::new();
+                        // The server ends the connection.
+                        stream.read_to_end(&mut rest).unwrap();
+                    }
+                });
+            }
+        });
+    });
+    assert_eq!(bundle.status("pod"), "running");
+}
+
+#[test]
+fn two_pods_talk_through_a_bridge() {
+    let bridge = Wire::bare();
+    bridge.on_host("link add br0 type bridge");
+    bridge.on_host("link set br0 up");
+    let plug = |number: u8| {
+        let pod = Wire::bare();
+        let name = format!("port{number}");
+        let (pod_name, host) = (&pod.pod, &bridge.host);
+        ip(
+            host,
+            &format!("link add {name} type veth peer name eth0 netns {pod_name}"),
+        );
+        ip(host, &format!("link set {name} master br0 up"));
+        pod.in_pod("link set eth0 up");
+        pod.in_pod(&format!("addr add 10.90.0.{number}/24 dev eth0"));
+        pod
+    };
+    let (one, two) = (plug(1), plug(2));
+    let server = one.bundle(&[
+        "sh",
+        "-c",
+        "mkdir /www; echo found >/www/page; exec httpd -f -p 80 -h /www",
+    ]);
+    start(&server);
+    let client = two.bundle(&["sleep", "1000"]);
+    start(&client);
+    let get = "until wget -q -O - http://10.90.0.1/page; do sleep 0.2; done";
+    assert_eq!(exec(&client, get), "found\n");
+    assert!(exec(&client, "ping -c 1 -w 20 10.90.0.1").contains("1 packets received"));
+}
+
+#[test]
+fn names_are_resolved_as_resolv_conf_says_also_after_it_has_changed() {
+    let wire = Wire::new();
+    let resolv = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(resolv.path(), "nameserver 192.0.2.1\n").unwrap();
+    let path = resolv.path().to_owned();
+    let bundle = wire.bundle(&["sleep", "1000"]).with(|spec| {
+        let mounts = spec["mounts"].as_array_mut().unwrap();
+        mounts.push(serde_json::json!({
+            "destination": "/etc/resolv.conf", "type": "bind", "source": path, "options": ["rbind", "rw"]
+        }));
+    });
+    start(&bundle);
+    assert_eq!(
+        exec(&bundle, "cat /etc/resolv.conf"),
+        "nameserver 192.0.2.1\n"
+    );
+    // In place, as Docker writes it.
+    std::fs::write(&path, format!("nameserver {HOST}\n")).unwrap();
+    let socket = wire.as_host(|| UdpSocket::bind((HOST, 53)).unwrap());
+    socket
+        .set_read_timeout(Some(Duration::from_millis(100)))
+        .unwrap();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                let mut query = [0; 512];
+                if let Ok((length, from)) = socket.recv_from(&mut query) {
+                    let answer = dns_answer(&query[..length]);
+                    socket.send_to(&answer, from).unwrap();
+                }
+            }
+        });
+        let found = bundle
+            .cloister(["exec", "pod", "nslookup", "-type=a", "name.test"])
+            .run();
+        done.store(true, Ordering::Relaxed);
+        assert!(Finished::out(&found).contains("192.0.2.77"), "{found}");
+    });
+}
+
+/// An answer of one address to a query (RFC 1035).
+fn dns_answer(query: &[u8]) -> Vec<u8> {
+    let mut answer = query.to_vec();
+    // An answer without an error; one record.
+    answer[2..4].copy_from_slice(&[0x81, 0x80]);
+    answer[6..8].copy_from_slice(&[0, 1]);
+    // The name in the question, A, IN, a minute, four bytes.
+    answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
+    answer.extend([192, 0, 2, 77]);
+    answer
+}
