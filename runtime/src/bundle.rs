@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use cloister_protocol::SPEC_MAX;
-use cloister_spec::Spec;
+use cloister_spec::{Problem, Spec};
 use cloister_vmm_api::fs::MAX_EXPORTS;
 use oci_spec::runtime::Mount;
 
@@ -25,6 +25,8 @@ pub struct Bundle {
     pub container: Container,
     /// What the check of the specification passed over.
     pub warnings: Vec<String>,
+    /// What it passed over because callers ask for it by themselves.
+    pub defaults: Vec<Problem>,
 }
 
 /// Why a bundle cannot be run.
@@ -98,6 +100,7 @@ impl Bundle {
         Ok(Self {
             container,
             warnings: spec.warnings().to_vec(),
+            defaults: spec.defaults().to_vec(),
             bytes,
             dir,
         })

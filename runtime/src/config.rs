@@ -22,7 +22,7 @@ enum Kind {
 }
 
 /// Every key.
-const KEYS: [(&str, Kind); 12] = [
+const KEYS: [(&str, Kind); 13] = [
     ("vmm", Kind::Text),
     ("fs", Kind::Text),
     ("kernel", Kind::Text),
@@ -34,6 +34,7 @@ const KEYS: [(&str, Kind); 12] = [
     ("request_timeout_s", Kind::Number),
     ("jail_uid", Kind::Number),
     ("jail_gid", Kind::Number),
+    ("default_apparmor_profile", Kind::Text),
     ("log_level", Kind::Text),
 ];
 
@@ -47,6 +48,17 @@ const DEFAULT_REQUEST_TIMEOUT_S: u64 = 30;
 const DEFAULT_JAIL_ID: u32 = 65534;
 /// A day: longer waits are as good as none, and a deadline must stay representable.
 const MAX_TIMEOUT_S: u64 = 86_400;
+
+/// What becomes of an AppArmor profile that a caller asks for by itself, and that no user has chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DefaultProfile {
+    /// It is passed over with a warning.
+    #[default]
+    Warn,
+    /// It is refused as any other.
+    Refuse,
+}
 
 /// The settings of one run of the command line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +85,8 @@ pub struct Config {
     pub jail_uid: u32,
     /// Its group.
     pub jail_gid: u32,
+    /// What becomes of a caller's own AppArmor profile.
+    pub default_apparmor_profile: DefaultProfile,
     /// What is logged, as [`LevelFilter`] writes it.
     pub log_level: String,
 }
@@ -134,6 +148,7 @@ struct File {
     request_timeout_s: Option<u64>,
     jail_uid: Option<u32>,
     jail_gid: Option<u32>,
+    default_apparmor_profile: Option<String>,
     log_level: Option<String>,
 }
 
@@ -205,6 +220,7 @@ fn overlay(
             "request_timeout_s" => file.request_timeout_s = Some(number),
             "jail_uid" => file.jail_uid = Some(number.try_into().map_err(large)?),
             "jail_gid" => file.jail_gid = Some(number.try_into().map_err(large)?),
+            "default_apparmor_profile" => file.default_apparmor_profile = Some(text.into()),
             _ => file.log_level = Some(text.into()),
         }
     }
@@ -222,6 +238,16 @@ impl File {
                 ),
             });
         }
+        let default_apparmor_profile = match self.default_apparmor_profile.as_deref() {
+            None | Some("warn") => DefaultProfile::Warn,
+            Some("refuse") => DefaultProfile::Refuse,
+            Some(other) => {
+                return Err(ConfigError::Value {
+                    key: "default_apparmor_profile",
+                    message: format!("{other:?} given, warn or refuse possible"),
+                });
+            }
+        };
         Ok(Config {
             vmm: absolute(self.vmm, install.vmm())?,
             fs: absolute(self.fs, install.fs())?,
@@ -242,6 +268,7 @@ impl File {
             )?,
             jail_uid: self.jail_uid.unwrap_or(DEFAULT_JAIL_ID),
             jail_gid: self.jail_gid.unwrap_or(DEFAULT_JAIL_ID),
+            default_apparmor_profile,
             log_level,
         })
     }
@@ -346,6 +373,11 @@ mod tests {
                 None,
                 "configuration key log_level: \"loud\"",
             ),
+            (
+                "default_apparmor_profile = \"load\"",
+                None,
+                "configuration key default_apparmor_profile: \"load\" given, warn or refuse possible",
+            ),
         ] {
             let environment: Vec<_> = environment.into_iter().collect();
             let error = load(text, &environment).unwrap_err().to_string();
@@ -363,6 +395,7 @@ mod tests {
         for (key, kind) in KEYS {
             let value = match kind {
                 Kind::Text if key == "log_level" => "\"warn\"",
+                Kind::Text if key == "default_apparmor_profile" => "\"refuse\"",
                 Kind::Text => "\"/x\"",
                 Kind::Number => "33",
             };

@@ -7,6 +7,8 @@
 //! - a property that asks for nothing that has to be done here is accepted, and the table says why,
 //! - a value of the wrong type, a missing required property, a value that Cloister does not
 //!   know (a mount option, a namespace type, a seccomp action) is an error that names it,
+//! - a value that callers choose by themselves and that cannot be held (their AppArmor profile) is
+//!   listed, and the host decides,
 //! - a property that the specification does not know is ignored with a warning
 //!   (runtime-spec config.md#extensibility).
 //!
@@ -48,6 +50,9 @@ pub struct Checked {
     pub value: Value,
     /// What was passed over.
     pub warnings: Vec<String>,
+    /// What was passed over although it is not held: callers ask for it by themselves, and no user
+    /// has chosen it. The host may refuse it all the same.
+    pub defaults: Vec<Problem>,
 }
 
 /// Checks the bytes of a `config.json`; `file` is its name in messages.
@@ -118,6 +123,7 @@ fn check_against(
     Ok(Checked {
         value,
         warnings: findings.warnings,
+        defaults: findings.defaults,
     })
 }
 
@@ -126,6 +132,7 @@ fn check_against(
 pub struct Spec {
     oci: oci_spec::runtime::Spec,
     warnings: Vec<String>,
+    defaults: Vec<Problem>,
 }
 
 impl Spec {
@@ -157,6 +164,7 @@ impl Spec {
         Ok(Spec {
             oci,
             warnings: checked.warnings,
+            defaults: checked.defaults,
         })
     }
 
@@ -168,6 +176,11 @@ impl Spec {
     /// What was passed over: unknown properties, unknown capabilities.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
+    }
+
+    /// What was passed over because callers ask for it by themselves, see [`Checked::defaults`].
+    pub fn defaults(&self) -> &[Problem] {
+        &self.defaults
     }
 }
 

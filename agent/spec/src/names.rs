@@ -207,12 +207,23 @@ pub(crate) static SECCOMP_FLAGS: Names = Names {
     unknown: Unknown::Invalid,
 };
 
-/// AppArmor profiles. This one is the absence of a profile.
+/// AppArmor profiles. The supported one is the absence of a profile.
 pub(crate) static APPARMOR_PROFILES: Names = Names {
     what: "AppArmor profile",
     supported: &["unconfined"],
     refused: &[],
-    unknown: Unknown::Refused("the guest kernel has no AppArmor"),
+    unknown: Unknown::RefusedUnlessDefault {
+        // Docker; Podman and Buildah; containerd; CRI-O; nerdctl.
+        defaults: &[
+            "docker-default",
+            "containers-default-*",
+            "cri-containerd.apparmor.d",
+            "crio-default",
+            "crio-default-*",
+            "nerdctl-default",
+        ],
+        reason: "the guest kernel has no AppArmor",
+    },
 };
 
 /// Policies of the scheduler (config.md#linux-process).

@@ -138,6 +138,28 @@ pub enum Unknown {
     Warning,
     /// It exists, and is refused for this reason.
     Refused(&'static str),
+    /// As `Refused`, but for names that callers choose by themselves: those are passed over, and
+    /// listed in [`Checked::defaults`](crate::Checked::defaults).
+    RefusedUnlessDefault {
+        /// The names; a `*` at the end stands for a version.
+        defaults: &'static [&'static str],
+        /// Why any other is refused.
+        reason: &'static str,
+    },
+}
+
+/// Whether a name is one of those that callers choose by themselves.
+pub(crate) fn is_default(name: &str, defaults: &[&str]) -> bool {
+    let is_version = |text: &str| {
+        let known = |byte: u8| byte.is_ascii_alphanumeric() || b".+-".contains(&byte);
+        text.starts_with(|c: char| c.is_ascii_digit()) && text.bytes().all(known)
+    };
+    defaults
+        .iter()
+        .any(|default| match default.strip_suffix('*') {
+            Some(prefix) => name.strip_prefix(prefix).is_some_and(is_version),
+            None => name == *default,
+        })
 }
 
 pub(crate) const U16: Shape = Shape::Int(0, u16::MAX as i128);

@@ -147,6 +147,48 @@ fn unknown_properties_and_capabilities_are_warnings_and_are_dropped() {
 }
 
 #[test]
+fn profiles_that_callers_choose_by_themselves_are_listed() {
+    for (profile, is_default) in [
+        ("docker-default", true),
+        ("containers-default-0.57.4", true),
+        ("containers-default-0.58.0-dev", true),
+        ("cri-containerd.apparmor.d", true),
+        ("nerdctl-default", true),
+        ("crio-default", true),
+        ("crio-default-1.31.0", true),
+        ("containers-default-", false),
+        ("containers-default-mine", false),
+        ("containers-default-1 //x", false),
+        ("docker-default-1", false),
+        ("my-docker-default", false),
+    ] {
+        let mut document = base();
+        set(&mut document, "/process/apparmorProfile", json!(profile));
+        let bytes = document.to_string();
+        match check(bytes.as_bytes(), "config.json", Side::Guest) {
+            Ok(checked) => {
+                assert!(is_default, "{profile}");
+                assert_eq!(checked.warnings, [] as [String; 0]);
+                assert_eq!(
+                    checked.defaults,
+                    [Problem {
+                        path: "process.apparmorProfile".into(),
+                        reason: format!(
+                            "{profile:?} is a caller's default AppArmor profile: the guest kernel has no AppArmor"
+                        ),
+                    }]
+                );
+                assert_eq!(checked.value["process"].get("apparmorProfile"), None);
+            }
+            Err(error) => assert!(!is_default, "{profile}: {error}"),
+        }
+        let process = json!({"args": ["a"], "cwd": "/", "apparmorProfile": profile});
+        let checked = check_process(process.to_string().as_bytes(), "process", Side::Host);
+        assert_eq!(checked.is_ok(), is_default, "{profile}");
+    }
+}
+
+#[test]
 fn versions_are_semantic_versions() {
     for good in [
         "1.0.0",

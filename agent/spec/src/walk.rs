@@ -5,7 +5,7 @@ use std::fmt;
 use serde_json::{Map, Value};
 
 use crate::error::Problem;
-use crate::shape::{Field, Names, Shape, Side, Unknown, Verdict};
+use crate::shape::{Field, Names, Shape, Side, Unknown, Verdict, is_default};
 
 /// Where the walk is. Put into words only if there is something to say about it.
 #[derive(Clone, Copy)]
@@ -59,6 +59,8 @@ pub(crate) struct Findings {
     pub(crate) refused: Vec<Problem>,
     /// What was passed over.
     pub(crate) warnings: Vec<String>,
+    /// What was passed over because callers ask for it by themselves.
+    pub(crate) defaults: Vec<Problem>,
     side: Side,
 }
 
@@ -68,6 +70,7 @@ impl Findings {
             invalid: Vec::new(),
             refused: Vec::new(),
             warnings: Vec::new(),
+            defaults: Vec::new(),
             side,
         }
     }
@@ -206,7 +209,16 @@ impl Findings {
         }
         let refused = names.refused.iter().find(|(name, _)| *name == text);
         match (refused.map(|(_, reason)| *reason), names.unknown) {
-            (Some(reason), _) | (None, Unknown::Refused(reason)) => {
+            (None, Unknown::RefusedUnlessDefault { defaults, reason })
+                if is_default(text, defaults) =>
+            {
+                self.defaults.push(Problem {
+                    path: path.to_string(),
+                    reason: format!("{text:?} is a caller's default {}: {reason}", names.what),
+                });
+            }
+            (Some(reason), _)
+            | (None, Unknown::Refused(reason) | Unknown::RefusedUnlessDefault { reason, .. }) => {
                 self.refused(path, format!("{text:?} is refused: {reason}"));
             }
             (None, _) => self.invalid(path, format!("unknown {} {text:?}", names.what)),

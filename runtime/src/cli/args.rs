@@ -335,7 +335,7 @@ pub(crate) struct ExecOptions {
     #[arg(long, value_name = "LABEL")]
     pub(crate) process_label: Option<String>,
 
-    /// AppArmor profile of the process: refused, the guest kernel has no AppArmor
+    /// AppArmor profile of the process: refused but for callers' defaults, the guest kernel has no AppArmor
     #[arg(long, value_name = "PROFILE")]
     pub(crate) apparmor: Option<String>,
 

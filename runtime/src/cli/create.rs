@@ -11,14 +11,14 @@ use cloister::id::ContainerId;
 use cloister::launch::{Job, Launch, Report, Terminal};
 use cloister::logger;
 use cloister::monitor::{EXIT_LOST, vm_config};
-use cloister::paths::KVM;
+use cloister::paths::{KVM, SPEC_FILE};
 use cloister::state::StateDir;
 use cloister::sys::SignalFd;
 
 use super::args::{CreateOptions, RunOptions};
 use super::spawn::{self, Monitor};
 use super::terminal::RawTerminal;
-use super::{Fatal, Globals, absolute, foreground};
+use super::{Fatal, Globals, absolute, foreground, warn};
 
 /// What is done with a container once it stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,9 +71,7 @@ impl Request<'_> {
         refuse_descriptors(options.preserve_fds)?;
         let id = ContainerId::new(&options.id)?;
         let bundle = Bundle::load(&options.bundle, options.config.as_deref(), &globals.root)?;
-        for warning in &bundle.warnings {
-            log::warn!("{warning}");
-        }
+        warn(globals, SPEC_FILE, &bundle.warnings, &bundle.defaults)?;
         self.check_terminal(bundle.container.terminal)?;
         vm_config(&globals.config, &bundle.container)
             .context("the configuration makes no virtual machine")?;

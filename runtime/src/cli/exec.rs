@@ -17,7 +17,7 @@ use super::container::Container;
 use super::create::{connect_console, connect_pidfd, pid_file, refuse_descriptors};
 use super::spawn;
 use super::terminal::RawTerminal;
-use super::{Fatal, Globals, refuse_option};
+use super::{Fatal, Globals, refuse_option, warn};
 
 /// runc's exit code for a program that was not executed.
 const EXIT_NOT_EXECUTED: u8 = 255;
@@ -67,9 +67,10 @@ fn execute(globals: &Globals, options: &ExecOptions) -> Result<u8, Fatal> {
         None => "process".into(),
     };
     let checked = cloister_spec::check_process(&document, &name, Side::Host)?;
-    for warning in &checked.warnings {
-        log::warn!("{warning}");
-    }
+    // What the container was made with has been warned of then.
+    let is_asked = options.process.is_some() || options.apparmor.is_some();
+    let defaults = if is_asked { &*checked.defaults } else { &[] };
+    warn(globals, &name, &checked.warnings, defaults)?;
     let has_terminal = process["terminal"].as_bool().unwrap_or(false);
     check_terminal(options, has_terminal)?;
     let pid_file = options.pid_file.as_deref().map(pid_file).transpose()?;

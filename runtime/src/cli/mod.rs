@@ -32,9 +32,10 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{CommandFactory, Parser};
 use cloister::cgroup::Driver;
-use cloister::config::Config;
+use cloister::config::{Config, DefaultProfile};
 use cloister::logger::{self, LogFormat};
 use cloister::paths::DEFAULT_CONFIG;
+use cloister_spec::Problem;
 use log::LevelFilter;
 
 use args::{Cli, Command};
@@ -186,6 +187,31 @@ fn run(cli: Cli, exec_ns: u64) -> Result<u8, Fatal> {
         Command::Restore(_) => Err(refused("restore")),
         Command::Other(words) => Err(unknown(&words)),
     }
+}
+
+/// Says what the check of a document passed over; what callers ask for by themselves may be refused.
+fn warn(
+    globals: &Globals,
+    file: &str,
+    warnings: &[String],
+    defaults: &[Problem],
+) -> Result<(), cloister_spec::Error> {
+    for warning in warnings {
+        log::warn!("{warning}");
+    }
+    if defaults.is_empty() {
+        return Ok(());
+    }
+    if globals.config.default_apparmor_profile == DefaultProfile::Refuse {
+        return Err(cloister_spec::Error::Refused {
+            file: file.to_owned(),
+            problems: defaults.to_vec(),
+        });
+    }
+    for default in defaults {
+        log::warn!("{default}; it is not loaded, the virtual machine confines the container");
+    }
+    Ok(())
 }
 
 /// Where any words may follow, an option that is none would be taken for the first of them.

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::args::UpdateOptions;
 use super::container::Container;
-use super::{Fatal, Globals};
+use super::{Fatal, Globals, warn};
 
 /// More than any resources object.
 const MAX: u64 = 1 << 20;
@@ -27,9 +27,7 @@ pub(crate) fn update(globals: &Globals, options: &UpdateOptions) -> Result<u8, F
     };
     let document = serde_json::to_vec(&resources)?;
     let checked = cloister_spec::check_resources(&document, &name, Side::Host)?;
-    for warning in &checked.warnings {
-        log::warn!("{warning}");
-    }
+    warn(globals, &name, &checked.warnings, &checked.defaults)?;
     container.ask(async |agent| agent.update(id, document).await)??;
     // After the guest, which refuses more.
     if let Some(cgroup) = &container.state.cgroup {

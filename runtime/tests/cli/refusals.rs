@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::harness::Setup;
+use super::harness::{Setup, finish};
 
 #[track_caller]
 fn refused(setup: &Setup, args: &[&str], parts: &[&str]) {
@@ -70,6 +70,37 @@ fn fields_that_cannot_be_held_are_named() {
         &setup,
         &["run", "x"],
         &["mounts[0].source", "/nonexistent/source"],
+    );
+}
+
+#[test]
+fn a_callers_default_profile_is_passed_over_with_one_warning_or_refused() {
+    let profile = "containers-default-0.57.4";
+    let setup = Setup::new(&["say", "out", "", "0"])
+        .with(|spec| spec["process"]["apparmorProfile"] = profile.into());
+    let finished = setup.run(&["run", "x"]);
+    let warning = "level=warning msg=\"process.apparmorProfile: \\\"containers-default-0.57.4\\\" is a \
+                   caller's default AppArmor profile: the guest kernel has no AppArmor; it is not loaded, the \
+                   virtual machine confines the container\"";
+    assert_eq!(finished.err.matches(warning).count(), 1, "{finished:?}");
+    assert_eq!(finished.ok(), "out");
+
+    let mut refusing = setup.command(&["run", "x"]);
+    refusing.env("CLOISTER_DEFAULT_APPARMOR_PROFILE", "refuse");
+    finish(refusing.spawn().unwrap(), b"").fails(
+        1,
+        &[
+            "cloister run failed: config.json: process.apparmorProfile: ",
+            profile,
+        ],
+    );
+    setup.assert_nothing_left("x");
+
+    let setup = setup.with(|spec| spec["process"]["apparmorProfile"] = "mine".into());
+    refused(
+        &setup,
+        &["run", "x"],
+        &["process.apparmorProfile: \\\"mine\\\" is refused: the guest kernel has no AppArmor"],
     );
 }
 

@@ -219,6 +219,25 @@ fn what_cannot_be_executed_is_named_and_leaves_nothing() {
 }
 
 #[test]
+fn a_callers_default_profile_is_warned_of_where_it_is_asked_for() {
+    let bundle = Bundle::new(&["sleep", "1000"])
+        .with(|spec| spec["process"]["apparmorProfile"] = "docker-default".into());
+    bundle.command("run", &["--detach"], "test").run().ok();
+    let warning = "is a caller's default AppArmor profile";
+    let own = exec(&bundle, &["--apparmor", "nerdctl-default", "test", "true"]);
+    assert_eq!(own.err().matches(warning).count(), 1, "{own:?}");
+    let process = bundle.scratch("process.json");
+    let text =
+        r#"{"args": ["/bin/true"], "cwd": "/", "apparmorProfile": "cri-containerd.apparmor.d"}"#;
+    fs::write(&process, text).unwrap();
+    let own = exec(&bundle, &["-p", process.to_str().unwrap(), "test"]);
+    assert_eq!(own.err().matches(warning).count(), 1, "{own:?}");
+    // The container was warned of.
+    let inherited = exec(&bundle, &["test", "true"]);
+    assert_eq!(inherited.err(), "");
+}
+
+#[test]
 fn a_container_that_was_created_takes_further_processes() {
     let bundle = Bundle::new(&["sleep", "1000"]);
     bundle.command("create", &[], "test").run().ok();

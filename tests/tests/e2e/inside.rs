@@ -229,7 +229,7 @@ fn what_cannot_be_held_is_refused_by_name() {
     type Change = fn(&mut Value);
     let cases: [(&str, Change); 7] = [
         ("process.apparmorProfile", |s| {
-            s["process"]["apparmorProfile"] = "docker-default".into()
+            s["process"]["apparmorProfile"] = "my-profile".into()
         }),
         ("process.selinuxLabel", |s| {
             s["process"]["selinuxLabel"] = "system_u:system_r".into()

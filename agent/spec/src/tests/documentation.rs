@@ -151,6 +151,15 @@ fn values(page: &mut String, names: &Names) {
     let mut sorted = names.supported.to_vec();
     sorted.sort_unstable();
     let supported: Vec<String> = sorted.iter().map(|name| format!("`{name}`")).collect();
+    let mut supported = supported.join(" ");
+    if let Unknown::RefusedUnlessDefault { defaults, .. } = names.unknown {
+        let defaults: Vec<String> = defaults.iter().map(|name| format!("`{name}`")).collect();
+        let _ = write!(
+            supported,
+            ", and with a warning what callers choose by themselves: {}",
+            defaults.join(" ")
+        );
+    }
     let mut refused: Vec<String> = names
         .refused
         .iter()
@@ -159,13 +168,15 @@ fn values(page: &mut String, names: &Names) {
     match names.unknown {
         Unknown::Invalid => {}
         Unknown::Warning => refused.push("any other is dropped with a warning".into()),
-        Unknown::Refused(reason) => refused.push(format!("any other: {reason}")),
+        Unknown::Refused(reason) | Unknown::RefusedUnlessDefault { reason, .. } => {
+            refused.push(format!("any other: {reason}"));
+        }
     }
     let _ = writeln!(
         page,
         "| {} | {} | {} |",
         names.what,
-        supported.join(" "),
+        supported,
         refused.join("; ")
     );
 }

@@ -189,7 +189,9 @@ fn a_name_that_is_refused_or_unknown_names_its_field() {
                 problem.path == path
                     && problem.reason == format!("unknown {} \"nonsense\"", names.what)
             }),
-            Unknown::Refused(_) => found.refused.iter().any(|problem| problem.path == path),
+            Unknown::Refused(_) | Unknown::RefusedUnlessDefault { .. } => {
+                found.refused.iter().any(|problem| problem.path == path)
+            }
         };
         assert!(named, "{path}: {:?} {:?}", found.invalid, found.warnings);
     });
