@@ -74,6 +74,8 @@ pub struct State {
     pub vmm: Option<ProcessId>,
     /// The process of its own file server.
     pub fs: Option<ProcessId>,
+    /// The size of its own virtual machine.
+    pub vm: Option<VmSize>,
     /// Its cgroup on this machine, if it has one.
     pub cgroup: Option<SandboxCgroup>,
     /// Its network namespace, if its own virtual machine is connected to one.
@@ -90,6 +92,16 @@ pub struct State {
 pub struct NetworkPlace {
     /// The namespace's path, absolute; `None` if it is the monitor's own and ends with it.
     pub path: Option<PathBuf>,
+}
+
+/// What a virtual machine was made with, and keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmSize {
+    /// The guest's memory, in MiB.
+    pub memory_mib: u32,
+    /// Its processors.
+    pub vcpus: u8,
 }
 
 /// What hooks are told of a container (runtime.md#state).
@@ -445,6 +457,20 @@ impl StateDir {
             (Some(sandbox), Some(root)) => root.join(sandbox),
             _ => self.paths.dir().to_owned(),
         }
+    }
+
+    /// The size of the virtual machine that the container is in.
+    ///
+    /// # Errors
+    /// If the container whose machine it is cannot be read.
+    pub fn vm_size(&self, state: &State) -> Result<Option<VmSize>, StateError> {
+        let Some(sandbox) = &state.sandbox else {
+            return Ok(state.vm);
+        };
+        let (Ok(id), Some(root)) = (ContainerId::new(sandbox), self.paths.dir().parent()) else {
+            return Ok(None);
+        };
+        Ok(Self::open(root, &id)?.load()?.vm)
     }
 
     /// The processes that stand for what was executed in the container.

@@ -187,6 +187,9 @@ pub(crate) enum Command {
     },
 
     /// Change the limits of a container
+    ///
+    /// Its virtual machine keeps the memory and the processors that it was made with: a limit beyond
+    /// them holds, and a warning says what there is.
     Update(Box<UpdateOptions>),
 
     /// Print what a container uses, and when it is out of memory, as JSON

@@ -4,6 +4,7 @@ use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, anyhow, bail};
+use cloister::monitor::beyond;
 use cloister_spec::Side;
 use serde_json::{Map, Value, json};
 
@@ -29,9 +30,16 @@ pub(crate) fn update(globals: &Globals, options: &UpdateOptions) -> Result<u8, F
     let checked = cloister_spec::check_resources(&document, &name, Side::Host)?;
     warn(globals, &name, &checked.warnings, &checked.defaults)?;
     container.ask(async |agent| agent.update(id, document).await)??;
+    let resources = serde_json::from_value(checked.value)?;
     // After the guest, which refuses more.
     if let Some(cgroup) = &container.state.cgroup {
-        cgroup.update(&serde_json::from_value(checked.value)?)?;
+        cgroup.update(&resources)?;
+    }
+    // The limit holds, and what it allows cannot be had.
+    if let Some(size) = container.dir.vm_size(&container.state)? {
+        for limit in beyond(size, &resources) {
+            log::warn!("container {id}: {name}: {limit}");
+        }
     }
     Ok(0)
 }

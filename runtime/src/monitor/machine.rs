@@ -17,16 +17,18 @@ use cloister_protocol::{LOG_PORT, READY_PORT};
 use cloister_vmm_api::fs::{self, Export, ServeConfig};
 use cloister_vmm_api::{
     API_VERSION, CONTROL_FD, Channel, ChannelError, ConfigError, FdRole, FsConfig, JailConfig,
-    MAX_VCPUS, Request, VmConfig, VsockConfig,
+    Request, VmConfig, VsockConfig,
 };
 use oci_spec::runtime::LinuxResources;
 use rustix::io::DupFlags;
 
+use super::size::{self, MIB};
 use crate::cgroup::Overhead;
 use crate::config::Config;
 use crate::launch::{Bind, Container};
 use crate::paths::{ContainerPaths, KVM, VSOCK_SOCKET, through_fd};
 use crate::process::ProcessId;
+use crate::state::VmSize;
 
 /// The name of the file system device, and of the root file system in it.
 pub(crate) const SHARE_TAG: &str = "cloister";
@@ -44,25 +46,21 @@ pub(crate) fn bind_name(bind: &Bind) -> String {
     format!("m{}", bind.index)
 }
 
-/// What the guest needs for itself when its memory is measured by the container's limit, in MiB:
-/// its kernel, the agent, and what they cache.
-const GUEST_MIB: u64 = 64;
 /// What the processes around the guest's memory need at most, in bytes: monitors, VMM, file server.
 const PROCESSES_BYTES: u64 = 64 << 20;
 /// How many tasks they are at most, with the monitors of executed processes.
 const TASKS: u64 = 1024;
-const MIB: u64 = 1 << 20;
-
 /// What a virtual machine for a container is made from, checked. Its memory and processors are
 /// those of the configuration, or more if the container may use more.
 ///
 /// # Errors
 /// The setting that does not hold, by name.
 pub fn vm_config(config: &Config, container: &Container) -> Result<VmConfig, ConfigError> {
+    let size = size::of(config, container.resources.as_ref());
     let vm = VmConfig {
         api_version: API_VERSION,
-        vcpus: vcpus(config, container),
-        memory_mib: memory_mib(config, container),
+        vcpus: size.vcpus,
+        memory_mib: size.memory_mib,
         cmdline: config.kernel_cmdline.clone(),
         vsock: VsockConfig {
             guest_cid: GUEST_CID,
@@ -80,48 +78,6 @@ pub fn vm_config(config: &Config, container: &Container) -> Result<VmConfig, Con
     Ok(vm)
 }
 
-/// The container's limit of memory, in bytes, if it has one.
-fn memory_limit(container: &Container) -> Option<u64> {
-    let resources = container.resources.as_ref()?;
-    let limit = resources.memory().as_ref()?.limit()?;
-    u64::try_from(limit).ok().filter(|&limit| limit > 0)
-}
-
-fn memory_mib(config: &Config, container: &Container) -> u32 {
-    let Some(limit) = memory_limit(container) else {
-        return config.memory_mib;
-    };
-    // More than the machine has is of no use to a guest.
-    let info = rustix::system::sysinfo();
-    let machine = info.totalram.saturating_mul(info.mem_unit.into()) / MIB;
-    let wanted = (limit.div_ceil(MIB) + GUEST_MIB).min(machine);
-    u32::try_from(wanted)
-        .unwrap_or(u32::MAX)
-        .max(config.memory_mib)
-}
-
-/// As many processors as the quota pays for, as far as the machine has them.
-fn vcpus(config: &Config, container: &Container) -> u8 {
-    let cpu = container.resources.as_ref().and_then(|r| r.cpu().as_ref());
-    let quota = cpu.and_then(|cpu| cpu.quota()).unwrap_or(0);
-    let period = cpu
-        .and_then(|cpu| cpu.period())
-        .filter(|&period| period > 0);
-    let Some(quota) = u64::try_from(quota).ok().filter(|&quota| quota > 0) else {
-        return config.vcpus;
-    };
-    let paid = quota.div_ceil(period.unwrap_or(DEFAULT_PERIOD_US));
-    let machine = std::thread::available_parallelism().map_or(1, usize::from);
-    let wanted = paid.min(machine as u64);
-    u8::try_from(wanted)
-        .unwrap_or(u8::MAX)
-        .min(MAX_VCPUS)
-        .max(config.vcpus)
-}
-
-/// The kernel's default period of a CPU quota, in microseconds.
-const DEFAULT_PERIOD_US: u64 = 100_000;
-
 /// What the processes of a sandbox may use beyond what the workload may: all of the guest's
 /// memory, for it caches what it can, and what is around it.
 pub(crate) fn overhead(config: &Config, container: &Container) -> Result<Overhead, MachineError> {
@@ -131,7 +87,8 @@ pub(crate) fn overhead(config: &Config, container: &Container) -> Result<Overhea
         Some(_) => 0,
         None => u64::from(vm.memory_mib) * MIB,
     };
-    let limit = memory_limit(container).unwrap_or(0);
+    let resources = container.resources.as_ref();
+    let limit = resources.and_then(size::memory_limit).unwrap_or(0);
     Ok(Overhead {
         memory_bytes: guest.saturating_sub(limit) + PROCESSES_BYTES,
         pids: TASKS,
@@ -289,6 +246,7 @@ impl Drop for Worker {
 pub(crate) struct Machine {
     pub(crate) vmm: Worker,
     pub(crate) fs: Worker,
+    pub(crate) size: VmSize,
 }
 
 impl Machine {
@@ -301,6 +259,10 @@ impl Machine {
         slot: &mut ControlSlot,
     ) -> Result<Self, MachineError> {
         let vm = vm_config(config, container).map_err(MachineError::Config)?;
+        let size = VmSize {
+            memory_mib: vm.memory_mib,
+            vcpus: vm.vcpus,
+        };
         let kvm = open("the hypervisor", Path::new(KVM), true)?;
         let kernel = open("the guest kernel", &config.kernel, false)?;
         let initramfs = open("the initramfs", &config.initramfs, false)?;
@@ -342,7 +304,7 @@ impl Machine {
             },
         };
         fs.send("cloister-fs", &serve, &fds)?;
-        Ok(Self { vmm, fs })
+        Ok(Self { vmm, fs, size })
     }
 
     /// Ends both processes without waiting for them.

@@ -24,6 +24,7 @@ mod machine;
 mod network;
 mod resolver;
 mod signals;
+mod size;
 mod stdio;
 mod streams;
 mod terminal;
@@ -43,6 +44,7 @@ use tokio::sync::mpsc;
 pub use exec::exec_in_foreground;
 pub use guest::clean_up_guest;
 pub use machine::vm_config;
+pub use size::beyond;
 
 use self::exec::ExecParts;
 use self::failure::Failure;
@@ -565,6 +567,7 @@ impl Monitor {
             sandbox: container.sandbox.clone(),
             vmm: machine.map(|machine| machine.vmm.id),
             fs: machine.map(|machine| machine.fs.id),
+            vm: machine.map(|machine| machine.size),
             cgroup,
             hooks: container.hooks.clone(),
             network: has_network(container).then(|| NetworkPlace {

@@ -18,6 +18,10 @@ pub(crate) fn state(id: &str) -> State {
         sandbox: None,
         vmm: Some(me),
         fs: Some(me),
+        vm: Some(VmSize {
+            memory_mib: 128,
+            vcpus: 1,
+        }),
         cgroup: None,
         network: None,
         hooks: None,

@@ -167,6 +167,27 @@ fn limits_can_be_changed() {
         .run()
         .ok();
     assert_eq!(read("memory.max"), "50331648");
+    // What the virtual machine does not have is told.
+    let more = [
+        "--memory",
+        "4g",
+        "--cpu-period",
+        "100000",
+        "--cpu-quota",
+        "300000",
+    ];
+    let raised = bundle.cloister(["update"]).args(more).args(["test"]).run();
+    let raised = raised.fails(
+        0,
+        &[
+            "memory.limit: 4294967296 bytes are more than the virtual machine",
+            "keeps: 128 MiB",
+            "cpu.quota: time of 3 processors",
+            "keeps: 1",
+        ],
+    );
+    assert_eq!(raised.err().lines().count(), 2, "{raised}");
+    assert_eq!(read("memory.max"), (4_u64 << 30).to_string());
     for (args, expected) in [
         (&["--memory", "lots"][..], "invalid value for --memory"),
         (&["--memory", "1q"], "invalid value for --memory"),
