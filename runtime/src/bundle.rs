@@ -5,12 +5,12 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use cloister_protocol::SPEC_MAX;
-use cloister_spec::{Problem, Spec};
+use cloister_spec::{MountOption, Problem, Spec, mount_option};
 use cloister_vmm_api::fs::MAX_EXPORTS;
-use oci_spec::runtime::Mount;
+use oci_spec::runtime::{Linux, LinuxIdMapping, Mount};
 
 use crate::hooks::{self, HookError, Kind};
-use crate::launch::{Bind, Container};
+use crate::launch::{Bind, Container, IdMap};
 use crate::namespaces::{NamespaceError, Placement};
 use crate::paths::SPEC_FILE;
 
@@ -159,7 +159,7 @@ fn container(
         oci_version: spec.version().clone(),
         rootfs,
         annotations,
-        binds: binds(dir, spec.mounts().as_deref().unwrap_or_default())?,
+        binds: binds(dir, spec)?,
         new_namespaces: placement.new,
         network: placement.network,
         sandbox: placement.sandbox,
@@ -171,7 +171,8 @@ fn container(
     })
 }
 
-fn binds(dir: &Path, mounts: &[Mount]) -> Result<Vec<Bind>, BundleError> {
+fn binds(dir: &Path, spec: &oci_spec::runtime::Spec) -> Result<Vec<Bind>, BundleError> {
+    let mounts = spec.mounts().as_deref().unwrap_or_default();
     let mut binds = Vec::new();
     for (position, (mount, index)) in mounts.iter().zip(0..).enumerate() {
         if !is_bind(mount) {
@@ -194,12 +195,45 @@ fn binds(dir: &Path, mounts: &[Mount]) -> Result<Vec<Bind>, BundleError> {
             source,
             destination: mount.destination().clone(),
             readonly: has_option(mount, &["ro", "rro"]),
+            id_map: id_map(mount, spec.linux().as_ref()),
         });
     }
     if binds.len() >= MAX_EXPORTS {
         return Err(BundleError::TooManyBinds { count: binds.len() });
     }
     Ok(binds)
+}
+
+/// The mappings of a mount's own, or by an option those of the container
+/// (config.md#posix-platform-mounts, #linux-mount-options).
+fn id_map(mount: &Mount, linux: Option<&Linux>) -> Option<IdMap> {
+    let options = mount.options().as_deref().unwrap_or_default();
+    // The last one counts.
+    let asked = options
+        .iter()
+        .rev()
+        .find_map(|option| match mount_option(option) {
+            Some(MountOption::IdMap { recursive }) => Some(recursive),
+            _ => None,
+        });
+    let tuples = |mappings: &Option<Vec<LinuxIdMapping>>| -> Vec<_> {
+        let mappings = mappings.iter().flatten();
+        mappings
+            .map(|map| (map.container_id(), map.host_id(), map.size()))
+            .collect()
+    };
+    let mut uids = tuples(mount.uid_mappings());
+    let mut gids = tuples(mount.gid_mappings());
+    if uids.is_empty() && gids.is_empty() {
+        asked?;
+        uids = tuples(linux?.uid_mappings());
+        gids = tuples(linux?.gid_mappings());
+    }
+    Some(IdMap {
+        uids,
+        gids,
+        recursive: asked.unwrap_or(false),
+    })
 }
 
 /// config.md#mounts: with `bind` or `rbind` among its options a mount is a bind mount, whatever

@@ -159,6 +159,20 @@ pub struct Bind {
     pub destination: PathBuf,
     /// Whether it must not be written to.
     pub readonly: bool,
+    /// How its ids are mapped, if they are.
+    pub id_map: Option<IdMap>,
+}
+
+/// Mappings of ids: each from an id in the source to one that is seen, and how many.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IdMap {
+    /// Those of users.
+    pub uids: Vec<(u32, u32, u32)>,
+    /// Those of groups.
+    pub gids: Vec<(u32, u32, u32)>,
+    /// Whether the mounts below get them too.
+    pub recursive: bool,
 }
 
 /// How the terminal of a container is wired.

@@ -5,6 +5,7 @@
 )]
 
 pub mod bpf;
+pub mod user_namespace;
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -301,6 +302,14 @@ pub fn set_mount_attributes(
         propagation,
         userns_fd: 0,
     };
+    set_attributes(mount, &attributes, recursive)
+}
+
+fn set_attributes(
+    mount: &impl AsFd,
+    attributes: &libc::mount_attr,
+    recursive: bool,
+) -> io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is NUL-terminated, the attributes are of the size given, and both outlive
     // the call.
@@ -310,7 +319,7 @@ pub fn set_mount_attributes(
             mount.as_fd().as_raw_fd(),
             c"".as_ptr(),
             flags,
-            &raw const attributes,
+            std::ptr::from_ref(attributes),
             size_of::<libc::mount_attr>(),
         )
     };

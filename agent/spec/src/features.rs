@@ -75,8 +75,7 @@ pub fn features() -> Value {
             },
             "memoryPolicy": { "modes": MEMORY_POLICY_MODES.supported, "flags": [] },
             "mountExtensions": {
-                // Callers ask about directories of the host, and these cannot be mapped in the guest.
-                "idmap": { "enabled": false },
+                "idmap": { "enabled": enforced(&["mounts", "uidMappings"]) },
             },
             "netDevices": { "enabled": enforced(&["linux", "netDevices"]) },
         },

@@ -85,15 +85,15 @@ const MOUNT: &[Field] = &[
     both("source", Shape::Str),
     both("type", Shape::Str).note("file systems that the kernel makes from nothing, see below"),
     both("options", STRINGS).note("each option has a verdict of its own, see below"),
-    guest("uidMappings", Shape::List(&Shape::Object(ID_MAPPING)))
-        .note("an error for a directory of the host, which the guest's kernel cannot map"),
-    guest("gidMappings", Shape::List(&Shape::Object(ID_MAPPING))),
+    both("uidMappings", Shape::List(&Shape::Object(ID_MAPPING)))
+        .note("of a bind mount on the host, of a new file system in the guest"),
+    both("gidMappings", Shape::List(&Shape::Object(ID_MAPPING))),
 ];
 
 const ID_MAPPING: &[Field] = &[
-    guest("containerID", ID).required(),
-    guest("hostID", ID).required(),
-    guest("size", Shape::Int(1, u32::MAX as i128)).required(),
+    both("containerID", ID).required(),
+    both("hostID", ID).required(),
+    both("size", Shape::Int(1, u32::MAX as i128)).required(),
 ];
 
 const HOOKS: &[Field] = &[

@@ -228,6 +228,10 @@ fn features_agree_with_the_checks() {
     assert_eq!(features["linux"]["apparmor"]["enabled"], json!(false));
     assert_eq!(features["linux"]["seccomp"]["enabled"], json!(true));
     assert_eq!(
+        features["linux"]["mountExtensions"]["idmap"]["enabled"],
+        json!(true)
+    );
+    assert_eq!(
         features["linux"]["memoryPolicy"],
         json!({"modes": ["MPOL_DEFAULT", "MPOL_LOCAL"], "flags": []})
     );

@@ -76,14 +76,21 @@ pub(crate) fn detach(server: ProcessId, prefix: String) -> io::Result<()> {
     })
 }
 
-/// Clones the mounts that a descriptor leads to; tells whether it is a directory.
+/// Clones the mounts that a descriptor leads to, or takes the clone that it is; tells whether it is a
+/// directory.
 fn clone(export: &Export, source: &OwnedFd) -> io::Result<(OwnedFd, bool)> {
     let stat = statat(source, c"", AtFlags::EMPTY_PATH)?;
     let read_only = match export.readonly {
         true => libc::MOUNT_ATTR_RDONLY,
         false => 0,
     };
-    let clone = sys::clone_mounts(source, c"", RESTRICTED | read_only)?;
+    let attributes = RESTRICTED | read_only;
+    let clone = if export.detached {
+        sys::set_mount_attributes(source, attributes, 0, libc::MS_PRIVATE, true)?;
+        source.try_clone()?
+    } else {
+        sys::clone_mounts(source, c"", attributes)?
+    };
     let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
     Ok((clone, is_directory))
 }
@@ -198,6 +205,7 @@ mod tests {
         let export = |name: &str, readonly| Export {
             name: name.into(),
             readonly,
+            detached: false,
         };
         let exports = vec![export("p-dir", false), export("p-file", true)];
         let sources = || {

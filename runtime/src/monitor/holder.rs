@@ -8,7 +8,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
@@ -18,7 +18,8 @@ use rustix::mount::{
 use rustix::process::{fchdir, pivot_root};
 
 use super::failure::Failure;
-use crate::launch::Container;
+use super::idmap;
+use crate::launch::{Bind, Container};
 use crate::namespaces;
 use crate::sys;
 
@@ -101,17 +102,14 @@ impl Holder {
     /// have to be there.
     pub(crate) fn enter_root(&self, container: &Container) -> Result<(), Failure> {
         let rootfs = container.rootfs.clone();
-        let binds = container.binds.iter();
-        let binds: Vec<_> = binds
-            .map(|bind| (bind.source.clone(), bind.destination.clone(), bind.readonly))
-            .collect();
+        let binds = container.binds.clone();
         self.ask(Box::new(move || {
             enter_root(&rootfs, &binds).map_err(Failure::Own)
         }))
     }
 }
 
-fn enter_root(rootfs: &Path, binds: &[(PathBuf, PathBuf, bool)]) -> io::Result<()> {
+fn enter_root(rootfs: &Path, binds: &[Bind]) -> io::Result<()> {
     let clone = |path: &Path, readonly| {
         let read_only = if readonly { libc::MOUNT_ATTR_RDONLY } else { 0 };
         sys::clone_mounts(CWD, path, RESTRICTED | read_only)
@@ -119,7 +117,11 @@ fn enter_root(rootfs: &Path, binds: &[(PathBuf, PathBuf, bool)]) -> io::Result<(
     let root = clone(rootfs, false)?;
     let clones = binds
         .iter()
-        .map(|(source, destination, readonly)| Ok((clone(source, *readonly)?, destination)))
+        .map(|bind| {
+            let clone = clone(&bind.source, bind.readonly)?;
+            idmap::apply(bind, &clone).map_err(io::Error::other)?;
+            Ok((clone, &bind.destination))
+        })
         .collect::<io::Result<Vec<_>>>()?;
     sys::own_mounts()?;
     mount_change(

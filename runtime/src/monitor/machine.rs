@@ -22,6 +22,7 @@ use cloister_vmm_api::{
 use oci_spec::runtime::LinuxResources;
 use rustix::io::DupFlags;
 
+use super::idmap::{self, IdMapError};
 use super::size::{self, MIB};
 use crate::cgroup::Overhead;
 use crate::config::Config;
@@ -29,6 +30,7 @@ use crate::launch::{Bind, Container};
 use crate::paths::{ContainerPaths, KVM, VSOCK_SOCKET, through_fd};
 use crate::process::ProcessId;
 use crate::state::VmSize;
+use crate::sys;
 
 /// The name of the file system device, and of the root file system in it.
 pub(crate) const SHARE_TAG: &str = "cloister";
@@ -120,6 +122,11 @@ pub(crate) enum MachineError {
     Spawn(PathBuf, #[source] io::Error),
     #[error("cannot share directories with the sandbox")]
     Attach(#[source] io::Error),
+    #[error("cannot clone the mounts at {}", .0.display())]
+    Clone(PathBuf, #[source] io::Error),
+    /// It names the mount, which is all that has to be said.
+    #[error(transparent)]
+    IdMap(#[from] IdMapError),
     #[error("cannot speak to {program}")]
     Channel {
         program: &'static str,
@@ -359,6 +366,7 @@ pub(crate) fn exports(container: &Container) -> Result<(Vec<Export>, Vec<OwnedFd
     let rootfs = Export {
         name: ROOTFS_NAME.into(),
         readonly: false,
+        detached: false,
     };
     let mut exports = vec![rootfs];
     let mut fds = vec![open_path("the root file system", &container.rootfs)?];
@@ -366,8 +374,18 @@ pub(crate) fn exports(container: &Container) -> Result<(Vec<Export>, Vec<OwnedFd
         exports.push(Export {
             name: bind_name(bind),
             readonly: bind.readonly,
+            detached: bind.id_map.is_some(),
         });
-        fds.push(open_path("the source of a mount", &bind.source)?);
+        let source = open_path("the source of a mount", &bind.source)?;
+        fds.push(match bind.id_map {
+            None => source,
+            Some(_) => {
+                let clone = sys::clone_mounts(&source, c"", 0);
+                let clone = clone.map_err(|e| MachineError::Clone(bind.source.clone(), e))?;
+                idmap::apply(bind, &clone)?;
+                clone
+            }
+        });
     }
     Ok((exports, fds))
 }

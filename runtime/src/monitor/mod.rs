@@ -19,6 +19,7 @@ mod failure;
 mod guest;
 mod holder;
 mod hooks;
+mod idmap;
 mod life;
 mod machine;
 mod network;

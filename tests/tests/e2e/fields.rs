@@ -2,10 +2,12 @@
 //! What the guest does alone has its tests in `agent/container`, on any kernel.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt, chown};
+use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::harness::Bundle;
+use super::harness::{Bundle, Cmd};
 
 /// Runs a script in a container whose specification was changed; gives its output's lines.
 fn see(script: &str, change: impl FnOnce(&mut Value)) -> Vec<String> {
@@ -46,17 +48,78 @@ fn ids_of_mounts() {
         }));
     });
     assert_eq!(lines, ["2000 2001"]);
-    let bundle = Bundle::sh("true");
+}
+
+/// A file system whose ids the host's kernel can map.
+fn tmpfs(at: &Path) {
+    let mount = Cmd::new("mount").args(["-t", "tmpfs", "-o", "mode=777", "tmpfs"]);
+    mount.args([at]).run().ok();
+}
+
+/// Those of a directory of the host are mapped there, before it is shared.
+#[test]
+fn ids_of_bind_mounts() {
+    let mapping = |from: u32, to: u32| json!([{"containerID": from, "hostID": to, "size": 10}]);
+    let bundle = Bundle::new(&["sleep", "1000"]);
+    // Not every file system can be mapped.
     let data = bundle.scratch("data");
     fs::create_dir(&data).expect("data");
+    tmpfs(&data);
+    fs::write(data.join("file"), "").expect("file");
+    chown(data.join("file"), Some(1000), Some(1001)).expect("chown");
+    let ids = |file: &str| {
+        let metadata = fs::metadata(data.join(file)).expect("the file");
+        (metadata.uid(), metadata.gid())
+    };
     let bundle = bundle.with(|spec| {
+        spec["process"]["user"] = json!({"uid": 2003, "gid": 2004});
         let mounts = spec["mounts"].as_array_mut().expect("mounts");
         mounts.push(json!({
             "destination": "/data", "source": data, "options": ["bind", "idmap"],
+            "uidMappings": mapping(1000, 2000), "gidMappings": mapping(1000, 2000),
+        }));
+        mounts.push(json!({"destination": "/plain", "source": data, "options": ["bind", "ro"]}));
+    });
+    bundle.command("run", &["--detach"], "test").run().ok();
+    let script =
+        "stat -c '%u %g' /data/file /plain/file; echo text >/data/new; stat -c '%u %g' /data/new";
+    let seen = bundle.cloister(["exec", "test", "sh", "-c", script]).run();
+    assert_eq!(seen.ok(), "2000 2001\n1000 1001\n2003 2004\n");
+    assert_eq!(ids("new"), (1003, 1004));
+    // And so are they for those who look from outside.
+    let pid = bundle.state("test")["pid"].to_string();
+    let outside = fs::metadata(format!("/proc/{pid}/root/data/file")).expect("the file");
+    assert_eq!((outside.uid(), outside.gid()), (2000, 2001));
+    bundle.cloister(["delete", "--force", "test"]).run().ok();
+    // By the container's mappings, for which its option asks.
+    let mapped = Bundle::sh("stat -c '%u %g' /data/root").with(|spec| {
+        let namespaces = spec["linux"]["namespaces"].as_array_mut();
+        namespaces
+            .expect("namespaces")
+            .push(json!({"type": "user"}));
+        let mapping = json!([{"containerID": 0, "hostID": 100_000, "size": 5000}]);
+        spec["linux"]["uidMappings"] = mapping.clone();
+        spec["linux"]["gidMappings"] = mapping;
+        spec["mounts"].as_array_mut().expect("mounts").push(json!({
+            "destination": "/data", "source": data, "options": ["rbind", "ridmap"],
+        }));
+    });
+    fs::write(data.join("root"), "").expect("file");
+    Cmd::new("chown")
+        .args(["-R", "100000:100000"])
+        .args([&mapped.rootfs()])
+        .run()
+        .ok();
+    assert_eq!(mapped.run().ok(), "0 0\n");
+    Cmd::new("umount").args([&data]).run().ok();
+
+    let bundle = Bundle::sh("true").with(|spec| {
+        spec["mounts"].as_array_mut().expect("mounts").push(json!({
+            "destination": "/data", "source": "/proc", "options": ["bind", "idmap"],
             "uidMappings": mapping(1000, 2000), "gidMappings": mapping(1001, 2001),
         }));
     });
-    let reason = "uidMappings: map the ids of the mount: a directory of the host cannot be id-mapped in the virtual machine";
+    let reason = "mounts[7]: /proc: its file system cannot be id-mapped on this machine";
     bundle.run().fails(1, &[reason]);
 }
 

@@ -5,7 +5,7 @@ use std::fs;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use super::harness::{Bundle, Residue, eventually};
+use super::harness::{Bundle, Cmd, Residue, eventually};
 
 const TYPE: &str = "io.kubernetes.cri.container-type";
 const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
@@ -69,6 +69,24 @@ impl<'a> Member<'a> {
             command_line
         }
     }
+}
+
+#[test]
+fn a_member_has_its_bind_mounts_id_mapped() {
+    let pod = sandbox(Bundle::new(&["sleep", "1000"]));
+    let data = pod.scratch("data");
+    fs::create_dir(&data).unwrap();
+    let mount = Cmd::new("mount").args(["-t", "tmpfs", "-o", "uid=1000", "tmpfs"]);
+    mount.args([&data]).run().ok();
+    let map = json!([{"containerID": 1000, "hostID": 2000, "size": 1}, {"containerID": 0, "hostID": 0, "size": 1}]);
+    let member = Member::new(&pod, "mapped", &["stat", "-c", "%u %g", "/data"], |spec| {
+        spec["mounts"].as_array_mut().unwrap().push(json!({
+            "destination": "/data", "source": data, "options": ["bind", "ro", "idmap"],
+            "uidMappings": map, "gidMappings": map,
+        }));
+    });
+    assert_eq!(member.command("run", &[]).run().ok(), "2000 0\n");
+    Cmd::new("umount").args([&data]).run().ok();
 }
 
 #[test]

@@ -67,6 +67,10 @@ pub struct Export {
     pub name: String,
     /// Whether writes are refused with `EROFS`, in it and in every mount below it.
     pub readonly: bool,
+    /// Whether its descriptor is a detached tree of mounts, which is moved to its place as it is, and
+    /// not one that leads to the mounts to clone: the kernel clones no detached mount before Linux
+    /// 6.15, and a clone of one whose ids are mapped cannot get mappings any more.
+    pub detached: bool,
 }
 
 /// From the server to the owner.
@@ -170,6 +174,7 @@ mod tests {
         let export = |name: &str| Export {
             name: name.into(),
             readonly: false,
+            detached: false,
         };
         ServeConfig {
             api_version: API_VERSION,

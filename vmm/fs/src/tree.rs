@@ -172,7 +172,7 @@ pub fn build(exports: &[Export], sources: &[OwnedFd]) -> Result<File, TreeError>
     Ok(descriptors.into())
 }
 
-/// Clones the mount tree at `source`, detached.
+/// Clones the mount tree at `source`, detached, or takes it over if it is detached already.
 fn clone<'a>(
     index: usize,
     export: &'a Export,
@@ -196,11 +196,19 @@ fn clone<'a>(
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_EMPTY_PATH
         | OpenTreeFlags::AT_RECURSIVE;
-    let mount = open_tree(source, c"", flags).map_err(export_error(
-        index,
-        export,
-        "clone the mount tree at the descriptor",
-    ))?;
+    let mount = if export.detached {
+        let mount = source.try_clone_to_owned();
+        mount.map_err(|e| {
+            let errno = Errno::from_io_error(&e).unwrap_or(Errno::INVAL);
+            export_error(index, export, "take the mount tree over")(errno)
+        })?
+    } else {
+        open_tree(source, c"", flags).map_err(export_error(
+            index,
+            export,
+            "clone the mount tree at the descriptor",
+        ))?
+    };
     let readonly = if export.readonly {
         libc::MOUNT_ATTR_RDONLY
     } else {

@@ -5,11 +5,13 @@
 mod common;
 
 use std::fs;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
+use cloister_vmm_api::fs::{Export, Reply};
 use common::fuse::{ATTR_SUBMOUNT, ROOT, opcode};
-use common::{Server, share};
+use common::{Server, config, export, guest, share};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change};
 use virtiofsd::fuse::SetattrIn;
 
@@ -60,6 +62,37 @@ fn the_process_sees_the_exports_and_nothing_else() {
         fs::read_link(format!("/proc/{id}/cwd")).unwrap(),
         Path::new("/")
     );
+}
+
+#[test]
+fn a_detached_mount_is_taken_over() {
+    own_mounts();
+    let directory = tempfile::tempdir().unwrap();
+    tmpfs(directory.path());
+    fs::write(directory.path().join("file"), "text").unwrap();
+    let clone = rustix::mount::open_tree(
+        rustix::fs::CWD,
+        directory.path(),
+        rustix::mount::OpenTreeFlags::OPEN_TREE_CLONE
+            | rustix::mount::OpenTreeFlags::OPEN_TREE_CLOEXEC,
+    )
+    .unwrap();
+    // Nothing else leads there any more.
+    rustix::mount::unmount(directory.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
+    let server = Server::spawn();
+    let export = Export {
+        detached: true,
+        ..export("data", true)
+    };
+    let socket = server.ask(config(vec![export]), &[clone.as_fd()]);
+    assert_eq!(server.reply(), Some(Reply::Ready));
+    drop(clone);
+    let mut guest = guest::Guest::new(socket);
+    guest.init();
+    assert_eq!(mountinfo(&server), ["/", "/data"]);
+    assert_eq!(guest.contents("data/file"), b"text");
+    let data = guest.walk("data");
+    assert_eq!(guest.create(data, "new", 0o644).unwrap_err(), libc::EROFS);
 }
 
 #[test]

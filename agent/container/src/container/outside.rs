@@ -19,7 +19,8 @@ use crate::init::{self, clean};
 
 /// Opens the root file system and the sources of bind mounts as detached mounts: here, where the
 /// caller sees them, and not in the namespaces of the container. New file systems have none; what is
-/// opened for them is the user namespace by which their ids are mapped.
+/// opened for them is the user namespace by which their ids are mapped. The ids of a source are mapped
+/// by whoever has given it.
 pub(super) fn open_mounts(
     config: &Config,
     options: &CreateOptions,
@@ -30,9 +31,8 @@ pub(super) fn open_mounts(
     let mut positions = BTreeMap::new();
     for (index, mount) in config.mounts.iter().enumerate() {
         let kind = mount_kind(&mount.kind, mount.options.iter().map(String::as_str));
-        let id_map = IdMap::of(mount, &config.linux);
         let Ok(MountKind::Bind(recursive)) = kind else {
-            if let Some(id_map) = id_map {
+            if let Some(id_map) = IdMap::of(mount, &config.linux) {
                 positions.insert(index, mounts.len() - 1);
                 mounts.push(id_map.namespace(index)?);
             }
@@ -45,9 +45,6 @@ pub(super) fn open_mounts(
         let source = init::clone_tree(source, recursive)
             .doing(|| format!("mounts[{index}].source: {}", mount.source))
             .map_err(Failure::blamed_on_spec)?;
-        if let Some(id_map) = id_map {
-            id_map.apply(index, &source)?;
-        }
         positions.insert(index, mounts.len() - 1);
         mounts.push(source);
     }

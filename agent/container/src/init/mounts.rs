@@ -154,7 +154,7 @@ fn new_file_system(
         create_file_system(fs.kernel_name, &options).map_err(|error| error.into_failure(context))?
     };
     if let Some(IdMapBy { index, namespace }) = id_map {
-        idmap::map(index, &mount, &namespace, false)?;
+        idmap::map(index, &mount, &namespace)?;
     }
     options.apply(&mount).doing(context)?;
     if options.copy_up {

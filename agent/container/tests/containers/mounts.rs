@@ -1,7 +1,7 @@
 //! Options of mounts that the container sees, and mounts of odd sources and destinations.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, chown, symlink};
+use std::os::unix::fs::{chown, symlink};
 
 use serde_json::{Value, json};
 
@@ -9,16 +9,8 @@ use crate::support::{Bundle, Tests};
 
 pub(crate) const TESTS: Tests = &[
     (
-        "ids_of_a_bind_mount_are_mapped",
-        ids_of_a_bind_mount_are_mapped,
-    ),
-    (
-        "ids_are_mapped_as_those_of_the_container",
-        ids_are_mapped_as_those_of_the_container,
-    ),
-    (
-        "ids_are_mapped_recursively_if_asked_for",
-        ids_are_mapped_recursively_if_asked_for,
+        "ids_of_a_source_are_left_as_they_are",
+        ids_of_a_source_are_left_as_they_are,
     ),
     (
         "ids_of_a_new_file_system_are_mapped",
@@ -56,69 +48,20 @@ fn source(bundle: &Bundle) -> String {
     source.to_str().unwrap().into()
 }
 
-fn ids_of_a_bind_mount_are_mapped() {
-    for options in [json!(["bind", "idmap"]), json!(["bind"])] {
-        let bundle = Bundle::script("stat -c '%u %g' /data/file; touch /data/new");
-        std::os::unix::fs::chown(source(&bundle), Some(1000), Some(1001)).unwrap();
+/// The host has mapped them.
+fn ids_of_a_source_are_left_as_they_are() {
+    for options in [
+        json!(["bind", "idmap"]),
+        json!(["rbind", "ridmap"]),
+        json!(["bind"]),
+    ] {
+        let bundle = Bundle::script("stat -c '%u %g' /data/file");
         let source = source(&bundle);
-        let bundle = bundle
-            .set("/process/user", json!({"uid": 2000, "gid": 2001}))
-            .mount(json!({
-                "destination": "/data", "source": source, "options": options,
-                "uidMappings": mapping(1000, 2000, 1), "gidMappings": mapping(1001, 2001, 1),
-            }));
-        assert_eq!(bundle.run().lines(), ["2000 2001"], "{options}");
-        let new = fs::metadata(format!("{source}/new")).unwrap();
-        assert_eq!((new.uid(), new.gid()), (1000, 1001));
-    }
-}
-
-fn ids_are_mapped_as_those_of_the_container() {
-    // What belongs to root outside belongs to the container's root.
-    let bundle = Bundle::script("stat -c '%u %g' /plain/file /mapped/file");
-    let source = source(&bundle);
-    chown(format!("{source}/file"), Some(0), Some(0)).unwrap();
-    let mount = |destination: &str, option: &str| json!({"destination": destination, "source": source, "options": ["bind", option]});
-    let bundle = bundle
-        .namespace("user")
-        .set("/linux/uidMappings", mapping(0, 100_000, 65_536))
-        .set("/linux/gidMappings", mapping(0, 100_000, 65_536))
-        .mount(mount("/plain", "rw"))
-        .mount(mount("/mapped", "idmap"));
-    chown(bundle.rootfs(), Some(100_000), Some(100_000)).unwrap();
-    for entry in fs::read_dir(bundle.rootfs()).unwrap() {
-        chown(entry.unwrap().path(), Some(100_000), Some(100_000)).unwrap();
-    }
-    assert_eq!(bundle.run().lines(), ["65534 65534", "0 0"]);
-}
-
-fn ids_are_mapped_recursively_if_asked_for() {
-    for (option, expected) in [("idmap", "2000 0"), ("ridmap", "2000 2000")] {
-        let bundle = Bundle::script("echo $(stat -c %u /data/file /data/sub)");
-        let source = source(&bundle);
-        let sub = format!("{source}/sub");
-        fs::create_dir(&sub).unwrap();
-        rustix::mount::mount(
-            "tmpfs",
-            &sub,
-            "tmpfs",
-            rustix::mount::MountFlags::empty(),
-            None,
-        )
-        .unwrap();
-        chown(&sub, Some(if option == "idmap" { 0 } else { 1000 }), None).unwrap();
-        let outcome = bundle
-            .mount(json!({
-                "destination": "/data", "source": source, "options": ["rbind", option],
-                "uidMappings": [
-                    {"containerID": 1000, "hostID": 2000, "size": 1},
-                    {"containerID": 7, "hostID": 7, "size": 1},
-                ],
-                "gidMappings": mapping(0, 0, 5000),
-            }))
-            .run_with(|_| {});
-        rustix::mount::unmount(&sub, rustix::mount::UnmountFlags::DETACH).unwrap();
-        assert_eq!(outcome.unwrap().lines(), [expected], "{option}");
+        let bundle = bundle.mount(json!({
+            "destination": "/data", "source": source, "options": options,
+            "uidMappings": mapping(1000, 2000, 1), "gidMappings": mapping(1001, 2001, 1),
+        }));
+        assert_eq!(bundle.run().lines(), ["1000 1001"], "{options}");
     }
 }
 
@@ -150,11 +93,9 @@ fn ids_that_cannot_be_mapped() {
         "mounts[7].uidMappings: map the ids of the mount: its file system cannot be id-mapped"
     );
     // Two mappings of the same id.
-    let bundle = Bundle::script("true");
-    let source = source(&bundle);
-    let error = bundle
+    let error = Bundle::script("true")
         .mount(json!({
-            "destination": "/data", "source": source, "options": ["bind", "idmap"],
+            "destination": "/data", "type": "tmpfs", "source": "tmpfs", "options": ["idmap"],
             "uidMappings": mapping(0, 1, 1),
             "gidMappings": [
                 {"containerID": 0, "hostID": 1, "size": 1},

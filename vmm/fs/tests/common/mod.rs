@@ -100,6 +100,7 @@ pub fn export(name: &str, readonly: bool) -> Export {
     Export {
         name: name.into(),
         readonly,
+        detached: false,
     }
 }
 
