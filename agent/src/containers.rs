@@ -316,6 +316,7 @@ impl Containers {
             joins,
             bundle: request.bundle.into(),
             stdio: streams.container,
+            descriptors: streams.descriptors,
             cgroup_parent: self.places.cgroup_parent.clone(),
             init_exe: self.places.init_exe.clone(),
         })?;
@@ -394,6 +395,7 @@ impl Containers {
         let mut exec = container.exec(ExecOptions {
             process: request.process,
             stdio: streams.container,
+            descriptors: streams.descriptors,
             cgroup: request.cgroup.into(),
             init_exe: self.places.init_exe.clone(),
         })?;

@@ -4,6 +4,7 @@
 //!   stdin    socket ── splice ──▶ pipe ──▶ process      end of file closes the pipe's write end
 //!   stdout   socket ◀── splice ── pipe ◀── process      end of the pipe half-closes the socket
 //!   terminal socket ◀── copy ───▶ pty master            hang-up of the pty half-closes the socket
+//!   socket   socket ◀── copy ───▶ socket ◀─▶ process    each direction is half-closed by itself
 //! ```
 //!
 //! A plain stream is spliced: its bytes never enter this process's memory, and the pipe is the
@@ -218,6 +219,92 @@ pub(crate) async fn terminal(
     // Closing a socket with unread input resets it, and the host would see an error, not an end.
     tokio::spawn(timeout(LINGER, discard(socket)));
     Ok(())
+}
+
+/// Carries both directions of a stream socket, each until its sender ends it or its receiver takes no
+/// more. When the process has `ended`, what it has sent is carried and no more.
+pub(crate) async fn both(
+    process: Socket,
+    host: Socket,
+    ended: impl Future<Output = ()>,
+) -> io::Result<()> {
+    let mut ended = std::pin::pin!(ended);
+    let is_over = {
+        let to_host = async {
+            let mut is_over = false;
+            let mut buffer = vec![0; TERMINAL_BUFFER];
+            loop {
+                let received = tokio::select! {
+                    biased;
+                    received = process.receive(&mut buffer) => received,
+                    gone = host.refuses_data() => return gone.map(|()| is_over),
+                    () = &mut ended, if !is_over => {
+                        is_over = true;
+                        continue;
+                    }
+                    () = std::future::ready(()), if is_over => Ok(0),
+                };
+                if !pass_on(received, &buffer, &host).await? {
+                    host.end()?;
+                    return Ok(is_over);
+                }
+            }
+        };
+        let from_host = async {
+            let mut buffer = vec![0; TERMINAL_BUFFER];
+            loop {
+                let received = tokio::select! {
+                    biased;
+                    received = host.receive(&mut buffer) => received,
+                    gone = process.refuses_data() => return gone,
+                };
+                if !pass_on(received, &buffer, &process).await? {
+                    return process.end();
+                }
+            }
+        };
+        let mut to_host = std::pin::pin!(to_host);
+        let mut from_host = std::pin::pin!(from_host);
+        tokio::select! {
+            is_over = &mut to_host => {
+                let is_over = is_over?;
+                if !is_over {
+                    from_host.await?;
+                }
+                is_over
+            }
+            result = &mut from_host => {
+                result?;
+                to_host.await?
+            }
+        }
+    };
+    drop(process);
+    if is_over {
+        host.end()?;
+    }
+    // As for a terminal.
+    tokio::spawn(timeout(LINGER, discard(host)));
+    Ok(())
+}
+
+/// Sends on what was received; false at the end of the stream, or if it goes nowhere any more.
+async fn pass_on(received: io::Result<usize>, buffer: &[u8], to: &Socket) -> io::Result<bool> {
+    let mut rest = match received {
+        Ok(0) => return Ok(false),
+        Ok(received) => buffer.get(..received).unwrap_or_default(),
+        Err(e) if is_gone(&e) => return Ok(false),
+        Err(e) => return Err(e),
+    };
+    while !rest.is_empty() {
+        match to.send(rest).await {
+            Ok(sent) => rest = rest.get(sent..).unwrap_or_default(),
+            Err(e) if is_gone(&e) => return Ok(false),
+            Err(e) => return Err(e),
+        }
+    }
+    consume_budget().await;
+    Ok(true)
 }
 
 /// Reads until the host has closed its direction.

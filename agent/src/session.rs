@@ -1,4 +1,4 @@
-//! The standard streams of a process that runs: their relays, and its terminal.
+//! The streams of a process that runs: their relays, and its terminal.
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
@@ -18,7 +18,7 @@ pub(crate) struct Session {
     terminal: Option<Weak<Terminal>>,
     /// What still has to reach the host when the process has ended.
     outputs: Vec<JoinHandle<()>>,
-    input: Option<AbortHandle>,
+    inputs: Vec<AbortHandle>,
 }
 
 impl Session {
@@ -32,34 +32,41 @@ impl Session {
     ) -> Result<Self, ContainerError> {
         let name: Arc<str> = id.into();
         let mut this = Self::default();
-        match relayed {
-            Relayed::Pipes { stdin, outputs } => {
-                if let Some((socket, pipe)) = stdin {
-                    let task = spawn(Arc::clone(&name), relay::input(socket, pipe));
-                    this.input = Some(task.abort_handle());
-                }
-                for (pipe, socket) in outputs {
-                    let ended = ended(exit.subscribe());
-                    let task = spawn(Arc::clone(&name), relay::output(pipe, socket, ended));
-                    this.outputs.push(task);
-                }
-            }
-            Relayed::Terminal(socket) => {
-                let state = |state| ContainerError::State {
-                    id: id.into(),
-                    state,
-                };
-                let master = terminal.ok_or_else(|| state("was made without a terminal"))?;
-                let master = Terminal::new(master).map_err(|source| ContainerError::Resize {
-                    id: id.into(),
-                    source,
-                })?;
-                let master = Arc::new(master);
-                this.terminal = Some(Arc::downgrade(&master));
-                let ended = ended(exit.subscribe());
-                this.outputs
-                    .push(spawn(name, relay::terminal(master, socket, ended)));
-            }
+        let Relayed {
+            inputs,
+            outputs,
+            sockets,
+            terminal: terminal_stream,
+        } = relayed;
+        for (socket, pipe) in inputs {
+            let task = spawn(Arc::clone(&name), relay::input(socket, pipe));
+            this.inputs.push(task.abort_handle());
+        }
+        for (pipe, socket) in outputs {
+            let ended = ended(exit.subscribe());
+            let task = spawn(Arc::clone(&name), relay::output(pipe, socket, ended));
+            this.outputs.push(task);
+        }
+        for (process, host) in sockets {
+            let ended = ended(exit.subscribe());
+            let task = spawn(Arc::clone(&name), relay::both(process, host, ended));
+            this.outputs.push(task);
+        }
+        if let Some(socket) = terminal_stream {
+            let state = |state| ContainerError::State {
+                id: id.into(),
+                state,
+            };
+            let master = terminal.ok_or_else(|| state("was made without a terminal"))?;
+            let master = Terminal::new(master).map_err(|source| ContainerError::Resize {
+                id: id.into(),
+                source,
+            })?;
+            let master = Arc::new(master);
+            this.terminal = Some(Arc::downgrade(&master));
+            let ended = ended(exit.subscribe());
+            this.outputs
+                .push(spawn(name, relay::terminal(master, socket, ended)));
         }
         Ok(this)
     }
@@ -89,7 +96,7 @@ impl Session {
 
     /// Stops relaying input, once.
     pub(crate) fn end_input(&mut self) {
-        if let Some(input) = self.input.take() {
+        for input in self.inputs.drain(..) {
             input.abort();
         }
     }
@@ -108,7 +115,7 @@ fn spawn(
 ) -> JoinHandle<()> {
     tokio::spawn(async move {
         if let Err(e) = relay.await {
-            log::error!("container {id:?}: a standard stream broke: {e}");
+            log::error!("container {id:?}: a stream broke: {e}");
         }
     })
 }

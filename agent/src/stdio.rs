@@ -1,12 +1,15 @@
-//! Prepares the standard streams of a container: claims the host's connections, makes the pipes,
+//! Prepares the streams of a process: claims the host's connections, makes the pipes,
 //! and says what is to be relayed once the container exists.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 
 use cloister_container::WindowSize;
-use cloister_protocol::TOKEN_LEN;
 use cloister_protocol::agent::Stdio;
+use cloister_protocol::agent::descriptor::Kind;
+use cloister_protocol::{DESCRIPTORS_MAX, DEVICES, TOKEN_LEN};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::relay::{InputPipe, OutputPipe};
@@ -39,7 +42,7 @@ pub(crate) enum StdioError {
         stream: &'static str,
     },
     /// The guest could not do it.
-    #[error("stdio.{stream}: cannot make a pipe")]
+    #[error("stdio.{stream}: cannot make what the process finds there")]
     Pipe {
         /// The field of the request.
         stream: &'static str,
@@ -48,27 +51,31 @@ pub(crate) enum StdioError {
     },
 }
 
-/// The standard streams of a container that is about to be made.
+/// The streams of a process that is about to be made.
 pub(crate) struct Streams {
-    /// What the container gets.
+    /// What the process gets as its standard streams.
     pub(crate) container: cloister_container::Stdio,
+    /// What it gets from number 3 on.
+    pub(crate) descriptors: Vec<OwnedFd>,
     /// What is to be relayed.
     pub(crate) relayed: Relayed,
 }
 
 /// The host's connections, with the agent's end of what they are relayed to.
-pub(crate) enum Relayed {
-    /// Separate streams.
-    Pipes {
-        stdin: Option<(Socket, InputPipe)>,
-        outputs: Vec<(OutputPipe, Socket)>,
-    },
+#[derive(Default)]
+pub(crate) struct Relayed {
+    pub(crate) inputs: Vec<(Socket, InputPipe)>,
+    pub(crate) outputs: Vec<(OutputPipe, Socket)>,
+    /// The agent's end of a socket pair, and the host's connection.
+    pub(crate) sockets: Vec<(Socket, Socket)>,
     /// A terminal, whose master the container will give.
-    Terminal(Socket),
+    pub(crate) terminal: Option<Socket>,
 }
 
 /// Waits for the connections that `stdio` names and makes the pipes.
 pub(crate) async fn prepare(tokens: &Tokens, stdio: &Stdio) -> Result<Streams, StdioError> {
+    let mut relayed = Relayed::default();
+    let descriptors = descriptors(tokens, stdio, &mut relayed).await?;
     let stdin = token("stdin", &stdio.stdin)?;
     let stdout = token("stdout", &stdio.stdout)?;
     let stderr = token("stderr", &stdio.stderr)?;
@@ -88,9 +95,11 @@ pub(crate) async fn prepare(tokens: &Tokens, stdio: &Stdio) -> Result<Streams, S
                 stream: "stdin",
                 problem: "a terminal needs a stream",
             })?;
+        relayed.terminal = Some(socket);
         return Ok(Streams {
             container: cloister_container::Stdio::Terminal { size },
-            relayed: Relayed::Terminal(socket),
+            descriptors,
+            relayed,
         });
     }
     if stdin.is_some() && (stdin == stdout || stdin == stderr)
@@ -102,23 +111,13 @@ pub(crate) async fn prepare(tokens: &Tokens, stdio: &Stdio) -> Result<Streams, S
         });
     }
 
-    let (stdin, stdin_relay) = match claim(tokens, "stdin", stdin).await? {
-        Some(socket) => {
-            let (read, write) = pipe("stdin")?;
-            let write = InputPipe::new(write).map_err(pipe_error("stdin"))?;
-            (Some(read), Some((socket, write)))
-        }
-        None => (None, None),
+    let stdin = match claim(tokens, "stdin", stdin).await? {
+        Some(socket) => Some(relayed.input("stdin", socket)?),
+        None => None,
     };
-    let mut outputs = Vec::new();
-    let mut output = async |stream, token| {
-        let Some(socket) = claim(tokens, stream, token).await? else {
-            return Ok(None);
-        };
-        let (read, write) = pipe(stream)?;
-        let read = OutputPipe::new(read).map_err(pipe_error(stream))?;
-        outputs.push((read, socket));
-        Ok(Some(write))
+    let mut output = async |stream, token| match claim(tokens, stream, token).await? {
+        Some(socket) => relayed.output(stream, socket).map(Some),
+        None => Ok(None),
     };
     let stdout = output("stdout", stdout).await?;
     let stderr = output("stderr", stderr).await?;
@@ -128,11 +127,77 @@ pub(crate) async fn prepare(tokens: &Tokens, stdio: &Stdio) -> Result<Streams, S
             stdout,
             stderr,
         },
-        relayed: Relayed::Pipes {
-            stdin: stdin_relay,
-            outputs,
-        },
+        descriptors,
+        relayed,
     })
+}
+
+impl Relayed {
+    /// Gives the end of a pipe that a process reads what the host sends from.
+    fn input(&mut self, stream: &'static str, socket: Socket) -> Result<OwnedFd, StdioError> {
+        let (read, write) = pipe(stream)?;
+        let write = InputPipe::new(write).map_err(pipe_error(stream))?;
+        self.inputs.push((socket, write));
+        Ok(read)
+    }
+
+    /// Gives the end of a pipe that a process writes what the host receives to.
+    fn output(&mut self, stream: &'static str, socket: Socket) -> Result<OwnedFd, StdioError> {
+        let (read, write) = pipe(stream)?;
+        let read = OutputPipe::new(read).map_err(pipe_error(stream))?;
+        self.outputs.push((read, socket));
+        Ok(write)
+    }
+
+    /// Gives a socket that stands for the host's.
+    fn socket(&mut self, stream: &'static str, socket: Socket) -> Result<OwnedFd, StdioError> {
+        let flags = SocketFlags::CLOEXEC;
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+            .map_err(|errno| pipe_error(stream)(errno.into()))?;
+        let ours = Socket::new(ours).map_err(pipe_error(stream))?;
+        self.sockets.push((ours, socket));
+        Ok(theirs)
+    }
+}
+
+/// What a process finds from number 3 on.
+async fn descriptors(
+    tokens: &Tokens,
+    stdio: &Stdio,
+    relayed: &mut Relayed,
+) -> Result<Vec<OwnedFd>, StdioError> {
+    const STREAM: &str = "descriptors";
+    let shape = |problem| StdioError::Shape {
+        stream: STREAM,
+        problem,
+    };
+    if stdio.descriptors.len() > DESCRIPTORS_MAX {
+        return Err(shape("too many"));
+    }
+    let mut fds = Vec::new();
+    for descriptor in &stdio.descriptors {
+        let kind = descriptor.kind.enum_value();
+        let kind = kind.map_err(|_| shape("of an unknown kind"))?;
+        if kind == Kind::DEVICE {
+            let device = DEVICES.iter().find(|&&name| name == descriptor.device);
+            let device = device.ok_or_else(|| shape("no device that can be given"))?;
+            let file = File::options()
+                .read(true)
+                .write(true)
+                .open(format!("/dev/{device}"));
+            fds.push(file.map_err(pipe_error(STREAM))?.into());
+            continue;
+        }
+        let token = token(STREAM, &descriptor.token)?;
+        let socket = claim(tokens, STREAM, token).await?;
+        let socket = socket.ok_or_else(|| shape("a stream needs a token"))?;
+        fds.push(match kind {
+            Kind::READ => relayed.input(STREAM, socket)?,
+            Kind::WRITE => relayed.output(STREAM, socket)?,
+            Kind::DEVICE | Kind::SOCKET => relayed.socket(STREAM, socket)?,
+        });
+    }
+    Ok(fds)
 }
 
 /// A window size that the specification's `consoleSize` may not override; `None` if not given.

@@ -205,6 +205,8 @@ pub enum LaunchFd {
     ConsoleSocket,
     /// The log.
     Log,
+    /// What the process is to have from number 3 on, in order.
+    Preserved,
 }
 
 /// The first packet.
@@ -266,6 +268,8 @@ pub struct Received {
     pub console_socket: Option<OwnedFd>,
     /// See [`LaunchFd::Log`].
     pub log: Option<File>,
+    /// See [`LaunchFd::Preserved`].
+    pub preserved: Vec<OwnedFd>,
 }
 
 /// Why a launch did not get through.
@@ -295,6 +299,7 @@ pub fn send(
     spec: &[u8],
     console_socket: Option<&OwnedFd>,
     log: Option<&File>,
+    preserved: &[OwnedFd],
 ) -> Result<(), LaunchError> {
     let job = memory_file("job", &serde_json::to_vec(job)?)?;
     let spec = memory_file("spec", spec)?;
@@ -307,6 +312,10 @@ pub fn send(
     if let Some(log) = log {
         roles.push(LaunchFd::Log);
         fds.push(log.as_fd());
+    }
+    for fd in preserved {
+        roles.push(LaunchFd::Preserved);
+        fds.push(fd.as_fd());
     }
     channel.send(&First { fds: roles }, &fds)?;
     Ok(())
@@ -322,12 +331,14 @@ pub fn receive(channel: &Channel) -> Result<Received, LaunchError> {
     let mut spec = None;
     let mut console_socket = None;
     let mut log = None;
+    let mut preserved = Vec::new();
     for (role, fd) in roles.into_iter().zip(fds) {
         match role {
             LaunchFd::Job => job = Some(serde_json::from_slice(&contents(fd)?)?),
             LaunchFd::Spec => spec = Some(contents(fd)?),
             LaunchFd::ConsoleSocket => console_socket = Some(fd),
             LaunchFd::Log => log = Some(File::from(fd)),
+            LaunchFd::Preserved => preserved.push(fd),
         }
     }
     Ok(Received {
@@ -335,6 +346,7 @@ pub fn receive(channel: &Channel) -> Result<Received, LaunchError> {
         spec: spec.ok_or(LaunchError::Incomplete)?,
         console_socket,
         log,
+        preserved,
     })
 }
 
@@ -395,12 +407,14 @@ mod tests {
         let (console, _other) = std::os::unix::net::UnixStream::pair().unwrap();
         let console = OwnedFd::from(console);
         let job = Job::Container(Box::new(launch));
-        send(&ours, &job, &spec, Some(&console), None).unwrap();
+        let preserved = [OwnedFd::from(memory_file("x", b"x").unwrap())];
+        send(&ours, &job, &spec, Some(&console), None, &preserved).unwrap();
         let received = receive(&theirs).unwrap();
         assert_eq!(received.job, job);
         assert_eq!(received.spec, spec);
         assert!(received.console_socket.is_some());
         assert!(received.log.is_none());
+        assert_eq!(received.preserved.len(), 1);
     }
 
     #[test]

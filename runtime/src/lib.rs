@@ -16,6 +16,7 @@ pub mod bundle;
 pub mod cgroup;
 pub mod config;
 pub mod control;
+pub mod descriptors;
 pub mod hooks;
 pub mod id;
 pub mod launch;

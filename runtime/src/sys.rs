@@ -41,6 +41,18 @@ pub unsafe fn take_inherited(fd: RawFd) -> io::Result<OwnedFd> {
     }
     // SAFETY: as above.
     check(unsafe { libc::close_range(number + 1, libc::c_uint::MAX, 0) })?;
+    // SAFETY: as the caller says.
+    unsafe { take_open(fd) }
+}
+
+/// Takes over a descriptor that this process was started with; no child inherits it.
+///
+/// # Errors
+/// If `fd` is no open descriptor.
+///
+/// # Safety
+/// Nothing else in the process may own `fd`.
+pub unsafe fn take_open(fd: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: F_SETFD takes an integer and fails if the descriptor is not open.
     check(unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) })?;
     // SAFETY: the descriptor is open, as the call above has shown, and nobody owns it.

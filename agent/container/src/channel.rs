@@ -47,9 +47,12 @@ pub(crate) struct Setup {
     pub(crate) joins: Vec<i32>,
     /// The first size of the terminal.
     pub(crate) window_size: Option<(u16, u16)>,
+    /// How many descriptors precede all others: those that the program finds from number 3 on.
+    pub(crate) descriptors: usize,
 }
 
-/// What to join. The only descriptor that goes with it is the pidfd of the container's init process.
+/// What to join. The descriptors that go with it are the program's from number 3 on, and the pidfd of
+/// the container's init process.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Join {
     pub(crate) id: String,
@@ -60,6 +63,8 @@ pub(crate) struct Join {
     pub(crate) namespaces: i32,
     /// The first size of the terminal.
     pub(crate) window_size: Option<(u16, u16)>,
+    /// As [`Setup::descriptors`].
+    pub(crate) descriptors: usize,
 }
 
 /// From the init stage.

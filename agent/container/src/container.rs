@@ -46,6 +46,8 @@ pub struct CreateOptions {
     pub bundle: PathBuf,
     /// The standard streams.
     pub stdio: Stdio,
+    /// What the program finds from number 3 on.
+    pub descriptors: Vec<OwnedFd>,
     /// The directory of a cgroup v2 hierarchy below which the container's cgroup is made. It is
     /// created if missing, and no process may be in it.
     pub cgroup_parent: PathBuf,
@@ -129,6 +131,7 @@ impl Container {
             bind_sources,
             joins,
             bundle: options.bundle.clone(),
+            descriptors: options.descriptors.len(),
         };
         let start_patience = start_patience(&setup.config);
         match build(&setup, &options, &cgroup, &fds) {
@@ -367,8 +370,10 @@ fn build(
     let child = spawn_first(&setup.config, options, cgroup, &theirs)?;
     drop(theirs);
     let terminal = setup.config.process.terminal;
-    let built = configure(&setup.config, &child, cgroup, &channel)
-        .and_then(|()| converse(&channel, &Task::<_, ()>::Create(setup), mounts, terminal));
+    let built = configure(&setup.config, &child, cgroup, &channel).and_then(|()| {
+        let fds = [&options.descriptors, mounts];
+        converse(&channel, &Task::<_, ()>::Create(setup), fds, terminal)
+    });
     match built {
         Ok((terminal, warnings)) => Ok(Built {
             child,

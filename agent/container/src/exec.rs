@@ -21,6 +21,8 @@ pub struct ExecOptions {
     pub process: Vec<u8>,
     /// The standard streams.
     pub stdio: Stdio,
+    /// What the program finds from number 3 on.
+    pub descriptors: Vec<OwnedFd>,
     /// The cgroup to start in, relative to the container's; empty for the container's own.
     pub cgroup: PathBuf,
     /// As [`crate::CreateOptions::init_exe`].
@@ -109,11 +111,12 @@ impl Container {
             seccomp: linux.seccomp.clone(),
             personality: linux.personality.clone(),
             namespaces,
+            descriptors: options.descriptors.len(),
         };
         let (channel, theirs) = socket_pair()?;
         let child = self.spawn(&options, &theirs)?;
         drop(theirs);
-        match self.follow(&child, &channel, &join, score) {
+        match self.follow(&child, &channel, &join, &options.descriptors, score) {
             Ok((terminal, mut warnings)) => {
                 warnings.extend(checked.warnings);
                 Ok(Exec {
@@ -204,6 +207,7 @@ impl Container {
         child: &Child,
         channel: &OwnedFd,
         join: &Join,
+        descriptors: &[OwnedFd],
         score: Option<i32>,
     ) -> std::result::Result<(Option<OwnedFd>, Vec<String>), Failure> {
         if let Some(score) = score {
@@ -214,7 +218,9 @@ impl Container {
             .doing(|| format!("oomScoreAdj: set to {score}"))?;
         }
         let task = Task::<(), _>::Exec(join);
-        let said = converse(channel, &task, &[self.pidfd()], join.process.terminal)?;
+        let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+        let fds = [&*descriptors, &[self.pidfd()]];
+        let said = converse(channel, &task, fds, join.process.terminal)?;
         // The channel is closed by the execution, and by death.
         match channel::receive::<Report>(channel) {
             Ok(None) => Ok(said),

@@ -48,17 +48,17 @@ pub fn is_init_stage() -> bool {
 ///
 /// For a process that [`is_init_stage`], before anything else.
 pub fn main() -> ExitCode {
-    let Ok(channel) = sys::take_channel() else {
+    let Ok(mut channel) = sys::take_channel() else {
         // Not started by `Container::create`: nobody listens.
         return ExitCode::FAILURE;
     };
-    let Err(failure) = run(&channel);
+    let Err(failure) = run(&mut channel);
     // If the caller is gone there is nobody to tell.
     let _ = channel::send(&channel, &Report::Failed(failure));
     ExitCode::FAILURE
 }
 
-fn run(channel: &OwnedFd) -> Result<Infallible, Failure> {
+fn run(channel: &mut OwnedFd) -> Result<Infallible, Failure> {
     let task: Task<Setup, Join> = channel::receive(channel)
         .doing(|| "receive the container")?
         .ok_or_else(|| Failure::new("receive the container: the caller has gone"))?;
@@ -68,8 +68,20 @@ fn run(channel: &OwnedFd) -> Result<Infallible, Failure> {
     }
 }
 
+/// Puts the program's descriptors where it finds them: before anything else is opened, which then
+/// gets other numbers.
+fn place_descriptors(channel: &mut OwnedFd, count: usize) -> Result<(), Failure> {
+    if count == 0 {
+        return Ok(());
+    }
+    let context = || "receive the descriptors";
+    let fds = channel::receive_fds(channel, count).doing(context)?;
+    sys::place(channel, fds).doing(context)
+}
+
 /// Builds a container and becomes its first process.
-fn create(channel: &OwnedFd, setup: &Setup) -> Result<Infallible, Failure> {
+fn create(channel: &mut OwnedFd, setup: &Setup) -> Result<Infallible, Failure> {
+    place_descriptors(channel, setup.descriptors)?;
     let count = 1 + setup.bind_sources.len() + setup.joins.len();
     let mut fds = channel::receive_fds(channel, count)
         .doing(|| "receive the mounts")?
@@ -108,16 +120,18 @@ fn create(channel: &OwnedFd, setup: &Setup) -> Result<Infallible, Failure> {
         seccomp: config.linux.seccomp.as_ref(),
         personality: config.linux.personality.as_ref(),
         first_of: Some(setup),
+        descriptors: setup.descriptors,
     };
     become_program(channel, &program, warnings)
 }
 
 /// Joins a container and becomes a further process of it.
-fn exec(channel: &OwnedFd, join: &Join) -> Result<Infallible, Failure> {
+fn exec(channel: &mut OwnedFd, join: &Join) -> Result<Infallible, Failure> {
     // The container sees this process, and must not look into it (CVE-2016-9962). Executing the
     // program ends that.
     let not_dumpable = rustix::process::DumpableBehavior::NotDumpable;
     rustix::process::set_dumpable_behavior(not_dumpable).doing(|| "hide from the container")?;
+    place_descriptors(channel, join.descriptors)?;
     let affinity = join.process.exec_cpu_affinity.as_ref();
     if let Some(affinity) = affinity {
         scheduling::affinity_before(affinity)?;
@@ -150,6 +164,7 @@ fn exec(channel: &OwnedFd, join: &Join) -> Result<Infallible, Failure> {
         seccomp: join.seccomp.as_ref(),
         personality: join.personality.as_ref(),
         first_of: None,
+        descriptors: join.descriptors,
     };
     become_program(channel, &program, Vec::new())
 }
@@ -161,6 +176,8 @@ struct Program<'a> {
     personality: Option<&'a Personality>,
     /// The container it is the first program of; that waits for its start.
     first_of: Option<&'a Setup>,
+    /// How many descriptors it has from number 3 on.
+    descriptors: usize,
 }
 
 /// Gives up what the program must not have, and executes it: when told to, or at once.
@@ -210,6 +227,8 @@ fn become_program(
     }
     // A hook that does not read what it is told must not end this process: SIGPIPE is still ignored.
     hooks.flatten().map_or(Ok(()), Hooks::run)?;
+    // After the hooks, which must not have them.
+    sys::keep_on_exec(program.descriptors).doing(|| "leave descriptors to the program")?;
     sys::reset_signals().doing(|| "reset signals")?;
     if let Some(filter) = filter {
         // Needs no privilege: as close to the program as possible.

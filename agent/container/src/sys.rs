@@ -273,6 +273,35 @@ pub(crate) fn take_channel() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(CHANNEL_FD) })
 }
 
+/// Puts descriptors at the numbers from 3 on, and the channel, which has one of them, elsewhere. For
+/// an init stage that has nothing else open.
+pub(crate) fn place(channel: &mut OwnedFd, fds: Vec<OwnedFd>) -> io::Result<()> {
+    let end = c_int::try_from(fds.len()).map_err(io::Error::other)? + CHANNEL_FD;
+    let above = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, end);
+    let copies = fds.iter().map(above).collect::<Result<Vec<_>, _>>()?;
+    *channel = above(channel)?;
+    drop(fds);
+    for (number, fd) in (CHANNEL_FD..).zip(&copies) {
+        // SAFETY: no memory is passed, and nobody owns the number: the channel and the descriptors
+        // that were there have been moved away. From here on it is the program's.
+        check(c_long::from(unsafe {
+            libc::dup3(fd.as_raw_fd(), number, libc::O_CLOEXEC)
+        }))?;
+    }
+    Ok(())
+}
+
+/// Leaves as many descriptors as [`place`] has put there to the program that is executed.
+pub(crate) fn keep_on_exec(count: usize) -> io::Result<()> {
+    for number in (CHANNEL_FD..).take(count) {
+        // SAFETY: this changes no descriptor but in what becomes of it in another program.
+        check(c_long::from(unsafe {
+            libc::fcntl(number, libc::F_SETFD, 0)
+        }))?;
+    }
+    Ok(())
+}
+
 /// Marks every descriptor from 3 on to be closed by exec.
 pub(crate) fn close_on_exec() -> io::Result<()> {
     // SAFETY: no memory is passed.

@@ -44,7 +44,7 @@ pub use generated::{agent, agent_ttrpc};
 
 /// The version of this contract. It changes with every change of meaning; the two sides come from
 /// one build, and a mismatch is a broken install that is refused by name.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The host port to which the agent connects when it is ready.
 pub const READY_PORT: u32 = 1024;
@@ -60,6 +60,12 @@ pub const STDIO_PORT: u32 = 1025;
 
 /// The length of the token that begins a standard stream, in bytes.
 pub const TOKEN_LEN: usize = 16;
+
+/// The most descriptors that a process is given beside its standard streams.
+pub const DESCRIPTORS_MAX: usize = 32;
+
+/// The devices that a process may be given by a descriptor: their names below `/dev`.
+pub const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
 
 /// The longest log line of the agent, in bytes, its newline included.
 pub const LOG_LINE_MAX: usize = 4096;

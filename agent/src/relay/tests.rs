@@ -364,3 +364,84 @@ fn a_terminal_is_hung_up_when_the_host_closes_the_stream() {
     assert_eq!(slave.read(&mut [0]).unwrap(), 0);
     assert!(slave.as_raw_fd() >= 0);
 }
+
+/// A host, the process's end of a pair, and what is to be relayed between them.
+fn run_both(
+    ended: impl Future<Output = ()> + Send + 'static,
+) -> (UnixStream, UnixStream, thread::JoinHandle<()>) {
+    let (host, guest) = stream();
+    let (process, ours) = stream();
+    let relay = thread::spawn(move || {
+        run(|| {
+            both(
+                Socket::new(ours).unwrap(),
+                Socket::new(guest).unwrap(),
+                ended,
+            )
+        });
+    });
+    for stream in [&host, &process] {
+        stream
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+    }
+    (host, process, relay)
+}
+
+#[test]
+fn a_socket_goes_both_ways_and_each_direction_ends_by_itself() {
+    for process_first in [true, false] {
+        let (host, process, relay) = run_both(std::future::pending());
+        let (first, second) = match process_first {
+            true => (&process, &host),
+            false => (&host, &process),
+        };
+        let sent = pattern(300_000);
+        let mut received = Vec::new();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut first = first;
+                first.write_all(&sent).unwrap();
+                first.shutdown(std::net::Shutdown::Write).unwrap();
+            });
+            let mut second = second;
+            second.read_to_end(&mut received).unwrap();
+        });
+        assert_eq!(received, sent);
+        // The other direction goes on.
+        let (mut to, mut from) = (second, first);
+        to.write_all(b"still").unwrap();
+        to.shutdown(std::net::Shutdown::Write).unwrap();
+        received.clear();
+        from.read_to_end(&mut received).unwrap();
+        assert_eq!(received, b"still");
+        relay.join().unwrap();
+    }
+}
+
+#[test]
+fn a_socket_that_its_process_closes_ends_also_for_a_silent_host() {
+    let (mut host, process, relay) = run_both(std::future::pending());
+    drop(process);
+    assert_eq!(host.read(&mut [0]).unwrap(), 0);
+    relay.join().unwrap();
+    let (host, mut process, relay) = run_both(std::future::pending());
+    drop(host);
+    assert_eq!(process.read(&mut [0]).unwrap(), 0);
+    relay.join().unwrap();
+}
+
+#[test]
+fn a_socket_ends_with_its_process_though_another_has_it_open() {
+    let (sender, receiver) = tokio::sync::oneshot::channel::<()>();
+    let (mut host, mut process, relay) = run_both(async move {
+        let _ = receiver.await;
+    });
+    process.write_all(b"last words").unwrap();
+    sender.send(()).unwrap();
+    let mut received = Vec::new();
+    host.read_to_end(&mut received).unwrap();
+    assert_eq!(received, b"last words");
+    relay.join().unwrap();
+    drop(process);
+}

@@ -238,8 +238,8 @@ pub(crate) struct CreateOptions {
     #[arg(long)]
     pub(crate) no_new_keyring: bool,
 
-    /// Descriptors to pass beyond the standard streams: only 0, since none can enter a virtual
-    /// machine
+    /// Descriptors to pass beyond the standard streams, at most 32: pipes, connected stream sockets,
+    /// and devices like /dev/null
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) preserve_fds: u32,
 
@@ -350,8 +350,8 @@ pub(crate) struct ExecOptions {
     #[arg(long, short, value_name = "CAP", action = clap::ArgAction::Append)]
     pub(crate) cap: Vec<String>,
 
-    /// Descriptors to pass beyond the standard streams: only 0, since none can enter a virtual
-    /// machine
+    /// Descriptors to pass beyond the standard streams, at most 32: pipes, connected stream sockets,
+    /// and devices like /dev/null
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) preserve_fds: u32,
 

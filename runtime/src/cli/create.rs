@@ -28,7 +28,11 @@ enum Mode {
     Foreground,
 }
 
-pub(crate) fn create(globals: &Globals, options: &CreateOptions) -> Result<u8, Fatal> {
+pub(crate) fn create(
+    globals: &Globals,
+    options: &CreateOptions,
+    preserved: Vec<OwnedFd>,
+) -> Result<u8, Fatal> {
     let request = Request {
         options,
         mode: Mode::Create,
@@ -36,11 +40,15 @@ pub(crate) fn create(globals: &Globals, options: &CreateOptions) -> Result<u8, F
         adopt: true,
     };
     request
-        .launch(globals)
+        .launch(globals, preserved)
         .map_err(|e| e.context("cloister create failed".into()))
 }
 
-pub(crate) fn run(globals: &Globals, options: &RunOptions) -> Result<u8, Fatal> {
+pub(crate) fn run(
+    globals: &Globals,
+    options: &RunOptions,
+    preserved: Vec<OwnedFd>,
+) -> Result<u8, Fatal> {
     let request = Request {
         options: &options.create,
         mode: if options.detach {
@@ -52,7 +60,7 @@ pub(crate) fn run(globals: &Globals, options: &RunOptions) -> Result<u8, Fatal> 
         adopt: !options.no_subreaper,
     };
     request
-        .launch(globals)
+        .launch(globals, preserved)
         .map_err(|e| e.context("cloister run failed".into()))
 }
 
@@ -66,9 +74,9 @@ struct Request<'a> {
 }
 
 impl Request<'_> {
-    fn launch(&self, globals: &Globals) -> Result<u8, Fatal> {
+    fn launch(&self, globals: &Globals, preserved: Vec<OwnedFd>) -> Result<u8, Fatal> {
         let options = self.options;
-        refuse_descriptors(options.preserve_fds)?;
+        refuse_listening()?;
         let id = ContainerId::new(&options.id)?;
         let bundle = Bundle::load(&options.bundle, options.config.as_deref(), &globals.root)?;
         warn(globals, SPEC_FILE, &bundle.warnings, &bundle.defaults)?;
@@ -130,7 +138,10 @@ impl Request<'_> {
             &bundle.bytes,
             console_socket.as_ref(),
             log.as_ref(),
+            &preserved,
         )?;
+        // They are the monitor's now: whoever waits for their end must not wait for this process.
+        drop(preserved);
         if let Some(socket) = &pidfd_socket
             && let Err(e) = spawn::send_pidfd(socket, monitor.pid(), spawn::PIDFD_OF_CONTAINER)
         {
@@ -196,16 +207,14 @@ fn parts_are_there(config: &Config) -> anyhow::Result<()> {
 }
 
 /// What cannot be held is refused by name.
-pub(crate) fn refuse_descriptors(preserve_fds: u32) -> anyhow::Result<()> {
-    if preserve_fds > 0 {
-        bail!(
-            "--preserve-fds is not supported: no descriptor can be passed into a virtual machine"
-        );
-    }
+pub(crate) fn refuse_listening() -> anyhow::Result<()> {
     // sd_listen_fds(3): they are meant for the process with this pid.
     let listen_pid = std::env::var("LISTEN_PID").ok();
     if listen_pid.is_some_and(|pid| pid == std::process::id().to_string()) {
-        bail!("LISTEN_FDS is not supported: no descriptor can be passed into a virtual machine");
+        bail!(
+            "LISTEN_FDS is not supported: a listening socket cannot be passed into a virtual machine; \
+             let the container listen itself, and put systemd-socket-proxyd before it"
+        );
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! `cloister exec`.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use anyhow::{Context, anyhow, bail};
@@ -14,16 +15,20 @@ use serde_json::{Value, json};
 
 use super::args::ExecOptions;
 use super::container::Container;
-use super::create::{connect_console, connect_pidfd, pid_file, refuse_descriptors};
+use super::create::{connect_console, connect_pidfd, pid_file, refuse_listening};
 use super::spawn;
 use super::terminal::RawTerminal;
 use super::{Fatal, Globals, refuse_option, warn};
 
 /// runc's exit code for a program that was not executed.
-const EXIT_NOT_EXECUTED: u8 = 255;
+pub(super) const EXIT_NOT_EXECUTED: u8 = 255;
 
-pub(crate) fn exec(globals: &Globals, options: &ExecOptions) -> Result<u8, Fatal> {
-    execute(globals, options).map_err(|fatal| {
+pub(crate) fn exec(
+    globals: &Globals,
+    options: &ExecOptions,
+    preserved: Vec<OwnedFd>,
+) -> Result<u8, Fatal> {
+    execute(globals, options, preserved).map_err(|fatal| {
         let code = match fatal.code {
             1 => EXIT_NOT_EXECUTED,
             code => code,
@@ -32,8 +37,8 @@ pub(crate) fn exec(globals: &Globals, options: &ExecOptions) -> Result<u8, Fatal
     })
 }
 
-fn execute(globals: &Globals, options: &ExecOptions) -> Result<u8, Fatal> {
-    refuse_descriptors(options.preserve_fds)?;
+fn execute(globals: &Globals, options: &ExecOptions, preserved: Vec<OwnedFd>) -> Result<u8, Fatal> {
+    refuse_listening()?;
     let (id, words) = options
         .words
         .split_first()
@@ -103,6 +108,7 @@ fn execute(globals: &Globals, options: &ExecOptions) -> Result<u8, Fatal> {
             console_socket: console_socket.as_ref(),
             pidfd_socket: pidfd_socket.as_ref(),
             log: globals.log.as_deref(),
+            preserved: &preserved,
         };
         return detached.start();
     }
@@ -120,7 +126,7 @@ fn execute(globals: &Globals, options: &ExecOptions) -> Result<u8, Fatal> {
     let size = size
         .as_ref()
         .map(|size| size as &dyn Fn() -> io::Result<(u16, u16)>);
-    let result = exec_in_foreground(&launch, document, signals, size);
+    let result = exec_in_foreground(&launch, document, signals, preserved, size);
     // Before anything is printed.
     drop(raw);
     match result {

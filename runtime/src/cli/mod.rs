@@ -26,6 +26,7 @@ mod terminal;
 mod update;
 
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -33,6 +34,7 @@ use anyhow::Context;
 use clap::{CommandFactory, Parser};
 use cloister::cgroup::Driver;
 use cloister::config::{Config, DefaultProfile};
+use cloister::descriptors::{self, DescriptorError};
 use cloister::logger::{self, LogFormat};
 use cloister::paths::DEFAULT_CONFIG;
 use cloister_spec::Problem;
@@ -106,6 +108,7 @@ pub(crate) fn main(exec_ns: u64) -> ExitCode {
 }
 
 fn run(cli: Cli, exec_ns: u64) -> Result<u8, Fatal> {
+    let preserved = preserved(cli.command.as_ref());
     let log = cli.log.as_deref().map(absolute).transpose()?;
     let level = if cli.debug {
         LevelFilter::Debug
@@ -166,9 +169,10 @@ fn run(cli: Cli, exec_ns: u64) -> Result<u8, Fatal> {
         timeline: cli.timeline.as_deref().map(absolute).transpose()?,
         exec_ns,
     };
+    let preserved = preserved.map_err(|e| Fatal::new(not_done(&command), e.into()))?;
     match command {
-        Command::Run(options) => create::run(&globals, &options),
-        Command::Create(options) => create::create(&globals, &options),
+        Command::Run(options) => create::run(&globals, &options, preserved),
+        Command::Create(options) => create::create(&globals, &options, preserved),
         Command::Start { id } => start::start(&globals, &id),
         Command::State { id } => state::state(&globals, &id),
         Command::Kill(options) => kill::kill(&globals, &options),
@@ -177,7 +181,7 @@ fn run(cli: Cli, exec_ns: u64) -> Result<u8, Fatal> {
         Command::Spec(options) => spec::spec(&options),
         Command::Check(options) => check::check(&globals, &options),
         Command::Features => features::features(),
-        Command::Exec(options) => exec::exec(&globals, &options),
+        Command::Exec(options) => exec::exec(&globals, &options, preserved),
         Command::Ps(options) => ps::ps(&globals, &options),
         Command::Pause { id } => pause::pause(&globals, &id),
         Command::Resume { id } => pause::resume(&globals, &id),
@@ -186,6 +190,28 @@ fn run(cli: Cli, exec_ns: u64) -> Result<u8, Fatal> {
         Command::Checkpoint(_) => Err(refused("checkpoint")),
         Command::Restore(_) => Err(refused("restore")),
         Command::Other(words) => Err(unknown(&words)),
+    }
+}
+
+/// Takes over the descriptors that a command passes on: before anything is opened, which could get
+/// the number of one that is not there.
+#[expect(unsafe_code, reason = "takes over inherited descriptors")]
+fn preserved(command: Option<&Command>) -> Result<Vec<OwnedFd>, DescriptorError> {
+    let count = match command {
+        Some(Command::Run(options)) => options.create.preserve_fds,
+        Some(Command::Create(options)) => options.preserve_fds,
+        Some(Command::Exec(options)) => options.preserve_fds,
+        _ => 0,
+    };
+    // SAFETY: this is the beginning of the process: only arguments were looked at.
+    unsafe { descriptors::take(count) }
+}
+
+/// The exit code of a command that was not even begun.
+fn not_done(command: &Command) -> u8 {
+    match command {
+        Command::Exec(_) => exec::EXIT_NOT_EXECUTED,
+        _ => 1,
     }
 }
 

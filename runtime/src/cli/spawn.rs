@@ -49,6 +49,7 @@ impl Monitor {
         spec: &[u8],
         console_socket: Option<&OwnedFd>,
         log: Option<&File>,
+        preserved: &[OwnedFd],
     ) -> Result<Self, Fatal> {
         let (child, channel) = match spawn(dir.id().as_str()) {
             Ok(started) => started,
@@ -62,7 +63,7 @@ impl Monitor {
             channel,
             dir,
         };
-        match launch::send(&this.channel, job, spec, console_socket, log) {
+        match launch::send(&this.channel, job, spec, console_socket, log, preserved) {
             Ok(()) => Ok(this),
             // The monitor ends when it reads the end of the socket.
             Err(e) => Err(this.clean_up(anyhow::Error::new(e))),
@@ -163,6 +164,7 @@ pub(crate) struct Detached<'a> {
     pub(crate) console_socket: Option<&'a OwnedFd>,
     pub(crate) pidfd_socket: Option<&'a OwnedFd>,
     pub(crate) log: Option<&'a Path>,
+    pub(crate) preserved: &'a [OwnedFd],
 }
 
 impl Detached<'_> {
@@ -180,6 +182,7 @@ impl Detached<'_> {
             self.process,
             self.console_socket,
             log.as_ref(),
+            self.preserved,
         )?;
         match channel.recv::<Report>()? {
             // Whoever waits for it sees how it ends.

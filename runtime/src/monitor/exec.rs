@@ -47,7 +47,7 @@ pub(super) struct ExecParts {
 
 /// Executes a process and accompanies it from this process, whose streams it gets.
 ///
-/// `size` tells the size of the caller's terminal. Every signal that can be blocked has to be.
+/// The process finds `preserved` from number 3 on. `size` tells the size of the caller's terminal. Every signal that can be blocked has to be.
 ///
 /// # Errors
 /// Why it could not be executed or was lost, with its causes.
@@ -55,11 +55,13 @@ pub fn exec_in_foreground(
     launch: &ExecLaunch,
     process: Vec<u8>,
     signals: SignalFd,
+    preserved: Vec<OwnedFd>,
     size: Option<&dyn Fn() -> io::Result<(u16, u16)>>,
 ) -> Result<Exit, String> {
     let result = Inherited::share()
         .map_err(Failure::Own)
-        .and_then(|inherited| {
+        .and_then(|mut inherited| {
+            inherited.preserved = preserved;
             let parts = ExecParts {
                 process,
                 signals,

@@ -8,6 +8,7 @@ use super::machine::MachineError;
 use super::network::ConnectError as NetworkConnectError;
 use crate::agent::AgentError;
 use crate::cgroup::CgroupError;
+use crate::descriptors::DescriptorError;
 use crate::hooks::HookError;
 use crate::launch::MESSAGE_MAX;
 use crate::namespaces::NamespaceError;
@@ -55,6 +56,9 @@ pub(crate) enum Failure {
     Control(#[source] io::Error),
     #[error(transparent)]
     Namespace(#[from] NamespaceError),
+    /// Names the descriptor.
+    #[error(transparent)]
+    Descriptor(#[from] DescriptorError),
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
     /// The hook's own words need no introduction.

@@ -117,14 +117,16 @@ pub unsafe fn run(control: RawFd) -> Result<u8, StartError> {
     std::env::set_current_dir("/")?;
     let received = launch::receive(&control)?;
     // Last of what can fail: until here an error is printed where the caller sees it.
-    let inherited = Inherited::take()?;
+    let mut inherited = Inherited::take()?;
 
     let Received {
         job,
         spec,
         console_socket,
         log,
+        preserved,
     } = received;
+    inherited.preserved = preserved;
     let level = job.config().log_level.parse().unwrap_or(LevelFilter::Info);
     // Without a log file the caller's standard error is what is left to complain to.
     let has_log = log.is_some();

@@ -7,7 +7,7 @@
 //!
 //! ```text
 //!   caller's stdin  ──▶ feed ──▶ stream       end-of-file ──▶ half close
-//!   caller's stdout ◀── drain ◀── stream      half close  ──▶ descriptor closed
+//!   caller's stdout ◀── drain ◀── stream      half close  ──▶ descriptor closed, a socket half
 //! ```
 //!
 //! When the workload has ended, [`Ended`] is raised: feeding stops, and draining goes on until the
@@ -130,6 +130,28 @@ pub(crate) fn drain(
         }
         // Nobody reads any more: the workload's next write must fail.
         let _ = stream.shutdown(Shutdown::Both);
+    })
+}
+
+/// As [`drain`] into a socket, of which only this direction is closed at the end: the other one may go
+/// on.
+///
+/// # Errors
+/// If there can be no further thread.
+pub(crate) fn drain_socket(
+    stream: UnixStream,
+    sink: OwnedFd,
+    ended: Ended,
+) -> io::Result<oneshot::Receiver<()>> {
+    let block = vec![0; BLOCK];
+    spawn("socket", move || {
+        let result = drain_all(&stream, &sink, &ended, block);
+        // Either may be gone altogether.
+        let _ = rustix::net::shutdown(&sink, rustix::net::Shutdown::Write);
+        if let Err(e) = result {
+            log::debug!("a socket: {e}");
+            let _ = stream.shutdown(Shutdown::Both);
+        }
     })
 }
 

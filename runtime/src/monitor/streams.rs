@@ -4,7 +4,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use cloister_protocol::agent::Stdio;
+use cloister_protocol::agent::descriptor::Kind as DescriptorKind;
+use cloister_protocol::agent::{Descriptor, Stdio};
 use cloister_protocol::{STDIO_PORT, TOKEN_LEN};
 use rustix::fs::{FileType, fstat, major, minor};
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -13,8 +14,9 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::timeout;
 
 use super::failure::Failure;
-use super::stdio::{Ended, drain, feed};
+use super::stdio::{Ended, drain, drain_socket, feed};
 use super::terminal::Pty;
+use crate::descriptors::{self, Kind};
 use crate::launch::Terminal;
 use crate::vsock;
 
@@ -30,6 +32,8 @@ pub(crate) struct Inherited {
     pub(crate) stdin: OwnedFd,
     pub(crate) stdout: OwnedFd,
     pub(crate) stderr: OwnedFd,
+    /// What the workload is to have from number 3 on.
+    pub(crate) preserved: Vec<OwnedFd>,
 }
 
 impl Inherited {
@@ -40,6 +44,7 @@ impl Inherited {
             stdin: dup(rustix::stdio::stdin())?,
             stdout: dup(rustix::stdio::stdout())?,
             stderr: dup(rustix::stdio::stderr())?,
+            preserved: Vec::new(),
         })
     }
 
@@ -61,6 +66,20 @@ impl Inherited {
 
 /// Which streams a process with such a terminal has, and the pseudoterminal if that is a new one.
 pub(crate) fn plan(
+    terminal: Terminal,
+    console_socket: Option<OwnedFd>,
+    mut inherited: Inherited,
+) -> Result<(Option<Pty>, Plan), Failure> {
+    let further = (descriptors::FIRST..)
+        .zip(std::mem::take(&mut inherited.preserved))
+        .map(|(number, fd)| Further::new(number, fd))
+        .collect::<Result<_, _>>()?;
+    let (pty, mut plan) = standard(terminal, console_socket, inherited)?;
+    plan.further = further;
+    Ok((pty, plan))
+}
+
+fn standard(
     terminal: Terminal,
     console_socket: Option<OwnedFd>,
     inherited: Inherited,
@@ -106,12 +125,53 @@ impl Stream {
     }
 }
 
+/// What a workload has beside its standard streams, at one number.
+#[derive(Debug)]
+enum Further {
+    /// A device of the guest.
+    Device(&'static str),
+    /// A stream, and what the workload is given for it.
+    Stream(DescriptorKind, Stream),
+}
+
+impl Further {
+    fn new(number: i32, fd: OwnedFd) -> Result<Self, Failure> {
+        let stream = |kind, source, sink| Ok(Self::Stream(kind, Stream::new(source, sink)?));
+        match descriptors::kind(number, &fd)? {
+            Kind::Device(name) => Ok(Self::Device(name)),
+            Kind::Read => stream(DescriptorKind::READ, Some(fd), None),
+            Kind::Write => stream(DescriptorKind::WRITE, None, Some(fd)),
+            Kind::Socket => {
+                let other = fd.try_clone().map_err(Failure::Relay)?;
+                stream(DescriptorKind::SOCKET, Some(fd), Some(other))
+            }
+        }
+    }
+
+    /// What the agent is told.
+    fn descriptor(&self) -> Descriptor {
+        let mut told = Descriptor::default();
+        match self {
+            Self::Device(name) => {
+                told.kind = DescriptorKind::DEVICE.into();
+                told.device = (*name).into();
+            }
+            Self::Stream(kind, stream) => {
+                told.kind = (*kind).into();
+                told.token = stream.token.to_vec();
+            }
+        }
+        told
+    }
+}
+
 /// The streams of one workload, not yet connected.
 #[derive(Debug)]
 pub(crate) struct Plan {
     terminal: bool,
     /// Standard input or the terminal; standard output; standard error. `None` is `/dev/null`.
     streams: [Option<Stream>; 3],
+    further: Vec<Further>,
 }
 
 impl Plan {
@@ -121,6 +181,7 @@ impl Plan {
             stdin,
             stdout,
             stderr,
+            preserved: _,
         } = inherited;
         let input = |fd| match is_null(&fd) {
             true => Ok(None),
@@ -133,6 +194,7 @@ impl Plan {
         Ok(Self {
             terminal: false,
             streams: [input(stdin)?, output(stdout)?, output(stderr)?],
+            further: Vec::new(),
         })
     }
 
@@ -142,6 +204,7 @@ impl Plan {
         Ok(Self {
             terminal: true,
             streams: [Some(stream), None, None],
+            further: Vec::new(),
         })
     }
 
@@ -152,6 +215,7 @@ impl Plan {
         Ok(Self {
             terminal: true,
             streams: [Some(stream), None, None],
+            further: Vec::new(),
         })
     }
 
@@ -167,6 +231,7 @@ impl Plan {
             stderr: token(stderr),
             columns: columns.into(),
             rows: rows.into(),
+            descriptors: self.further.iter().map(Further::descriptor).collect(),
             ..Stdio::default()
         }
     }
@@ -184,8 +249,17 @@ impl Plan {
             connect(dir, stdout, limit),
             connect(dir, stderr, limit)
         )?;
+        let mut further = Vec::new();
+        for stream in self.further {
+            if let Further::Stream(kind, stream) = stream
+                && let Some((stream, connection)) = connect(dir, Some(stream), limit).await?
+            {
+                further.push((kind, stream, connection));
+            }
+        }
         Ok(Connected {
             streams: streams.into(),
+            further,
         })
     }
 }
@@ -194,6 +268,7 @@ impl Plan {
 #[derive(Debug)]
 pub(crate) struct Connected {
     streams: [Option<(Stream, UnixStream)>; 3],
+    further: Vec<(DescriptorKind, Stream, UnixStream)>,
 }
 
 /// Relays that work. Each ends at the end of its stream.
@@ -236,13 +311,21 @@ impl Connected {
     /// Starts the relays.
     pub(crate) fn relay(self, ended: &Ended) -> Result<Relays, Failure> {
         let mut relays = Relays::default();
-        for (stream, connection) in self.streams.into_iter().flatten() {
+        let standard = self.streams.into_iter().flatten();
+        let standard = standard.map(|(stream, connection)| (None, stream, connection));
+        let further = self.further.into_iter();
+        let further = further.map(|(kind, stream, connection)| (Some(kind), stream, connection));
+        for (kind, stream, connection) in standard.chain(further) {
             let other = connection.try_clone().map_err(Failure::Relay)?;
             if let Some(source) = stream.source {
                 let input = feed(source, other, ended.clone()).map_err(Failure::Relay)?;
                 relays.inputs.push(input);
             }
             if let Some(sink) = stream.sink {
+                let drain = match kind {
+                    Some(DescriptorKind::SOCKET) => drain_socket,
+                    _ => drain,
+                };
                 let output = drain(connection, sink, ended.clone()).map_err(Failure::Relay)?;
                 relays.outputs.push(output);
             }

@@ -36,6 +36,15 @@ fn top_by_the_containers_own_ps() {
 }
 
 #[test]
+fn preserved_descriptors() {
+    let case = Case::new(Engine::Podman);
+    case.detached("p", &[], "sleep 600");
+    let words = "exec --preserve-fds 1 p sh -c 'cat <&3' 3<&0 </dev/null";
+    let seen = case.in_shell("printf piped |", words);
+    assert_eq!(seen.ok(), "piped");
+}
+
+#[test]
 fn pod_without_infra() {
     let case = Case::new(Engine::Podman);
     case.ok([

@@ -194,7 +194,6 @@ fn what_cannot_be_executed_is_named_and_leaves_nothing() {
             &["--cgroup", "no", "test", "ls"],
             "cgroup no of the container",
         ),
-        (&["--preserve-fds", "2", "test", "ls"], "--preserve-fds"),
         (&["--apparmor", "x", "test", "ls"], "AppArmor"),
         (&["--process-label", "x", "test", "ls"], "SELinux"),
         (&["--pid-file", "/none/p", "test", "ls"], "/none/p"),

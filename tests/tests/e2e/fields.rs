@@ -52,7 +52,8 @@ fn ids_of_mounts() {
 
 /// A file system whose ids the host's kernel can map.
 fn tmpfs(at: &Path) {
-    let mount = Cmd::new("mount").args(["-t", "tmpfs", "-o", "mode=777,uid=1000,gid=1000", "tmpfs"]);
+    let mount =
+        Cmd::new("mount").args(["-t", "tmpfs", "-o", "mode=777,uid=1000,gid=1000", "tmpfs"]);
     mount.args([at]).run().ok();
 }
 

@@ -15,6 +15,7 @@
 
 mod bad_input;
 mod control;
+mod descriptors;
 mod exec;
 mod exit_status;
 mod faults;

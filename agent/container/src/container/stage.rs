@@ -140,14 +140,16 @@ fn open_executable(path: &Path) -> io::Result<OwnedFd> {
     init::read_only_clone(&file)
 }
 
-/// Tells the init stage what to build, and hears what has become of it.
+/// Tells the init stage what to build, with the program's descriptors and with those to build from, and
+/// hears what has become of it.
 pub(crate) fn converse(
     channel: &OwnedFd,
     task: &impl Serialize,
-    fds: &[impl AsFd],
+    fds: [&[impl AsFd]; 2],
     has_terminal: bool,
 ) -> std::result::Result<(Option<OwnedFd>, Vec<String>), Failure> {
-    let sent = channel::send(channel, task).and_then(|()| channel::send_fds(channel, fds));
+    let send = |fds| channel::send_fds(channel, fds);
+    let sent = channel::send(channel, task).and_then(|()| fds.into_iter().try_for_each(send));
     // Who does not listen may have said why.
     match sent {
         Err(error)

@@ -1,7 +1,7 @@
 //! Further processes of a container.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 
 use cloister_container::{Container, Exec, ExecOptions, Stdio};
@@ -11,6 +11,10 @@ use serde_json::{Value, json};
 use crate::support::{Bundle, Tests};
 
 pub(crate) const TESTS: Tests = &[
+    (
+        "descriptors_are_found_from_number_3_on",
+        descriptors_are_found_from_number_3_on,
+    ),
     ("runs_inside_the_container", runs_inside_the_container),
     ("is_another_user_with_less", is_another_user_with_less),
     ("has_a_terminal_of_its_own", has_a_terminal_of_its_own),
@@ -41,6 +45,7 @@ fn options(process: &Value, stdio: Stdio) -> ExecOptions {
     ExecOptions {
         process: process.to_string().into_bytes(),
         stdio,
+        descriptors: Vec::new(),
         cgroup: "".into(),
         init_exe: std::env::current_exe().unwrap(),
     }
@@ -271,4 +276,55 @@ fn is_not_possible_after_the_end() {
             assert!(error.to_string().ends_with("is not running"), "{error}");
         })
         .unwrap();
+}
+
+/// More of them than one message takes, of the first program and of a further one, and not of a hook.
+fn descriptors_are_found_from_number_3_on() {
+    let look = "echo $(ls /proc/self/fd | grep -c -v '^[0-2]$')";
+    let bundle = Bundle::script("cat <&3 >/proc/self/fd/71; sleep 1000");
+    let bundle = bundle.set(
+        "/hooks",
+        json!({"startContainer": [{
+            "path": "/bin/sh", "args": ["sh", "-c", format!("{look} >/tmp/hook")],
+        }]}),
+    );
+    let descriptors = || {
+        let (read, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        let (ours, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        let null = File::open("/dev/null").unwrap();
+        let between = (4..71).map(|_| null.try_clone().unwrap().into());
+        let all: Vec<OwnedFd> = [read].into_iter().chain(between).chain([write]).collect();
+        (File::from(theirs), File::from(ours), all)
+    };
+    let (_, stdio) = streams();
+    let mut options = bundle.options(stdio);
+    let (mut input, mut output, all) = descriptors();
+    options.descriptors = all;
+    let mut container = Container::create(options).unwrap();
+    container.start().unwrap();
+    input.write_all(b"to the first").unwrap();
+    drop(input);
+    let mut text = [0; 12];
+    output.read_exact(&mut text).unwrap();
+    assert_eq!(&text, b"to the first");
+    // The shell's own, which lists.
+    let hook = std::fs::read_to_string(bundle.rootfs().join("tmp/hook")).unwrap();
+    assert_eq!(hook, "1\n");
+
+    let (_, stdio) = streams();
+    let further = process(&format!(
+        "cat <&3 >/proc/self/fd/71; {look} >/proc/self/fd/71"
+    ));
+    let mut options = self::options(&further, stdio);
+    let (mut input, mut output, all) = descriptors();
+    options.descriptors = all;
+    let exec = container.exec(options).unwrap();
+    input.write_all(b"to the other\n").unwrap();
+    drop(input);
+    assert_eq!(reap(&exec).exit_status(), Some(0));
+    let mut text = String::new();
+    output.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "to the other\n70\n");
+    container.delete().unwrap();
+    crate::support::wait(&container);
 }

@@ -137,6 +137,7 @@ impl Bundle {
             joins: Vec::new(),
             bundle: self.dir.path().to_owned(),
             stdio,
+            descriptors: Vec::new(),
             cgroup_parent: self.cgroup_parent.clone(),
             init_exe: std::env::current_exe().unwrap(),
         }

@@ -156,6 +156,12 @@ impl Case {
             .run()
     }
 
+    /// A command of the engine in a line of a shell.
+    pub(crate) fn in_shell(&self, before: &str, words: &str) -> Finished {
+        let line = format!("{before} {} {words}", self.engine.shell_words());
+        Cmd::new("sh").args(["-c", &line]).run()
+    }
+
     /// What `inspect` says of a container.
     pub(crate) fn inspect(&self, name: &str) -> Value {
         let text = self.ok(["container", "inspect", name]);
