@@ -234,15 +234,19 @@ pub(crate) async fn both(
             let mut is_over = false;
             let mut buffer = vec![0; TERMINAL_BUFFER];
             loop {
-                let received = tokio::select! {
-                    biased;
-                    received = process.receive(&mut buffer) => received,
-                    gone = host.refuses_data() => return gone.map(|()| is_over),
-                    () = &mut ended, if !is_over => {
-                        is_over = true;
-                        continue;
+                let received = if is_over {
+                    // The event loop may not have heard yet of what is there.
+                    process.try_receive(&mut buffer)
+                } else {
+                    tokio::select! {
+                        biased;
+                        received = process.receive(&mut buffer) => received,
+                        gone = host.refuses_data() => return gone.map(|()| is_over),
+                        () = &mut ended => {
+                            is_over = true;
+                            continue;
+                        }
                     }
-                    () = std::future::ready(()), if is_over => Ok(0),
                 };
                 if !pass_on(received, &buffer, &host).await? {
                     host.end()?;

@@ -94,6 +94,18 @@ impl Socket {
         poll_fn(|cx| self.poll_receive(cx, buffer)).await
     }
 
+    /// Receives what is there already; none if nothing is.
+    pub(crate) fn try_receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match rustix::net::recv(&self.0, &mut *buffer, RecvFlags::DONTWAIT) {
+                Ok((_, received)) => return Ok(received),
+                Err(Errno::AGAIN) => return Ok(0),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
     /// Tells the peer that no more data comes.
     pub(crate) fn end(&self) -> io::Result<()> {
         match rustix::net::shutdown(&self.0, Shutdown::Write) {
