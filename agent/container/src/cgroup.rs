@@ -3,6 +3,7 @@
 mod devices;
 mod resources;
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -28,6 +29,10 @@ const FREEZE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long killed processes may take to be gone.
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How many processes are opened at once to be sent a signal; the list of all is read once for each
+/// so many.
+const SIGNAL_BATCH: usize = 512;
 
 #[derive(Debug)]
 pub(crate) struct Cgroup {
@@ -110,21 +115,28 @@ impl Cgroup {
         if signal == libc::SIGKILL {
             return self.write("cgroup.kill", "1");
         }
-        for pid in self.all_pids()? {
-            let Some(pid) = rustix::process::Pid::from_raw(pid) else {
-                continue;
-            };
-            // By pidfd: the number may have a new owner by now.
-            match rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) {
-                Ok(pidfd) if self.all_pids()?.contains(&pid.as_raw_pid()) => {
-                    match crate::sys::pidfd_send_signal(&pidfd, signal) {
-                        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
-                        result => result?,
-                    }
+        let pids = self.all_pids()?;
+        for batch in pids.chunks(SIGNAL_BATCH) {
+            let mut opened = Vec::with_capacity(batch.len());
+            for &pid in batch {
+                let Some(number) = rustix::process::Pid::from_raw(pid) else {
+                    continue;
+                };
+                let flags = rustix::process::PidfdFlags::empty();
+                match rustix::process::pidfd_open(number, flags) {
+                    Ok(pidfd) => opened.push((pid, pidfd)),
+                    // EINVAL: it was reaped while the kernel looked it up.
+                    Err(rustix::io::Errno::SRCH | rustix::io::Errno::INVAL) => {}
+                    Err(error) => return Err(error.into()),
                 }
-                // EINVAL: it was reaped while the kernel looked it up.
-                Ok(_) | Err(rustix::io::Errno::SRCH | rustix::io::Errno::INVAL) => {}
-                Err(error) => return Err(error.into()),
+            }
+            // A number may have had a new owner when it was opened: who is still listed has not.
+            let listed: HashSet<i32> = self.all_pids()?.into_iter().collect();
+            for (_, pidfd) in opened.iter().filter(|(pid, _)| listed.contains(pid)) {
+                match crate::sys::pidfd_send_signal(pidfd, signal) {
+                    Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                    result => result?,
+                }
             }
         }
         Ok(())
