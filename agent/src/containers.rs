@@ -9,7 +9,9 @@
 //!
 //! Everything runs on one thread. Building and taking apart a container blocks it for about a
 //! millisecond, which buys that no child can be reaped before its container is known here: the
-//! reaper and [`Containers::create`] never run at the same time.
+//! reaper and [`Containers::create`] never run at the same time. What a workload can hold up is done
+//! on threads that end with it ([`on_thread`]): hooks, the way of an executed process to its program,
+//! a look at the memory of processes.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -18,9 +20,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use cloister_container::{Container, CreateOptions, ExecOptions};
+use cloister_container::{Container, CreateOptions, ExecOptions, Executing};
 use cloister_protocol::agent::{
-    CreateContainerRequest, ExecRequest, ForwardRequest, Process, ResolveRequest, SetNetworkRequest,
+    CreateContainerRequest, ExecRequest, ForwardRequest, ResolveRequest, SetNetworkRequest,
 };
 use rustix::process::{WaitOptions, WaitStatus, wait};
 use tokio::io::Interest;
@@ -33,10 +35,10 @@ use crate::network::{Network, NetworkError};
 use crate::resolve::{self, ResolveError};
 use crate::session::Session;
 use crate::shares::{ShareError, Shares};
-use crate::stdio::{self, StdioError};
+use crate::stdio::{self, Relayed, StdioError};
 use crate::sys;
 use crate::tokens::Tokens;
-use crate::usage;
+use crate::usage::{self, Listing};
 
 /// The most containers of one guest.
 const MAX_CONTAINERS: usize = 1024;
@@ -47,6 +49,9 @@ const MAX_ID: usize = 1024;
 /// How long a deletion waits for the host to take the last output, and for the killed init process
 /// to be reaped.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the processes of a container may take to be described.
+const LISTING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a request about a container fails.
 #[derive(Debug, thiserror::Error)]
@@ -104,9 +109,9 @@ pub(crate) enum ContainerError {
         /// What is wrong.
         problem: String,
     },
-    /// Nobody waits for the hooks.
-    #[error("cannot wait for the hooks of container {id:?}")]
-    Hooks {
+    /// There is no thread for what may take long.
+    #[error("cannot wait for what is done in container {id:?}")]
+    Thread {
         /// The container.
         id: String,
         /// Why.
@@ -177,6 +182,15 @@ pub(crate) struct Exit {
 }
 
 impl Exit {
+    /// That of a process whose end was not told.
+    pub(crate) fn unknown() -> Self {
+        Self {
+            code: 0,
+            signal: libc::SIGKILL.unsigned_abs(),
+            oom_killed: false,
+        }
+    }
+
     pub(crate) fn of(status: WaitStatus, oom_killed: bool) -> Self {
         let number = |number: Option<i32>| number.map_or(0, i32::unsigned_abs);
         Self {
@@ -389,32 +403,31 @@ impl Containers {
             }
         }
 
-        // From here to the return nothing awaits, so no exit can be missed.
-        let mut phase = lock(&slot.phase);
-        let container = &phase.live(id)?.container;
-        let mut exec = container.exec(ExecOptions {
-            process: request.process,
-            stdio: streams.container,
-            descriptors: streams.descriptors,
-            cgroup: request.cgroup.into(),
-            init_exe: self.places.init_exe.clone(),
-        })?;
-        for warning in exec.warnings() {
-            log::warn!("container {id:?}: {warning}");
-        }
-        let exit = watch::Sender::new(None);
-        let terminal = exec.take_terminal();
-        let pid = exec.pid();
-        let session = match Session::start(id, streams.relayed, terminal, &exit) {
-            Ok(session) => session,
-            Err(e) => {
-                exec.signal(libc::SIGKILL.unsigned_abs())?;
-                return Err(e);
-            }
+        // Nothing awaits between the birth of the process and the note of it, so no exit can be missed.
+        slot.execs.check(&request.exec_id)?;
+        let executing = lock(&slot.phase)
+            .live(id)?
+            .container
+            .begin_exec(ExecOptions {
+                process: request.process,
+                stdio: streams.container,
+                descriptors: streams.descriptors,
+                cgroup: request.cgroup.into(),
+                init_exe: self.places.init_exe.clone(),
+            })?;
+        let execution = Execution {
+            container: id.clone(),
+            id: request.exec_id.clone(),
+            running: slot.execs.insert(request.exec_id, executing.pid()),
+            slot: Arc::clone(&slot),
         };
-        slot.execs
-            .insert(request.exec_id, Running::new(exec, session, exit))?;
-        Ok(pid)
+        // To its end, also when the caller's connection breaks meanwhile.
+        let work = tokio::spawn(execution.finish(executing, streams.relayed));
+        let lost = |e| ContainerError::Thread {
+            id: id.clone(),
+            source: std::io::Error::other(e),
+        };
+        work.await.map_err(lost)?
     }
 
     /// Executes a container's program, after its hooks.
@@ -424,19 +437,8 @@ impl Containers {
         if !starting.runs_hooks() {
             return Ok(starting.finish()?);
         }
-        // Meanwhile the other containers go on, and this one can be killed.
-        let (done, result) = tokio::sync::oneshot::channel();
-        let lost = |source| ContainerError::Hooks {
-            id: id.into(),
-            source,
-        };
-        std::thread::Builder::new()
-            .name("hooks".into())
-            // If nobody waits any more, the container's end says it all.
-            .spawn(move || drop(done.send(starting.finish())))
-            .map_err(lost)?;
-        let result = result.await;
-        Ok(result.map_err(|e| lost(std::io::Error::other(e)))??)
+        // If nobody waits any more, the container's end says it all.
+        Ok(on_thread(id, "hooks", move || starting.finish()).await??)
     }
 
     /// Sends a signal to a container's init process, or to all its processes.
@@ -529,15 +531,16 @@ impl Containers {
     }
 
     /// Lists the processes of a container.
-    pub(crate) fn processes(&self, id: &str) -> Result<Vec<Process>, ContainerError> {
+    pub(crate) async fn processes(&self, id: &str) -> Result<Listing, ContainerError> {
         let slot = self.slot(id)?;
-        let mut phase = lock(&slot.phase);
-        let pids = phase.live(id)?.container.processes()?;
-        let booted = usage::booted_s();
-        let described = pids
-            .into_iter()
-            .filter_map(|pid| usage::process(pid, booted));
-        Ok(described.collect())
+        let pids = lock(&slot.phase).live(id)?.container.processes()?;
+        // Reading from the memory of a process takes as long as that process likes.
+        let listing = on_thread(id, "ps", move || usage::processes(pids));
+        let listed = tokio::time::timeout(LISTING_TIMEOUT, listing).await;
+        listed.map_err(|e| ContainerError::Usage {
+            id: id.into(),
+            source: e.into(),
+        })?
     }
 
     /// What a container uses.
@@ -694,6 +697,71 @@ impl Phase {
             state,
         })
     }
+}
+
+/// The execution of a program in a container, from the birth of its process on.
+struct Execution {
+    container: String,
+    id: String,
+    running: Arc<Running>,
+    slot: Arc<Slot>,
+}
+
+impl Execution {
+    /// Waits until the program runs, relays its streams, and gives its pid.
+    async fn finish(self, executing: Executing, relayed: Relayed) -> Result<u32, ContainerError> {
+        let Self {
+            container,
+            id,
+            running,
+            slot,
+        } = self;
+        // Meanwhile the other containers go on: the workload may have stopped the process.
+        let result = on_thread(&container, "exec", move || executing.finish()).await;
+        let started = result.and_then(|exec| {
+            let mut exec = exec?;
+            for warning in exec.warnings() {
+                log::warn!("container {container:?}: {warning}");
+            }
+            let terminal = exec.take_terminal();
+            match Session::start(&container, relayed, terminal, running.exit()) {
+                Ok(session) => Ok((exec, session)),
+                Err(e) => {
+                    exec.signal(libc::SIGKILL.unsigned_abs())?;
+                    Err(e)
+                }
+            }
+        });
+        let (exec, session) = match started {
+            Ok(started) => started,
+            Err(e) => {
+                slot.execs.forget(&id);
+                return Err(e);
+            }
+        };
+        let pid = exec.pid();
+        running.runs(exec, session);
+        tokio::spawn(async move { slot.execs.expect_wait(&id, &running).await });
+        Ok(pid)
+    }
+}
+
+/// Does what may take long on a thread of its own.
+async fn on_thread<T: Send + 'static>(
+    id: &str,
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ContainerError> {
+    let lost = |source| ContainerError::Thread {
+        id: id.into(),
+        source,
+    };
+    let (done, result) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new()
+        .name(name.into())
+        .spawn(move || drop(done.send(work())))
+        .map_err(lost)?;
+    result.await.map_err(|e| lost(std::io::Error::other(e)))
 }
 
 fn is_id(id: &str) -> bool {

@@ -1,8 +1,8 @@
 //! The further processes of a container, and what becomes of them.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use cloister_container::Exec;
 use rustix::process::WaitStatus;
@@ -14,38 +14,59 @@ use crate::session::Session;
 /// The most executed processes of one container.
 const MAX_EXECS: usize = 4096;
 
+/// How long after the execution somebody has to begin to wait for a process.
+const WAIT_LIMIT: Duration = Duration::from_secs(20);
+
 /// The executed processes of one container.
 #[derive(Debug, Default)]
 pub(crate) struct Execs(Mutex<HashMap<String, Arc<Running>>>);
 
-/// One of them.
+/// One of them, from its birth on.
 #[derive(Debug)]
 pub(crate) struct Running {
-    exec: Exec,
-    session: Mutex<Session>,
+    pid: u32,
+    /// There once its program runs.
+    program: Mutex<Option<(Exec, Session)>>,
     exit: watch::Sender<Option<Exit>>,
-    /// Whether nobody waits for it any more.
-    abandoned: Mutex<bool>,
+    state: Mutex<State>,
+}
+
+/// Who waits for a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Nobody yet.
+    New,
+    Awaited,
+    /// Nobody any more.
+    Abandoned,
 }
 
 impl Running {
-    pub(crate) fn new(exec: Exec, session: Session, exit: watch::Sender<Option<Exit>>) -> Self {
-        Self {
-            exec,
-            session: Mutex::new(session),
-            exit,
-            abandoned: Mutex::new(false),
-        }
+    /// Where its end will be told.
+    pub(crate) fn exit(&self) -> &watch::Sender<Option<Exit>> {
+        &self.exit
+    }
+
+    /// Notes that its program runs.
+    pub(crate) fn runs(&self, exec: Exec, session: Session) {
+        *lock(&self.program) = Some((exec, session));
     }
 
     /// Sends it a signal.
     pub(crate) fn signal(&self, signal: u32) -> Result<(), ContainerError> {
-        Ok(self.exec.signal(signal)?)
+        match &*lock(&self.program) {
+            Some((exec, _)) => Ok(exec.signal(signal)?),
+            // Not known to anybody yet.
+            None => Ok(()),
+        }
     }
 
     /// Sets the size of its terminal.
     pub(crate) fn resize(&self, id: &str, columns: u16, rows: u16) -> Result<(), ContainerError> {
-        lock(&self.session).resize(id, columns, rows)
+        match &*lock(&self.program) {
+            Some((_, session)) => session.resize(id, columns, rows),
+            None => Ok(()),
+        }
     }
 
     fn has_ended(&self) -> bool {
@@ -66,16 +87,33 @@ impl Execs {
         Ok(())
     }
 
-    /// Takes in a process that runs.
-    pub(crate) fn insert(&self, id: String, running: Running) -> Result<(), ContainerError> {
-        match lock(&self.0).entry(id) {
-            Entry::Occupied(entry) => Err(ContainerError::ExecExists {
-                id: entry.key().clone(),
-            }),
-            Entry::Vacant(entry) => {
-                entry.insert(Arc::new(running));
-                Ok(())
-            }
+    /// Takes in a process that was born, and that is not taken in already.
+    pub(crate) fn insert(&self, id: String, pid: u32) -> Arc<Running> {
+        let running = Arc::new(Running {
+            pid,
+            program: Mutex::new(None),
+            exit: watch::Sender::new(None),
+            state: Mutex::new(State::New),
+        });
+        lock(&self.0).insert(id, Arc::clone(&running));
+        running
+    }
+
+    /// Forgets a process whose program never ran. It has ended.
+    pub(crate) fn forget(&self, id: &str) {
+        if let Some(running) = lock(&self.0).remove(id) {
+            // Whoever waits for all of them waits for this one too.
+            running.exit.send_replace(Some(Exit::unknown()));
+        }
+    }
+
+    /// Kills a process that nobody has begun to wait for within [`WAIT_LIMIT`].
+    pub(crate) async fn expect_wait(&self, id: &str, running: &Arc<Running>) {
+        tokio::time::sleep(WAIT_LIMIT).await;
+        let is_same = |other: &Arc<Running>| Arc::ptr_eq(other, running);
+        if *lock(&running.state) == State::New && self.get(id).is_ok_and(|other| is_same(&other)) {
+            log::warn!("process {id:?}: nobody waits for it");
+            drop(Forget { execs: self, id });
         }
     }
 
@@ -89,6 +127,7 @@ impl Execs {
     /// is killed.
     pub(crate) async fn wait(&self, id: &str) -> Result<Exit, ContainerError> {
         let running = self.get(id)?;
+        *lock(&running.state) = State::Awaited;
         let _forget = Forget { execs: self, id };
         let mut exit = running.exit.subscribe();
         let exit = exit.wait_for(Option::is_some).await;
@@ -112,13 +151,13 @@ impl Execs {
         let found = execs
             .iter()
             // A pid may be used again once it has been reaped.
-            .find(|(_, running)| running.exec.pid() == pid && !running.has_ended());
+            .find(|(_, running)| running.pid == pid && !running.has_ended());
         let Some((id, running)) = found.map(|(id, running)| (id.clone(), Arc::clone(running)))
         else {
             return false;
         };
         running.exit.send_replace(Some(Exit::of(status, false)));
-        if *lock(&running.abandoned) {
+        if *lock(&running.state) == State::Abandoned {
             execs.remove(&id);
         }
         true
@@ -137,13 +176,15 @@ impl Drop for Forget<'_> {
         let Some(running) = execs.get(self.id) else {
             return;
         };
-        lock(&running.session).end_input();
+        if let Some((_, session)) = &mut *lock(&running.program) {
+            session.end_input();
+        }
         if running.has_ended() {
             execs.remove(self.id);
             return;
         }
-        *lock(&running.abandoned) = true;
-        if let Err(e) = running.exec.signal(libc::SIGKILL.unsigned_abs()) {
+        *lock(&running.state) = State::Abandoned;
+        if let Err(e) = running.signal(libc::SIGKILL.unsigned_abs()) {
             log::warn!("process {:?}: {}", self.id, crate::chain(&e));
         }
     }

@@ -143,8 +143,10 @@ impl Agent for Service {
         _: &TtrpcContext,
         request: ProcessesRequest,
     ) -> Reply<ProcessesResponse> {
+        let listing = self.containers.processes(&request.container_id).await?;
         Ok(ProcessesResponse {
-            processes: self.containers.processes(&request.container_id)?,
+            processes: listing.processes,
+            omitted: listing.omitted,
             ..ProcessesResponse::default()
         })
     }
@@ -310,10 +312,10 @@ impl From<ContainerError> for ttrpc::Error {
             ContainerError::Stdio(StdioError::Pipe { .. })
             | ContainerError::Share(ShareError::Mount { .. })
             | ContainerError::Resize { .. }
-            | ContainerError::Hooks { .. }
             | ContainerError::Network(_)
             | ContainerError::Forward(_)
             | ContainerError::Resolve(_)
+            | ContainerError::Thread { .. }
             | ContainerError::Usage { .. }
             | ContainerError::Undead { .. } => Code::INTERNAL,
         };

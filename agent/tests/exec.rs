@@ -155,3 +155,85 @@ async fn a_paused_container_takes_a_process_when_it_goes_on() {
     assert_eq!(wait(&guest, "e").await.unwrap().exit_code, 4);
     guest.delete("c").await.unwrap();
 }
+
+#[tokio::test]
+async fn a_process_that_is_stopped_before_it_is_a_program_holds_up_nobody_else() {
+    let guest = Guest::start().await;
+    // Stops whatever appears beside it, as fast as it can.
+    let script = "while :; do for p in /proc/[0-9]*; do p=${p#/proc/}; [ $p = 1 ] || kill -STOP $p; done; done";
+    guest.run("c", script, Stdio::default()).await;
+    guest.run("d", "exec sleep 1000", Stdio::default()).await;
+    let client = guest.connect();
+    let stopped = request("e", "true", Vec::new());
+    let stopped = tokio::spawn(async move { client.exec(context(), &stopped).await });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let was_stopped = !stopped.is_finished();
+    for number in 0..3 {
+        let mut request = request(&format!("e{number}"), "exit 4", Vec::new());
+        request.container_id = "d".into();
+        let answer = tokio::time::timeout(
+            Duration::from_secs(5),
+            guest.client.exec(context(), &request),
+        );
+        answer.await.expect("an answer").unwrap();
+    }
+    let ended = tokio::time::timeout(Duration::from_secs(60), stopped).await;
+    if was_stopped {
+        let (code, message) = refusal(ended.unwrap().unwrap());
+        assert_eq!(code, Code::INTERNAL, "{message}");
+        assert!(
+            message.contains("has not answered for 15 seconds"),
+            "{message}"
+        );
+    }
+    // Nothing of it is left.
+    let (code, _) = refusal(wait(&guest, "e").await);
+    assert_eq!(code, Code::NOT_FOUND);
+    guest.delete("c").await.unwrap();
+    guest.delete("d").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_process_that_nobody_begins_to_wait_for_is_killed() {
+    let guest = Guest::start().await;
+    guest.run("c", "exec sleep 1000", Stdio::default()).await;
+    exec(&guest, "e", "exec sleep 999", Vec::new())
+        .await
+        .unwrap();
+    exec(&guest, "short", "exit 3", Vec::new()).await.unwrap();
+    for _ in 0..600 {
+        if processes(&guest).await == ["sleep 1000"] {
+            for id in ["e", "short"] {
+                let (code, _) = refusal(wait(&guest, id).await);
+                assert_eq!(code, Code::NOT_FOUND, "{id}");
+            }
+            guest.delete("c").await.unwrap();
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("{:?}", processes(&guest).await);
+}
+
+#[tokio::test]
+async fn a_signal_reaches_every_process_of_many() {
+    let guest = Guest::start().await;
+    let script = "for i in $(seq 600); do sleep 1000 & done; echo there; wait; exec sleep 1001";
+    let (output, stdout) = guest.stream(1);
+    let stdio = Stdio {
+        stdout,
+        ..Stdio::default()
+    };
+    guest.run("c", script, stdio).await;
+    let output = read_all(output);
+    while processes(&guest).await.len() < 601 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // But the first, which a signal from outside its pid namespace does not end.
+    guest.signal("c", 15, true).await.unwrap();
+    while processes(&guest).await != ["sleep 1001"] {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    guest.delete("c").await.unwrap();
+    assert_eq!(join(output).await, b"there\n");
+}

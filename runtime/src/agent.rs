@@ -390,7 +390,11 @@ impl Agent {
             ..ProcessesRequest::default()
         };
         let call = self.client.processes(context(), &request);
-        let mut processes = self.bounded("Processes", call).await?.processes;
+        let answer = self.bounded("Processes", call).await?;
+        if answer.omitted > 0 {
+            log::warn!("{} more processes are not listed", answer.omitted);
+        }
+        let mut processes = answer.processes;
         for process in &mut processes {
             process.command = printable(&process.command, TEXT_MAX);
             process.state = printable(&process.state, 1);

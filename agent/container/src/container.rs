@@ -366,7 +366,7 @@ fn build(
     mounts: &[OwnedFd],
 ) -> std::result::Result<Built, Failure> {
     cgroup.apply(&setup.config.linux.resources)?;
-    let (channel, theirs) = socket_pair()?;
+    let (channel, theirs) = socket_pair(PATIENCE)?;
     let child = spawn_first(&setup.config, options, cgroup, &theirs)?;
     drop(theirs);
     let terminal = setup.config.process.terminal;

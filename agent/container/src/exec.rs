@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use cloister_spec::Side;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
@@ -13,6 +14,10 @@ use crate::container::{Container, Stdio, signal_number, window_size};
 use crate::error::{Context, Failure};
 use crate::sys;
 use crate::{Error, Result};
+
+/// How long the init stage of a further process may be silent. What it does takes no file system but
+/// the container's own, and the workload may stop it.
+const EXEC_PATIENCE: Duration = Duration::from_secs(15);
 
 /// What [`Container::exec`] needs.
 #[derive(Debug)]
@@ -80,6 +85,15 @@ impl Container {
     /// The process object is refused, the container has no process, or a step failed; there is
     /// no process then.
     pub fn exec(&self, options: ExecOptions) -> Result<Exec> {
+        self.begin_exec(options)?.finish()
+    }
+
+    /// The same in two steps, for a caller that has other things to do meanwhile: the process that is
+    /// to become the program is in the container from the first one on, which can stop it.
+    ///
+    /// # Errors
+    /// The process object is refused, or the container has no process.
+    pub fn begin_exec(&self, options: ExecOptions) -> Result<Executing> {
         let checked = cloister_spec::check_process(&options.process, "process", Side::Guest)?;
         let mut process: Process = serde_json::from_value(checked.value)
             .map_err(|error| Failure::invalid(format!("process: {error}")))?;
@@ -113,25 +127,18 @@ impl Container {
             namespaces,
             descriptors: options.descriptors.len(),
         };
-        let (channel, theirs) = socket_pair()?;
+        let container = self.pidfd().try_clone_to_owned().doing(|| "exec")?;
+        let (channel, theirs) = socket_pair(EXEC_PATIENCE)?;
         let child = self.spawn(&options, &theirs)?;
-        drop(theirs);
-        match self.follow(&child, &channel, &join, &options.descriptors, score) {
-            Ok((terminal, mut warnings)) => {
-                warnings.extend(checked.warnings);
-                Ok(Exec {
-                    pid: child.pid.cast_unsigned(),
-                    pidfd: child.pidfd,
-                    terminal,
-                    warnings,
-                })
-            }
-            Err(failure) => {
-                let failure = child.explain(failure);
-                child.end();
-                Err(failure.into())
-            }
-        }
+        Ok(Executing {
+            container,
+            child,
+            channel,
+            join,
+            descriptors: options.descriptors,
+            score,
+            warnings: checked.warnings,
+        })
     }
 
     fn spawn(&self, options: &ExecOptions, channel: &OwnedFd) -> Result<Child> {
@@ -200,17 +207,59 @@ impl Container {
         .doing(|| format!("cgroup {} of the container", path.display()))
         .map_err(Failure::blamed_on_spec)
     }
+}
 
-    /// Accompanies a new process until its program runs.
-    fn follow(
-        &self,
-        child: &Child,
-        channel: &OwnedFd,
-        join: &Join,
-        descriptors: &[OwnedFd],
-        score: Option<i32>,
-    ) -> std::result::Result<(Option<OwnedFd>, Vec<String>), Failure> {
-        if let Some(score) = score {
+/// A process that is about to become a program in a container.
+#[derive(Debug)]
+pub struct Executing {
+    /// The pidfd of the container's first process.
+    container: OwnedFd,
+    child: Child,
+    channel: OwnedFd,
+    join: Join,
+    descriptors: Vec<OwnedFd>,
+    score: Option<i32>,
+    warnings: Vec<String>,
+}
+
+impl Executing {
+    /// The process id in the caller's pid namespace.
+    pub fn pid(&self) -> u32 {
+        self.child.pid.cast_unsigned()
+    }
+
+    /// Waits for the execution of the program.
+    ///
+    /// # Errors
+    /// A step failed, or the process was silent for too long; it has ended.
+    pub fn finish(self) -> Result<Exec> {
+        match self.follow() {
+            Ok((terminal, mut warnings)) => {
+                warnings.extend(self.warnings);
+                Ok(Exec {
+                    pid: self.child.pid.cast_unsigned(),
+                    pidfd: self.child.pidfd,
+                    terminal,
+                    warnings,
+                })
+            }
+            Err(failure) => {
+                let failure = self.child.explain(failure);
+                self.child.end();
+                Err(failure.into())
+            }
+        }
+    }
+
+    /// Accompanies the process until its program runs.
+    fn follow(&self) -> std::result::Result<(Option<OwnedFd>, Vec<String>), Failure> {
+        let Self {
+            child,
+            channel,
+            join,
+            ..
+        } = self;
+        if let Some(score) = self.score {
             std::fs::write(
                 format!("/proc/{}/oom_score_adj", child.pid),
                 score.to_string(),
@@ -218,8 +267,8 @@ impl Container {
             .doing(|| format!("oomScoreAdj: set to {score}"))?;
         }
         let task = Task::<(), _>::Exec(join);
-        let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-        let fds = [&*descriptors, &[self.pidfd()]];
+        let descriptors: Vec<_> = self.descriptors.iter().map(AsFd::as_fd).collect();
+        let fds = [&*descriptors, &[self.container.as_fd()]];
         let said = converse(channel, &task, fds, join.process.terminal)?;
         // The channel is closed by the execution, and by death.
         match channel::receive::<Report>(channel) {

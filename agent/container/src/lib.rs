@@ -65,4 +65,4 @@ pub use container::{
     Container, CreateOptions, Starting, Stdio, WindowSize, make_root_pivotable, resize,
 };
 pub use error::{Error, ErrorKind, Failure, Result};
-pub use exec::{Exec, ExecOptions};
+pub use exec::{Exec, ExecOptions, Executing};

@@ -3,9 +3,10 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::{CWD, Mode, OFlags};
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_timeout};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{WaitId, WaitIdOptions};
 use serde::Serialize;
@@ -17,6 +18,7 @@ use crate::init;
 use crate::sys;
 
 /// A container's process before it is a container.
+#[derive(Debug)]
 pub(crate) struct Child {
     pub(crate) pid: i32,
     pub(crate) pidfd: OwnedFd,
@@ -64,7 +66,8 @@ impl Child {
 /// The message of a failure that [`Child::explain`] explains.
 const SILENT: &str = "the init stage has closed the channel";
 
-pub(crate) fn socket_pair() -> std::result::Result<(OwnedFd, OwnedFd), Failure> {
+/// A channel to an init stage that may be silent for so long.
+pub(crate) fn socket_pair(patience: Duration) -> std::result::Result<(OwnedFd, OwnedFd), Failure> {
     let context = || "create the channel to the init stage";
     let (ours, theirs) = rustix::net::socketpair(
         AddressFamily::UNIX,
@@ -74,7 +77,7 @@ pub(crate) fn socket_pair() -> std::result::Result<(OwnedFd, OwnedFd), Failure> 
     )
     .doing(context)?;
     for timeout in [Timeout::Recv, Timeout::Send] {
-        set_socket_timeout(&ours, timeout, Some(PATIENCE)).doing(context)?;
+        set_socket_timeout(&ours, timeout, Some(patience)).doing(context)?;
     }
     Ok((ours, theirs))
 }
@@ -140,6 +143,12 @@ fn open_executable(path: &Path) -> io::Result<OwnedFd> {
     init::read_only_clone(&file)
 }
 
+/// How long a stage at this channel may be silent.
+fn patience(channel: &OwnedFd) -> Duration {
+    let timeout = socket_timeout(channel, Timeout::Recv);
+    timeout.ok().flatten().unwrap_or(PATIENCE)
+}
+
 /// Tells the init stage what to build, with the program's descriptors and with those to build from, and
 /// hears what has become of it.
 pub(crate) fn converse(
@@ -175,7 +184,7 @@ pub(crate) fn converse(
         Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Err(Failure::new(SILENT)),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(Failure::new(format!(
             "the init stage has not answered for {} seconds",
-            PATIENCE.as_secs()
+            patience(channel).as_secs()
         ))),
         Err(error) if error.raw_os_error().is_some() => {
             Err(Failure::system("execute the init stage", error))
