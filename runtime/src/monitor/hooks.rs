@@ -11,7 +11,7 @@ use oci_spec::runtime::Hooks;
 use tokio::sync::oneshot;
 
 use super::failure::Failure;
-use crate::hooks::{self, HookError, Kind, Surroundings};
+use crate::hooks::{self, Kind, Surroundings};
 use crate::process::ProcessId;
 use crate::state::{HookState, Status};
 use crate::sys;
@@ -68,7 +68,7 @@ impl HookRunner {
         &self,
         kind: Kind,
         status: Status,
-    ) -> Result<Option<oneshot::Receiver<Result<(), HookError>>>, Failure> {
+    ) -> Result<Option<oneshot::Receiver<Result<(), Failure>>>, Failure> {
         let list = kind.of(&self.hooks).to_vec();
         if list.is_empty() {
             return Ok(None);
@@ -88,8 +88,8 @@ impl HookRunner {
                 if let Some(container) = container
                     && let Err(e) = sys::join_namespaces(&container)
                 {
-                    // The answer fails with the sender that is dropped.
-                    return log::error!("cannot enter the container's namespaces: {e}");
+                    let _ = sender.send(Err(Failure::Network(e)));
+                    return;
                 }
                 let surroundings = Surroundings {
                     dir: &bundle,
@@ -102,7 +102,7 @@ impl HookRunner {
                     }
                     Ok(())
                 } else {
-                    hooks::run(kind, &list, &state, surroundings)
+                    hooks::run(kind, &list, &state, surroundings).map_err(Failure::from)
                 };
                 // Whoever asked may have given up.
                 let _ = sender.send(result);
@@ -112,11 +112,6 @@ impl HookRunner {
     }
 }
 
-fn answered(
-    answer: Result<Result<(), HookError>, oneshot::error::RecvError>,
-) -> Result<(), Failure> {
-    match answer {
-        Ok(result) => Ok(result?),
-        Err(e) => Err(Failure::Own(io::Error::other(e))),
-    }
+fn answered(answer: Result<Result<(), Failure>, oneshot::error::RecvError>) -> Result<(), Failure> {
+    answer.unwrap_or_else(|e| Err(Failure::Own(io::Error::other(e))))
 }
