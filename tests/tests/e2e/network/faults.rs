@@ -2,7 +2,6 @@
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::super::harness::eventually;
 use super::*;
 
 /// The pid of a process of the container, as its state file has it.

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use super::super::harness::{LIMIT, eventually};
+use super::super::harness::LIMIT;
 use super::*;
 
 fn get(address: &str) -> std::io::Result<String> {

@@ -163,7 +163,7 @@ fn interfaces_that_come_between_create_and_start() {
             .ok();
     }
     bundle.cloister(["start", "pod"]).run().ok();
-    super::super::harness::eventually("it has pinged", || bundle.status("pod") == "stopped");
+    eventually("it has pinged", || bundle.status("pod") == "stopped");
     let state = std::fs::read_to_string(bundle.state_root().join("pod/state.json")).unwrap();
     let state: Value = serde_json::from_str(&state).unwrap();
     assert_eq!(state["phase"]["code"], 0, "{state}");

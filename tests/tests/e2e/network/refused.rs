@@ -49,7 +49,7 @@ fn a_namespace_of_a_process_outside() {
     let pid = other.pid();
     let path = wire.path().display().to_string();
     let bundle = wire.bundle(&["true"]);
-    super::super::harness::eventually("it is in the namespace", || {
+    eventually("it is in the namespace", || {
         std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "sleep\n")
     });
     let parts = [
