@@ -45,16 +45,26 @@ pub(crate) fn each_match(
 
 fn kill_one(globals: &Globals, options: &KillOptions, id: &str) -> Result<u8, Fatal> {
     let mut container = Container::find(globals, id)?;
-    let signal = Signal::parse(&options.signal)?;
-    match container.status {
-        // runc's words, and the container's name.
-        Status::Stopped => return Err(anyhow::anyhow!("container not running: {id}").into()),
-        Status::Creating => {
-            // There is nobody else yet who could take it.
-            container.state.monitor.signal(signal)?;
+    // Signal 0 reaches nobody: it asks whether there is somebody, which the state tells.
+    let signal = match options.signal.parse() {
+        Ok(0) => None,
+        _ => Some(Signal::parse(&options.signal)?),
+    };
+    if container.status == Status::Stopped {
+        // As with runc: to signal all processes when there are none is no error.
+        if options.all {
             return Ok(0);
         }
-        Status::Created | Status::Running | Status::Paused => {}
+        // runc's words, and the container's name.
+        return Err(anyhow::anyhow!("container not running: {id}").into());
+    }
+    let Some(signal) = signal else {
+        return Ok(0);
+    };
+    if container.status == Status::Creating {
+        // There is nobody else yet who could take it.
+        container.state.monitor.signal(signal)?;
+        return Ok(0);
     }
     let is_kill = signal == Signal::KILL;
     if is_kill {

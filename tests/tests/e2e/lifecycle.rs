@@ -26,6 +26,7 @@ fn created_running_stopped() {
 
     bundle.cloister(["start", "life"]).run().ok();
     assert_eq!(bundle.status("life"), "running");
+    bundle.cloister(["kill", "life", "0"]).run().ok();
     bundle.cloister(["start", "life"]).run().fails(1, &["life"]);
     bundle
         .cloister(["delete", "life"])
@@ -39,6 +40,12 @@ fn created_running_stopped() {
         .cloister(["kill", "life", "TERM"])
         .run()
         .fails(1, &["not running"]);
+    bundle
+        .cloister(["kill", "life", "0"])
+        .run()
+        .fails(1, &["not running"]);
+    // As with runc, all processes of a container that has none get what they are sent.
+    bundle.cloister(["kill", "--all", "life", "0"]).run().ok();
     bundle.cloister(["delete", "life"]).run().ok();
     bundle
         .cloister(["state", "life"])
