@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use cloister_spec::Side;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 
 use crate::channel::{self, Join, Report, Task};
 use crate::config::{NAMESPACES, Process};
@@ -173,6 +174,9 @@ impl Container {
                 let cgroup = self.cgroup_of_init()?;
                 Ok(spawn(&stage(&cgroup))?)
             }
+            Err(failure) if failure.errno == Some(libc::EBUSY) => {
+                Err(self.cannot_enter(&options.cgroup, Errno::BUSY).into())
+            }
             result => Ok(result?),
         }
     }
@@ -192,10 +196,9 @@ impl Container {
     }
 
     fn child_cgroup(&self, path: &Path) -> std::result::Result<OwnedFd, Failure> {
-        let relative = path.strip_prefix("/").unwrap_or(path);
-        let relative = match relative.as_os_str().is_empty() {
-            true => Path::new("."),
-            false => relative,
+        let relative = match path.strip_prefix("/").unwrap_or(path) {
+            path if path.as_os_str().is_empty() => Path::new("."),
+            path => path,
         };
         rustix::fs::openat2(
             self.cgroup.dir(),
@@ -204,8 +207,22 @@ impl Container {
             Mode::empty(),
             ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS,
         )
-        .doing(|| format!("cgroup {} of the container", path.display()))
+        .map_err(|errno| match errno {
+            Errno::XDEV => Failure::new(format!("{} is not a sub cgroup path", path.display())),
+            errno => self.cannot_enter(path, errno),
+        })
         .map_err(Failure::blamed_on_spec)
+    }
+
+    /// A cgroup below the container's that a process cannot be in. The words are runc's, which starts the process first.
+    fn cannot_enter(&self, path: &Path, errno: Errno) -> Failure {
+        let below = path.strip_prefix("/").unwrap_or(path);
+        let file = self.cgroup.path().join(below).join("cgroup.procs");
+        let context = format!(
+            "error adding pid of the new process to cgroups {}",
+            file.display()
+        );
+        Failure::system(context, errno)
     }
 }
 

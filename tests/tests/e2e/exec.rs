@@ -192,7 +192,11 @@ fn what_cannot_be_executed_is_named_and_leaves_nothing() {
         (&["--cwd", "/none", "test", "ls"], "chdir to cwd ("),
         (
             &["--cgroup", "no", "test", "ls"],
-            "cgroup no of the container",
+            "/no/cgroup.procs: no such file or directory",
+        ),
+        (
+            &["--cgroup", "..", "test", "ls"],
+            ".. is not a sub cgroup path",
         ),
         (&["--apparmor", "x", "test", "ls"], "AppArmor"),
         (&["--process-label", "x", "test", "ls"], "SELinux"),

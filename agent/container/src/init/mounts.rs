@@ -95,7 +95,7 @@ pub(crate) fn mount(
             if matches!(fs.name, "proc" | "sysfs") && target.through_link {
                 // CVE-2019-19921: a link could lead the mask of /proc astray.
                 return Err(Failure::invalid(format!(
-                    "mounts[{index}].destination: {} must be mounted on an ordinary directory, {:?} is reached through a link",
+                    "mounts[{index}].destination: {} must be mounted on ordinary directory, {:?} is reached through a link",
                     fs.name, mount.destination,
                 )));
             }

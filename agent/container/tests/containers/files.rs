@@ -567,7 +567,7 @@ fn links_to_procfs_are_refused() {
     symlink("/tmp", bundle.rootfs().join("proc")).unwrap();
     assert_eq!(
         bundle.error(),
-        "mounts[0].destination: proc must be mounted on an ordinary directory, \"/proc\" is reached through a link"
+        "mounts[0].destination: proc must be mounted on ordinary directory, \"/proc\" is reached through a link"
     );
 }
 
