@@ -94,7 +94,7 @@ impl fmt::Display for Kind {
 /// What hooks are run in.
 #[derive(Debug, Clone, Copy)]
 pub struct Surroundings<'a> {
-    /// The working directory: the bundle, as with runc.
+    /// The working directory: as with runc the bundle, or the root file system for `createContainer`.
     pub dir: &'a Path,
     /// The network namespace, if it is another than the caller's: hooks of the runtime's
     /// namespaces must not find themselves in the container's.

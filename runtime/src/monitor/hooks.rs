@@ -21,13 +21,15 @@ pub(crate) struct HookRunner {
     hooks: Hooks,
     state: HookState,
     bundle: PathBuf,
+    rootfs: PathBuf,
 }
 
 impl HookRunner {
-    pub(crate) fn new(hooks: Hooks, state: HookState) -> Self {
+    pub(crate) fn new(hooks: Hooks, state: HookState, rootfs: PathBuf) -> Self {
         Self {
             hooks,
             bundle: state.bundle.clone(),
+            rootfs,
             state,
         }
     }
@@ -75,7 +77,11 @@ impl HookRunner {
         }
         let pid = ProcessId::current().map_err(Failure::Own)?.pid;
         let state = self.state.json(status, pid);
-        let bundle = self.bundle.clone();
+        // As with runc, where these are run when everything is mounted there.
+        let dir = match kind {
+            Kind::CreateContainer => self.rootfs.clone(),
+            _ => self.bundle.clone(),
+        };
         let container = match kind {
             Kind::CreateContainer => Some(ProcessId::current().and_then(ProcessId::open)),
             _ => None,
@@ -92,7 +98,7 @@ impl HookRunner {
                     return;
                 }
                 let surroundings = Surroundings {
-                    dir: &bundle,
+                    dir: &dir,
                     network: None,
                 };
                 let result = if kind == Kind::Poststop {

@@ -320,7 +320,8 @@ impl Monitor {
         state::keep_spec(&self.paths, &spec)?;
         state::prepare_notes(&self.paths)?;
         if let Some(hooks) = &container.hooks {
-            remains.hooks = Some(HookRunner::new(hooks.clone(), state.for_hooks()));
+            let rootfs = container.rootfs.clone();
+            remains.hooks = Some(HookRunner::new(hooks.clone(), state.for_hooks(), rootfs));
         }
         holder.enter_namespaces(&self.launch.root, container)?;
         remains.place = Place::of(&self.launch)?;

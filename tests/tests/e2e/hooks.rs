@@ -15,7 +15,7 @@ fn recorder(bundle: &Bundle, body: &str) -> PathBuf {
     // There from the beginning, so that it does not count as left behind.
     fs::write(&log, "").unwrap();
     let text = format!(
-        "#!/bin/sh\nstate=$(cat)\necho \"$1 $state $(readlink /proc/self/ns/net) $VAR\" >> {}\n{body}\n",
+        "#!/bin/sh\nstate=$(cat)\necho \"$1 $PWD $state $(readlink /proc/self/ns/net) $VAR\" >> {}\n{body}\n",
         log.display()
     );
     fs::write(&path, text).unwrap();
@@ -29,6 +29,7 @@ fn hook(path: &PathBuf, kind: &str) -> Value {
 
 struct Line {
     kind: String,
+    dir: PathBuf,
     state: Value,
     network: String,
     var: String,
@@ -39,10 +40,12 @@ fn log(bundle: &Bundle) -> Vec<Line> {
     text.lines()
         .map(|line| {
             let (kind, rest) = line.split_once(' ').unwrap();
+            let (dir, rest) = rest.split_once(' ').unwrap();
             let (rest, var) = rest.rsplit_once(' ').unwrap();
             let (state, network) = rest.rsplit_once(' ').unwrap();
             Line {
                 kind: kind.into(),
+                dir: dir.into(),
                 state: serde_json::from_str(state).unwrap(),
                 network: network.into(),
                 var: var.into(),
@@ -99,6 +102,11 @@ fn all_kinds_run_in_their_order_with_the_state() {
         );
         assert_eq!(line.state["annotations"]["some"], "note");
         assert_eq!(line.var, "value");
+        let dir = match line.kind.as_str() {
+            "createContainer" => bundle.rootfs(),
+            _ => bundle.path(),
+        };
+        assert_eq!(line.dir, dir.canonicalize().unwrap(), "{}", line.kind);
         if status == "stopped" {
             assert_eq!(line.state.get("pid"), None);
         } else {
