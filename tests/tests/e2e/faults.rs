@@ -36,10 +36,7 @@ fn kill_soon_after_start(victim: &str) {
         let running = bundle.command("run", &[], "victim").spawn();
         eventually(&format!("{victim} runs"), || !pids(victim).is_empty());
         std::thread::sleep(Duration::from_millis(delay_ms));
-        for pid in pids(victim) {
-            // It may have ended by itself in between.
-            let _ = kill_process(pid, Signal::KILL);
-        }
+        kill_all(victim);
         let finished = running.wait();
         assert_ne!(
             finished.status.code(),
@@ -119,6 +116,84 @@ fn a_container_outlives_its_run_command_and_can_be_deleted() {
     assert_eq!(bundle.status("r"), "running");
     bundle.cloister(["delete", "--force", "r"]).run().ok();
     before.assert_nothing_new();
+}
+
+/// Kills everything of this name.
+fn kill_all(victim: &str) {
+    for pid in pids(victim) {
+        // It may have ended by itself in between.
+        let _ = kill_process(pid, Signal::KILL);
+    }
+}
+
+#[test]
+fn a_killed_exec_command_takes_its_process_along_and_nothing_else() {
+    let bundle = Bundle::alone(&["sleep", "600"]);
+    bundle.command("run", &["--detach"], "e").run().ok();
+    let before = Residue::now();
+    let inside = || bundle.cloister(["ps", "e"]).run().ok();
+    for delay_ms in [0, 5, 20, 60, 150, 400] {
+        let exec = bundle.cloister(["exec", "e", "sleep", "599"]).spawn();
+        std::thread::sleep(Duration::from_millis(delay_ms));
+        let pid = Pid::from_raw(exec.pid()).expect("a pid");
+        kill_process(pid, Signal::KILL).expect("a signal");
+        exec.wait();
+        eventually("its process is gone", || !inside().contains("sleep 599"));
+        before.assert_nothing_new();
+    }
+    // What was asked for at the last moment does not begin later.
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(!inside().contains("sleep 599"));
+    assert_eq!(bundle.status("e"), "running");
+    bundle.cloister(["delete", "--force", "e"]).run().ok();
+}
+
+#[test]
+fn what_is_killed_within_an_exec_ends_it_and_leaves_nothing() {
+    let bundle = Bundle::alone(&["sleep", "600"]);
+    let before = Residue::now();
+    for victim in ["monitor", "cloister-vmm", "cloister-fs"] {
+        for delay_ms in [0, 60, 300] {
+            bundle.command("run", &["--detach"], "e").run().ok();
+            let exec = bundle.cloister(["exec", "e", "sleep", "599"]).spawn();
+            std::thread::sleep(Duration::from_millis(delay_ms));
+            kill_all(victim);
+            // Without its file server a guest may go on, until it wants a file.
+            if victim != "cloister-fs" {
+                eventually("stopped", || bundle.status("e") == "stopped");
+            }
+            bundle.cloister(["delete", "--force", "e"]).run().ok();
+            let exec = exec.wait();
+            let told = format!("{victim} after {delay_ms} ms: {exec}");
+            assert_ne!(exec.status.code(), Some(0), "{told}");
+            before.assert_nothing_new();
+        }
+    }
+}
+
+#[test]
+fn what_is_killed_within_a_delete_is_deleted_by_the_next() {
+    let bundle = Bundle::alone(&["sleep", "600"]);
+    let before = Residue::now();
+    for victim in ["delete", "monitor", "cloister-vmm", "cloister-fs"] {
+        for delay_ms in [0, 10, 40, 150] {
+            bundle.command("run", &["--detach"], "d").run().ok();
+            let delete = bundle.cloister(["delete", "--force", "d"]).spawn();
+            std::thread::sleep(Duration::from_millis(delay_ms));
+            match (victim, Pid::from_raw(delete.pid())) {
+                ("delete", Some(pid)) => {
+                    let _ = kill_process(pid, Signal::KILL);
+                }
+                _ => kill_all(victim),
+            }
+            let delete = delete.wait();
+            if victim != "delete" {
+                assert_eq!(delete.code(), 0, "{victim} after {delay_ms} ms: {delete}");
+            }
+            bundle.cloister(["delete", "--force", "d"]).run().ok();
+            before.assert_nothing_new();
+        }
+    }
 }
 
 /// A file system that is full after a number of files, at the state directory of a bundle.
