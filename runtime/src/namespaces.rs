@@ -107,6 +107,22 @@ pub enum NamespaceError {
         /// What it says.
         id: String,
     },
+    /// The containers that there are cannot be listed.
+    #[error(transparent)]
+    List(StateError),
+    /// It may be that of a container of which nothing is known.
+    #[error(
+        "config.json: {field}: it may be that of container {container}, whose state cannot be read"
+    )]
+    Unread {
+        /// What of the specification asks for it.
+        field: String,
+        /// The container.
+        container: String,
+        /// Why its state cannot be read.
+        #[source]
+        error: StateError,
+    },
     /// The other container cannot take one in.
     #[error("container {0}, whose virtual machine it is, is not running")]
     Stopped(String),
@@ -145,6 +161,27 @@ struct Candidate {
     state: State,
 }
 
+/// The containers that live, and those of which that is not known.
+#[derive(Default)]
+struct Candidates {
+    live: Vec<Candidate>,
+    unread: Vec<(String, StateError)>,
+}
+
+impl Candidates {
+    /// An error for what was found with none that lives; `otherwise` if it can be with no other.
+    fn missing(&mut self, field: String, otherwise: NamespaceError) -> NamespaceError {
+        match self.unread.pop() {
+            Some((container, error)) => NamespaceError::Unread {
+                field,
+                container,
+                error,
+            },
+            None => otherwise,
+        }
+    }
+}
+
 impl Candidate {
     /// The container whose virtual machine it is in.
     fn sandbox(&self) -> &str {
@@ -169,18 +206,24 @@ impl Placement {
             this.new = namespaces.iter().filter_map(|n| held(n.typ())).sum();
             return Ok(this);
         }
-        let candidates = candidates(root);
+        let mut candidates = candidates(root)?;
         if let Some((annotation, sandbox)) = pod {
-            match find_sandbox(&candidates, annotation, sandbox) {
-                Ok(found) => this.sandbox = Some(found),
+            match find_sandbox(&candidates.live, annotation, sandbox) {
+                Some(found) => this.sandbox = Some(found),
                 // Podman's pods need not have a container that others could join.
-                Err(NamespaceError::NoSandbox { .. }) if is_podmans(annotations) => {}
-                Err(e) => return Err(e),
+                None if is_podmans(annotations) => {}
+                None => {
+                    let none = NamespaceError::NoSandbox {
+                        annotation,
+                        id: sandbox.to_owned(),
+                    };
+                    return Err(candidates.missing(format!("annotations[{annotation:?}]"), none));
+                }
             }
         }
         for (index, namespace) in namespaces.iter().enumerate() {
             match path(namespace) {
-                Some(path) => this.add_path(index, namespace.typ(), path, &candidates)?,
+                Some(path) => this.add_path(index, namespace.typ(), path, &mut candidates)?,
                 None => this.new += held(namespace.typ()).unwrap_or(0),
             }
         }
@@ -192,7 +235,7 @@ impl Placement {
         index: usize,
         typ: LinuxNamespaceType,
         path: &Path,
-        candidates: &[Candidate],
+        candidates: &mut Candidates,
     ) -> Result<(), NamespaceError> {
         let (kind, link) = names(typ);
         let open = |error| NamespaceError::Open {
@@ -211,7 +254,7 @@ impl Placement {
             });
         }
         let by_path = path_owner(path);
-        let owner = candidates.iter().find(|candidate| {
+        let owner = candidates.live.iter().find(|candidate| {
             let pid = candidate.state.monitor.pid;
             if held(typ).is_none() || by_path == Some(pid) {
                 return by_path == Some(pid);
@@ -243,7 +286,10 @@ impl Placement {
                     path: path.to_owned(),
                 })
             }
-            None if typ == LinuxNamespaceType::Network => {
+            // A network that somebody has made, unless a container of which nothing is known holds it.
+            None if typ == LinuxNamespaceType::Network
+                && (candidates.unread.is_empty() || !by_path.is_some_and(is_monitor)) =>
+            {
                 network::check_unshared(path).map_err(|e| NamespaceError::Network {
                     index,
                     source: Box::new(e),
@@ -251,11 +297,15 @@ impl Placement {
                 self.network = Some(path.to_owned());
                 Ok(())
             }
-            None => Err(NamespaceError::Host {
-                index,
-                path: path.to_owned(),
-                kind,
-            }),
+            None => {
+                let host = NamespaceError::Host {
+                    index,
+                    path: path.to_owned(),
+                    kind,
+                };
+                let field = format!("linux.namespaces[{index}].path: {}", path.display());
+                Err(candidates.missing(field, host))
+            }
         }
     }
 }
@@ -282,36 +332,34 @@ fn is_podmans(annotations: &std::collections::HashMap<String, String>) -> bool {
 }
 
 /// The container that made a pod's sandbox: the one of that id, or one that says so.
-fn find_sandbox(
-    candidates: &[Candidate],
-    annotation: &'static str,
-    id: &str,
-) -> Result<String, NamespaceError> {
+fn find_sandbox(candidates: &[Candidate], annotation: &'static str, id: &str) -> Option<String> {
     let found = candidates.iter().find(|candidate| {
         let own = candidate.state.annotations.get(annotation);
         candidate.state.sandbox.is_none()
             && (candidate.id == id || own.is_some_and(|own| own == id))
     });
-    let found = found.ok_or_else(|| NamespaceError::NoSandbox {
-        annotation,
-        id: id.to_owned(),
-    })?;
-    Ok(found.id.clone())
+    Some(found?.id.clone())
 }
 
-/// The containers that live.
-fn candidates(root: &Path) -> Vec<Candidate> {
-    let dirs = StateDir::all(root).unwrap_or_default();
-    dirs.iter()
-        .filter_map(|dir| {
-            let state = dir.load().ok()?;
-            let lives = !matches!(dir.status(&state), Status::Creating | Status::Stopped);
-            lives.then(|| Candidate {
-                id: dir.id().to_string(),
-                state,
-            })
-        })
-        .collect()
+fn candidates(root: &Path) -> Result<Candidates, NamespaceError> {
+    let mut found = Candidates::default();
+    for dir in StateDir::all(root).map_err(NamespaceError::List)? {
+        let id = dir.id().to_string();
+        match dir.load() {
+            Ok(state) if matches!(dir.status(&state), Status::Creating | Status::Stopped) => {}
+            Ok(state) => found.live.push(Candidate { id, state }),
+            // It is about to be created, or was deleted meanwhile.
+            Err(StateError::NotFound(_)) => {}
+            Err(error) => found.unread.push((id, error)),
+        }
+    }
+    Ok(found)
+}
+
+/// Whether a process calls itself as monitors do.
+fn is_monitor(pid: i32) -> bool {
+    let name = fs::read_to_string(format!("/proc/{pid}/comm"));
+    name.is_ok_and(|name| name.trim_end() == "cloister")
 }
 
 /// What the monitor of a container holds of its namespaces on this machine.
@@ -486,6 +534,40 @@ mod tests {
         podmans.insert("io.container.manager".into(), "libpod".into());
         let placement = Placement::find(root.path(), &[], &podmans).unwrap();
         assert_eq!(placement.sandbox, None);
+    }
+
+    #[test]
+    fn a_container_that_cannot_be_read_is_named_where_it_may_be_meant() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("old")).unwrap();
+        std::fs::write(root.path().join("old/state.json"), "{\"version\": 1}").unwrap();
+        let find = |typ, path: &str, annotations| {
+            let builder = LinuxNamespaceBuilder::default().typ(typ).path(path);
+            let found = Placement::find(root.path(), &[builder.build().unwrap()], &annotations);
+            found.map_err(|e| crate::text::chain(&e))
+        };
+        let error = find(LinuxNamespaceType::Ipc, "/proc/self/ns/ipc", HashMap::new()).unwrap_err();
+        let expected = "config.json: linux.namespaces[0].path: /proc/self/ns/ipc: it may be that of container old, whose state cannot be read: ";
+        assert!(error.starts_with(expected), "{error}");
+        let pod = HashMap::from([
+            (
+                "io.kubernetes.cri.container-type".to_owned(),
+                "container".to_owned(),
+            ),
+            ("io.kubernetes.cri.sandbox-id".to_owned(), "pod".to_owned()),
+        ]);
+        let error = find(LinuxNamespaceType::Ipc, "/proc/self/ns/ipc", pod).unwrap_err();
+        let expected = "config.json: annotations[\"io.kubernetes.cri.sandbox-id\"]: it may be that of container old";
+        assert!(error.starts_with(expected), "{error}");
+        // A network that is nobody's process's has nothing to do with it.
+        let other = std::thread::spawn(|| {
+            crate::sys::new_namespaces(libc::CLONE_NEWNET).unwrap();
+            File::open("/proc/thread-self/ns/net").unwrap()
+        });
+        let network = other.join().unwrap();
+        let path = format!("/proc/self/fd/{}", network.as_raw_fd());
+        let placement = find(LinuxNamespaceType::Network, &path, HashMap::new()).unwrap();
+        assert_eq!(placement.network, Some(path.into()));
     }
 
     #[test]
