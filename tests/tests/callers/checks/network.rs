@@ -36,7 +36,12 @@ fn await_page(address: &str) {
 }
 
 pub(crate) fn published_port(case: &Case) {
-    detached(case, "web", &["--publish", "8080:80"], SERVER);
+    detached(
+        case,
+        "web",
+        &["--publish", "8080:80", "--cap-add", "NET_RAW"],
+        SERVER,
+    );
     let settings = case.inspect("web")["NetworkSettings"].clone();
     let address = settings["IPAddress"].as_str().expect("an address");
     let mac = settings["MacAddress"].as_str().expect("an address");
@@ -102,20 +107,21 @@ pub(crate) fn names_in_a_network_of_ones_own(case: &Case) {
 pub(crate) fn connect_and_disconnect(case: &Case) {
     case.ok(["network", "create", "first"]);
     case.ok(["network", "create", "second"]);
-    detached(case, "c", &["--network", "first"], "exec sleep 1000");
-    case.ok(["network", "connect", "second", "c"]);
-    let networks = case.inspect("c")["NetworkSettings"]["Networks"].clone();
+    let options = ["--network", "first", "--cap-add", "NET_RAW"];
+    detached(case, "con", &options, "exec sleep 1000");
+    case.ok(["network", "connect", "second", "con"]);
+    let networks = case.inspect("con")["NetworkSettings"]["Networks"].clone();
     let gateway = networks["second"]["Gateway"].as_str().expect("a gateway");
     eventually("the second network answers", || {
-        let ping = case.command(["exec", "c", "ping", "-c", "1", "-w", "10", gateway]);
+        let ping = case.command(["exec", "con", "ping", "-c", "1", "-w", "10", gateway]);
         ping.run().status.code() == Some(0)
     });
-    case.ok(["network", "disconnect", "second", "c"]);
+    case.ok(["network", "disconnect", "second", "con"]);
     eventually("the second network is gone", || {
-        let look = case.command(["exec", "c", "test", "-e", "/sys/class/net/eth1"]);
+        let look = case.command(["exec", "con", "test", "-e", "/sys/class/net/eth1"]);
         look.run().status.code() == Some(1)
     });
-    case.ok(["rm", "--force", "c"]);
+    case.ok(["rm", "--force", "con"]);
     case.ok(["network", "rm", "first", "second"]);
 }
 
