@@ -399,6 +399,7 @@ impl Life<'_> {
                 }
             }
             (failure, end) = &mut fs => {
+                let in_order = matches!(end, FsEnd::InOrder);
                 let limit = match end {
                     FsEnd::Reason => None,
                     // It ends in order when the VMM goes: there is a cause.
@@ -410,7 +411,7 @@ impl Life<'_> {
                     None => None,
                 };
                 match cause {
-                    Some((cause, true)) => cause,
+                    Some((cause, killed)) if killed || in_order => cause,
                     _ => failure,
                 }
             }
