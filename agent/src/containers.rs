@@ -627,14 +627,20 @@ impl Containers {
         }
     }
 
-    /// Deletes every container.
-    pub(crate) async fn delete_all(&self) {
+    /// Deletes every container: all at once, since each may have a host that does not take its last
+    /// output.
+    pub(crate) async fn delete_all(self: &Arc<Self>) {
         let ids: Vec<String> = lock(&self.slots).keys().cloned().collect();
+        let mut deletions = tokio::task::JoinSet::new();
         for id in ids {
-            if let Err(e) = self.delete(&id).await {
-                log::error!("{}", crate::chain(&e));
-            }
+            let containers = Arc::clone(self);
+            deletions.spawn(async move {
+                if let Err(e) = containers.delete(&id).await {
+                    log::error!("{}", crate::chain(&e));
+                }
+            });
         }
+        while deletions.join_next().await.is_some() {}
     }
 
     /// Takes the exit status of every child that has ended, containers' init processes and orphans

@@ -12,7 +12,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
 
@@ -421,6 +421,9 @@ fn is_namespace(file: &File, link: &str) -> io::Result<bool> {
         .is_none_or(|(name, _)| name == link || name == format!("{link}_for_children")))
 }
 
+/// How long to wait before the state of a container that ends is looked at again.
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
+
 /// linux/magic.h
 const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
 
@@ -445,22 +448,37 @@ pub fn sandbox_state(root: &Path, id: &str) -> Result<(StateDir, State), Namespa
     }
 }
 
-/// Whether a container has ended, or is about to, by its own doing; one that was deleted has.
+/// Whether a container has ended, or does within `limit`, by its own doing or because it was killed;
+/// one that was deleted has. One whose machine is lost has not.
 #[must_use]
 pub fn has_ended(root: &Path, id: &str, limit: Duration) -> bool {
     let Ok(id) = ContainerId::new(id) else {
         return false;
     };
     let load = || StateDir::open(root, &id).and_then(|dir| dir.load());
-    if let Ok(state) = load()
-        && !matches!(state.monitor.wait_ended(limit), Ok(true))
-    {
-        return false;
-    }
-    match load().map(|state| state.phase) {
-        Ok(Phase::Exited { error, .. }) => error.is_none(),
-        Err(StateError::NotFound(_)) => true,
-        _ => false,
+    let deadline = Instant::now() + limit;
+    loop {
+        let state = match load() {
+            Ok(state) => state,
+            Err(StateError::NotFound(_)) => return true,
+            Err(_) => return false,
+        };
+        // What its monitor says counts, not that it is there: it may have hooks to run, and memory to
+        // give back.
+        if let Phase::Exited { error, .. } = state.phase {
+            return error.is_none();
+        }
+        if matches!(state.monitor.wait_ended(LOOK_PAUSE), Ok(true)) {
+            return match load().map(|state| state.phase) {
+                Ok(Phase::Exited { error, .. }) => error.is_none(),
+                // It was killed, and everything with it.
+                Ok(_) | Err(StateError::NotFound(_)) => true,
+                Err(_) => false,
+            };
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
     }
 }
 
@@ -568,6 +586,46 @@ mod tests {
         let path = format!("/proc/self/fd/{}", network.as_raw_fd());
         let placement = find(LinuxNamespaceType::Network, &path, HashMap::new()).unwrap();
         assert_eq!(placement.network, Some(path.into()));
+    }
+
+    #[test]
+    fn what_a_monitor_says_tells_whether_its_container_has_ended() {
+        use crate::process::ProcessId;
+
+        let root = tempfile::tempdir().unwrap();
+        let dir = StateDir::create(root.path(), &ContainerId::new("pod").unwrap()).unwrap();
+        let ended = || has_ended(root.path(), "pod", Duration::from_millis(50));
+        // Deleted, or as good as that.
+        assert!(ended());
+        let mut state = crate::state::tests::state("pod");
+        let mut write = |phase: Phase, monitor| {
+            (state.phase, state.monitor) = (phase, monitor);
+            crate::state::write(dir.paths(), &state).unwrap();
+        };
+        let exited = |error: Option<&str>| Phase::Exited {
+            code: 0,
+            signal: 0,
+            error: error.map(str::to_owned),
+        };
+        let me = ProcessId::current().unwrap();
+        write(Phase::Created, me);
+        assert!(!ended());
+        // Its monitor need not be gone.
+        write(exited(None), me);
+        assert!(ended());
+        write(exited(Some("a triple fault")), me);
+        assert!(!ended());
+        let mut child = std::process::Command::new("sleep")
+            .arg("100")
+            .spawn()
+            .unwrap();
+        let killed = ProcessId::of(child.id().cast_signed()).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        write(Phase::Created, killed);
+        assert!(ended());
+        write(exited(Some("a triple fault")), killed);
+        assert!(!ended());
     }
 
     #[test]

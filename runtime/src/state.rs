@@ -674,4 +674,4 @@ pub fn write(paths: &ContainerPaths, state: &State) -> Result<(), StateError> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

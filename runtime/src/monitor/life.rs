@@ -55,6 +55,8 @@ const CAUSE_LIMIT: Duration = Duration::from_millis(500);
 const WORD_LIMIT: Duration = Duration::from_secs(5);
 /// How long a process may take to be gone after its socket has closed.
 const GONE_LIMIT: Duration = Duration::from_secs(2);
+/// How long the sandbox's monitor may take to tell how its container has ended.
+const SANDBOX_LIMIT: Duration = Duration::from_secs(5);
 /// The longest text of a worker that is shown, in bytes.
 const REASON_MAX: usize = 4096;
 
@@ -302,7 +304,7 @@ impl Life<'_> {
         let Some(sandbox) = &self.launch.container.sandbox else {
             return false;
         };
-        namespaces::has_ended(&self.launch.root, sandbox, GONE_LIMIT)
+        namespaces::has_ended(&self.launch.root, sandbox, SANDBOX_LIMIT)
     }
 
     /// Tells the world that the container stands.

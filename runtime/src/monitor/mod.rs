@@ -435,6 +435,9 @@ impl Monitor {
             cgroup,
             place,
         } = remains;
+        if let Ok(exit) = &end.result {
+            self.tell_members(*exit, state.as_ref());
+        }
         if let Some(machine) = &mut machine {
             machine.kill();
         }
@@ -485,6 +488,26 @@ impl Monitor {
         // Reaped last: nobody has to wait for the kernel to take a virtual machine apart.
         drop(machine);
         end_as(&report)
+    }
+
+    /// Notes how the container has ended before the machine goes under those who share it: to them it
+    /// is the difference between having been killed and being lost.
+    fn tell_members(&self, Exit { code, signal }: Exit, state: Option<&State>) {
+        let Some(state) = state.filter(|_| self.paths.members().exists()) else {
+            return;
+        };
+        let phase = Phase::Exited {
+            code,
+            signal,
+            error: None,
+        };
+        let state = State {
+            phase,
+            ..state.clone()
+        };
+        if let Err(e) = state::write(&self.paths, &state) {
+            log::error!("{}", chain(&e));
+        }
     }
 
     /// Whether nothing stays of the container that ended so.

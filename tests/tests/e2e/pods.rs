@@ -194,6 +194,21 @@ fn the_pod_dies_with_its_sandbox() {
 }
 
 #[test]
+fn the_pod_dies_with_the_monitor_of_its_sandbox() {
+    let pod = sandbox(Bundle::new(&["sleep", "1000"]));
+    let member = Member::new(&pod, "member", &["sleep", "1000"], |_| {});
+    let running = member.command("run", &[]).spawn();
+    eventually("it runs", || {
+        let state = pod.cloister(["state", "member"]).run();
+        state.code() == 0 && state.out().contains("running")
+    });
+    let monitor = i32::try_from(pod.state("pod")["pid"].as_i64().unwrap()).unwrap();
+    kill_process(Pid::from_raw(monitor).unwrap(), Signal::KILL).unwrap();
+    let done = running.wait();
+    assert_eq!(done.code(), 128 + 9, "{done}");
+}
+
+#[test]
 fn a_member_whose_monitor_is_killed_is_gone_from_the_pod() {
     let pod = sandbox(Bundle::new(&["sleep", "1000"]));
     let member = Member::new(&pod, "member", &["sleep", "999"], |spec| {

@@ -244,6 +244,9 @@ impl Case {
                     .args(["/var/lib/containers/storage/overlay"])
                     .run();
                 std::fs::remove_dir("/sys/fs/cgroup/podman_probe").ok();
+                // What its name server keeps when it has nobody to serve any more.
+                std::fs::remove_dir_all("/run/containers/networks/aardvark-dns").ok();
+                std::fs::remove_file("/run/containers/networks/aardvark.lock").ok();
             }
             // Docker itself removes these once a minute, after it has unmounted the namespaces.
             Engine::Docker => {
