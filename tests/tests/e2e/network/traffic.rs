@@ -75,21 +75,6 @@ fn streams_arrive_whole_both_ways_at_once() {
 }
 
 #[test]
-fn a_datagram_arrives_from_the_pods_address() {
-    let wire = Wire::new();
-    let bundle = wire.bundle(&["sleep", "1000"]);
-    start(&bundle);
-    let socket = wire.as_host(|| UdpSocket::bind((HOST, 0)).unwrap());
-    socket.set_read_timeout(Some(LIMIT)).unwrap();
-    let port = socket.local_addr().unwrap().port();
-    exec(&bundle, &format!("echo small | nc -u -w 1 {HOST} {port}"));
-    let mut buffer = [0; 100];
-    let (length, from) = socket.recv_from(&mut buffer).unwrap();
-    assert_eq!(&buffer[..length], b"small\n");
-    assert_eq!(from.ip().to_string(), POD);
-}
-
-#[test]
 fn a_path_with_a_smaller_mtu_is_found_out() {
     const LENGTH: usize = 1 << 20;
     let wire = Wire::new();
