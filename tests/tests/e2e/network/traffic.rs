@@ -1,7 +1,7 @@
 //! Packets pass, both ways, whatever their protocol and size.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::net::{TcpListener, UdpSocket};
 use std::time::Duration;
 
 use super::super::harness::{Finished, LIMIT};
@@ -105,33 +105,6 @@ fn a_path_with_a_smaller_mtu_is_found_out() {
         exec(&bundle, "nc 10.98.0.2 7 </bytes");
         assert!(sink.join().unwrap());
     });
-}
-
-#[test]
-fn a_thousand_connections_one_after_the_other() {
-    const CONNECTIONS: usize = 1_000;
-    let wire = Wire::new();
-    let bundle = wire.bundle(&["sh", "-c", "exec nc -ll -p 7 -e true"]);
-    start(&bundle);
-    wire.as_host(|| {
-        let connect = || TcpStream::connect((POD, 7));
-        eventually("the server listens", || connect().is_ok());
-        // The guest forks for each: several at once, so that nobody waits for that alone.
-        std::thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| {
-                    for number in 0..CONNECTIONS / 4 {
-                        let mut stream = connect().unwrap_or_else(|e| panic!("{number}: {e}"));
-                        stream.set_read_timeout(Some(LIMIT)).unwrap();
-                        let mut rest = Vec::new();
-                        // The server ends the connection.
-                        stream.read_to_end(&mut rest).unwrap();
-                    }
-                });
-            }
-        });
-    });
-    assert_eq!(bundle.status("pod"), "running");
 }
 
 #[test]
