@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, UdpSocket};
 use std::time::Duration;
 
-use super::super::harness::{Finished, LIMIT};
+use super::super::harness::Finished;
 use super::*;
 
 /// A stream that can be told from any other, and from itself a little further on.
