@@ -10,7 +10,7 @@
 //! more: what arrives at it goes to a tap, and what leaves the tap leaves through it. The guest's
 //! interface has the same name, index, MAC, MTU, addresses, neighbours and routes.
 //!
-//! Everything here is done with route netlink in the namespace ([`Namespace::within`]), and undone
+//! Everything here is done with route netlink in the namespace (`Namespace::within`), and undone
 //! by [`restore`], which finds by itself what is to be undone: after a crash there is nobody to ask.
 
 mod forward;
