@@ -104,27 +104,6 @@ pub(crate) fn names_in_a_network_of_ones_own(case: &Case) {
     case.ok(["network", "rm", "own"]);
 }
 
-pub(crate) fn connect_and_disconnect(case: &Case) {
-    case.ok(["network", "create", "first"]);
-    case.ok(["network", "create", "second"]);
-    let options = ["--network", "first", "--cap-add", "NET_RAW"];
-    detached(case, "con", &options, "exec sleep 1000");
-    case.ok(["network", "connect", "second", "con"]);
-    let networks = case.inspect("con")["NetworkSettings"]["Networks"].clone();
-    let gateway = networks["second"]["Gateway"].as_str().expect("a gateway");
-    eventually("the second network answers", || {
-        let ping = case.command(["exec", "con", "ping", "-c", "1", "-w", "10", gateway]);
-        ping.run().status.code() == Some(0)
-    });
-    case.ok(["network", "disconnect", "second", "con"]);
-    eventually("the second network is gone", || {
-        let look = case.command(["exec", "con", "test", "-e", "/sys/class/net/eth1"]);
-        look.run().status.code() == Some(1)
-    });
-    case.ok(["rm", "--force", "con"]);
-    case.ok(["network", "rm", "first", "second"]);
-}
-
 pub(crate) fn the_network_of_another_container(case: &Case) {
     detached(case, "web", &[], SERVER);
     let script = "until wget -q -O - http://127.0.0.1/page; do sleep 0.3; done";
@@ -141,13 +120,4 @@ pub(crate) fn the_network_of_another_container(case: &Case) {
         ])
         .run();
     assert_eq!(fetched.out(), "found\n", "{fetched}");
-}
-
-pub(crate) fn the_hosts_network(case: &Case) {
-    let refused = case
-        .command(["run", "--rm", "--network", "host", "busybox", "true"])
-        .run();
-    assert_ne!(refused.status.code(), Some(0), "{refused}");
-    let said = refused.err();
-    assert!(said.contains("network"), "{refused}");
 }

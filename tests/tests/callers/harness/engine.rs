@@ -88,12 +88,6 @@ impl Engine {
         if first.status.code() != Some(0) {
             eprintln!("the first container with a network: {first}");
         }
-        if self == Self::Docker {
-            // It is refused; the engine keeps a name for that network all the same.
-            self.command()
-                .args(["run", "--rm", "--network", "host", IMAGE, "true"])
-                .run();
-        }
     }
 }
 
