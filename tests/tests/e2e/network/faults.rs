@@ -2,6 +2,7 @@
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::super::harness::eventually;
 use super::*;
 
 /// The pid of a process of the container, as its state file has it.

@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use super::super::harness::LIMIT;
+use super::super::harness::eventually;
 use super::*;
 
 fn get(address: &str) -> std::io::Result<String> {

@@ -1,5 +1,6 @@
 //! The guest has the identity that the namespace has.
 
+use super::super::harness::eventually;
 use super::*;
 
 #[test]

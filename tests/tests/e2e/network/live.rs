@@ -1,5 +1,6 @@
 //! A change in the namespace is followed while the container runs.
 
+use super::super::harness::eventually;
 use super::*;
 
 fn seen(bundle: &Bundle, script: &str) -> bool {

@@ -1,5 +1,6 @@
 //! What cannot be is refused by name, and nothing is left behind.
 
+use super::super::harness::eventually;
 use super::*;
 
 /// Runs a bundle that must not start, and looks at what is left.
