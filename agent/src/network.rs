@@ -17,10 +17,7 @@ mod replay;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use cloister_netlink::{
-    Error as NetlinkError, Message, Socket, attributes, link_header, link_index,
-};
-use cloister_netlink::{text, uapi};
+use cloister_netlink::{Error as NetlinkError, Message, Socket, link_header, uapi};
 use cloister_protocol::agent::{Interface, SetNetworkRequest};
 use rustix::fs::{Mode, OFlags};
 use rustix::thread::{
@@ -214,19 +211,10 @@ fn bring_in(
         Err(e) => return Err(error(e)),
     }
     own.request(&request).map_err(error)?;
-    let list = inside.dump(libc::RTM_GETLINK, &link_header(0, 0, 0));
-    let list = list.map_err(NetworkError::List)?;
-    let found = list.iter().find(|link| {
-        let all = attributes(link.payload.get(LINK_HEADER..).unwrap_or_default());
-        let name = all.find(libc::IFLA_IFNAME).map(text);
-        name.as_deref() == Some(&interface.name)
-    });
-    let index = found.and_then(|link| link_index(&link.payload));
+    let found = inside.find_link(&interface.name);
+    let index = found.map_err(NetworkError::List)?;
     index.ok_or(NetworkError::List(NetlinkError::Malformed))
 }
-
-/// `struct ifinfomsg`.
-const LINK_HEADER: usize = 16;
 
 /// Makes an interface in the container's namespace what it should be.
 fn adjust(inside: &Socket, index: u32, interface: &Interface) -> Result<(), NetworkError> {

@@ -12,7 +12,9 @@ mod message;
 mod socket;
 
 pub use attributes::{Attributes, attributes, number, text};
-pub use message::{Message, address_index, link_header, link_index, traffic_header};
+pub use message::{
+    Message, address_index, link_attributes, link_header, link_index, link_name, traffic_header,
+};
 pub use socket::{Error, Events, Received, Socket};
 
 /// Constants of linux/if_link.h, linux/rtnetlink.h, linux/pkt_cls.h and linux/tc_act that the C

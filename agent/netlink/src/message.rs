@@ -1,9 +1,11 @@
 //! Requests.
 
-use crate::attributes::{HEADER, align};
+use crate::attributes::{Attributes, HEADER, align, attributes, text};
 
 /// `struct nlmsghdr`.
 pub(crate) const MESSAGE_HEADER: usize = 16;
+/// `struct ifinfomsg`.
+const LINK_HEADER: usize = 16;
 /// `struct ifinfomsg`, `struct ifaddrmsg` and `struct ndmsg` have an index behind their first four
 /// bytes.
 const INDEX_AT: usize = 4;
@@ -82,8 +84,8 @@ impl Message {
 
 /// `struct ifinfomsg`, for the interface of an index, with flags (IFF_*) and which of them count.
 #[must_use]
-pub fn link_header(index: u32, flags: u32, change: u32) -> [u8; 16] {
-    let mut header = [0; 16];
+pub fn link_header(index: u32, flags: u32, change: u32) -> [u8; LINK_HEADER] {
+    let mut header = [0; LINK_HEADER];
     for (at, value) in [(4, index), (8, flags), (12, change)] {
         if let Some(place) = header.get_mut(at..at + 4) {
             place.copy_from_slice(&value.to_ne_bytes());
@@ -102,6 +104,18 @@ pub fn traffic_header(index: u32, handle: u32, parent: u32, info: u32) -> [u8; 2
         }
     }
     header
+}
+
+/// What is behind a `struct ifinfomsg`.
+#[must_use]
+pub fn link_attributes(payload: &[u8]) -> Attributes<'_> {
+    attributes(payload.get(LINK_HEADER..).unwrap_or_default())
+}
+
+/// The name of the interface that a message is about.
+#[must_use]
+pub fn link_name(payload: &[u8]) -> Option<String> {
+    link_attributes(payload).find(libc::IFLA_IFNAME).map(text)
 }
 
 /// The index in a `struct ifinfomsg`.

@@ -10,7 +10,7 @@ use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 use crate::attributes::{align, attributes, text};
-use crate::message::{MESSAGE_HEADER, Message};
+use crate::message::{MESSAGE_HEADER, Message, link_header, link_index, link_name};
 
 /// What the kernel sends at once at most: NLMSG_GOODSIZE, up to 32 KiB for dumps.
 const BUFFER: usize = 32 * 1024;
@@ -157,6 +157,26 @@ impl Socket {
             }
         }
         Err(Error::Restless)
+    }
+
+    /// Lists the interfaces: `RTM_NEWLINK` messages.
+    ///
+    /// # Errors
+    /// As [`Socket::dump`].
+    pub fn links(&self) -> Result<Vec<Received>, Error> {
+        self.dump(libc::RTM_GETLINK, &link_header(0, 0, 0))
+    }
+
+    /// The index of the interface of a name, if there is one.
+    ///
+    /// # Errors
+    /// As [`Socket::dump`].
+    pub fn find_link(&self, name: &str) -> Result<Option<u32>, Error> {
+        let links = self.links()?;
+        let link = links
+            .iter()
+            .find(|link| link_name(&link.payload).as_deref() == Some(name));
+        Ok(link.and_then(|link| link_index(&link.payload)))
     }
 
     fn send(&self, message: &Message, flags: i32) -> Result<u32, Error> {
@@ -312,19 +332,11 @@ fn answer(flags: u16, payload: &[u8]) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{link_header, link_index};
-
     #[test]
     fn the_kernel_lists_its_interfaces() {
         let socket = Socket::open().unwrap();
-        let links = socket
-            .dump(libc::RTM_GETLINK, &link_header(0, 0, 0))
-            .unwrap();
-        let lo = links.iter().find(|link| {
-            let attributes = attributes(link.payload.get(16..).unwrap());
-            attributes.find(libc::IFLA_IFNAME).map(text).as_deref() == Some("lo")
-        });
-        assert_eq!(link_index(&lo.unwrap().payload), Some(1));
+        assert_eq!(socket.find_link("lo").unwrap(), Some(1));
+        assert_eq!(socket.find_link("nonesuch").unwrap(), None);
     }
 
     #[test]

@@ -10,8 +10,8 @@ use cloister_netlink::uapi::{
     TCA_ACT_OPTIONS, TCA_EGRESS_REDIR, TCA_MATCHALL_ACT, TCA_MIRRED_PARMS,
 };
 use cloister_netlink::{
-    Attributes, Error as NetlinkError, Message, Socket, attributes, link_header, link_index, text,
-    traffic_header,
+    Attributes, Error as NetlinkError, Message, Socket, attributes, link_header, link_index,
+    link_name, text, traffic_header,
 };
 
 use super::NetworkError;
@@ -208,8 +208,7 @@ pub(crate) fn part(socket: &Socket, mark: Mark, index: u32) -> Result<(), Netlin
 
 /// Takes away every redirection that a container has made in the namespace of `socket`.
 pub(crate) fn undo_all(socket: &Socket, mark: Mark) -> Result<(), NetworkError> {
-    let links = socket.dump(libc::RTM_GETLINK, &link_header(0, 0, 0));
-    let links = links.map_err(|source| NetworkError::List {
+    let links = socket.links().map_err(|source| NetworkError::List {
         what: "interfaces",
         source,
     })?;
@@ -221,9 +220,8 @@ pub(crate) fn undo_all(socket: &Socket, mark: Mark) -> Result<(), NetworkError> 
             Ok(()) => {}
             Err(e) if e.errno() == Some(libc::ENODEV) => {}
             Err(source) => {
-                let all = attributes(link.payload.get(16..).unwrap_or_default());
                 return Err(NetworkError::Change {
-                    name: all.find(libc::IFLA_IFNAME).map(text).unwrap_or_default(),
+                    name: link_name(&link.payload).unwrap_or_default(),
                     verb: "remove its redirection",
                     source,
                 });

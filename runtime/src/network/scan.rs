@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use cloister_netlink::{Message, Received, Socket, address_index, attributes, link_header, number};
-use cloister_netlink::{link_index, text};
+use cloister_netlink::{
+    Message, Received, Socket, address_index, attributes, link_attributes, link_index, link_name,
+    number, text,
+};
 
 use super::NetworkError;
 
@@ -16,8 +18,7 @@ pub(super) const TAP_PREFIX: &str = "cloister";
 const IFLA_IPVLAN_MODE: u16 = 1;
 const IPVLAN_MODE_L2: u16 = 0;
 
-/// Sizes of fixed headers: `ifinfomsg`, `ifaddrmsg`, `rtmsg`, `ndmsg`, `fib_rule_hdr`.
-const LINK: usize = 16;
+/// Sizes of fixed headers: `ifaddrmsg`, `rtmsg`, `ndmsg`, `fib_rule_hdr`.
 const ADDRESS: usize = 8;
 const ROUTE: usize = 12;
 const NEIGHBOUR: usize = 12;
@@ -56,7 +57,10 @@ impl Scan {
             let list = socket.dump(kind, header);
             list.map_err(|source| NetworkError::List { what, source })
         };
-        let links = list("interfaces", libc::RTM_GETLINK, &link_header(0, 0, 0))?;
+        let links = socket.links().map_err(|source| NetworkError::List {
+            what: "interfaces",
+            source,
+        })?;
         let mut this = Self {
             interfaces: interfaces(&links)?.into_iter().filter(wanted).collect(),
             ..Self::default()
@@ -117,7 +121,7 @@ fn interfaces(links: &[Received]) -> Result<Vec<Interface>, NetworkError> {
 
 /// What a guest makes of an interface; `None` if it needs not have it.
 fn interface(payload: &[u8]) -> Result<Option<Interface>, NetworkError> {
-    let all = rest(payload, LINK);
+    let all = link_attributes(payload);
     let flags = word(payload, 8);
     let has = |flag: libc::c_int| flags & flag.unsigned_abs() != 0;
     let info = all.find(libc::IFLA_LINKINFO).map(attributes);
@@ -125,7 +129,7 @@ fn interface(payload: &[u8]) -> Result<Option<Interface>, NetworkError> {
         .clone()
         .and_then(|info| info.find(libc::IFLA_INFO_KIND));
     let kind = kind.map(text).unwrap_or_default();
-    let name = all.find(libc::IFLA_IFNAME).map(text).unwrap_or_default();
+    let name = link_name(payload).unwrap_or_default();
     let is_own_tap = kind == "tun" && name.starts_with(TAP_PREFIX);
     // A port of a bridge, bond or VRF in the namespace has that one to speak for it.
     let is_port = all.find(libc::IFLA_MASTER).is_some();

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use cloister_netlink::{Message, Socket, attributes, link_header, link_index, text};
+use cloister_netlink::{Message, Socket, link_header};
 
 use super::scan::{Interface, TAP_PREFIX};
 use super::{Namespace, NetworkError};
@@ -52,7 +52,13 @@ impl Tap {
                 })
                 .collect::<Result<Vec<_>, _>>()
         })??;
-        let index = find(socket, &name)?;
+        let index = socket
+            .find_link(&name)
+            .map_err(|source| NetworkError::List {
+                what: "interfaces",
+                source,
+            })?;
+        let index = index.ok_or_else(|| NetworkError::Gone { name: name.clone() })?;
         let up = libc::IFF_UP.unsigned_abs();
         let request = Message::new(libc::RTM_NEWLINK, 0, &link_header(index, up, up))
             .number(libc::IFLA_MTU, interface.mtu);
@@ -82,21 +88,4 @@ impl Tap {
                 source,
             })
     }
-}
-
-/// The index of the interface of a name.
-fn find(socket: &Socket, name: &str) -> Result<u32, NetworkError> {
-    let links = socket.dump(libc::RTM_GETLINK, &link_header(0, 0, 0));
-    let links = links.map_err(|source| NetworkError::List {
-        what: "interfaces",
-        source,
-    })?;
-    let link = links.iter().find(|link| {
-        let all = attributes(link.payload.get(16..).unwrap_or_default());
-        all.find(libc::IFLA_IFNAME).map(text).as_deref() == Some(name)
-    });
-    let index = link.and_then(|link| link_index(&link.payload));
-    index.ok_or_else(|| NetworkError::Gone {
-        name: name.to_owned(),
-    })
 }
