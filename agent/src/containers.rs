@@ -15,7 +15,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -35,9 +35,10 @@ use crate::network::{Network, NetworkError};
 use crate::resolve::{self, ResolveError};
 use crate::session::Session;
 use crate::shares::{ShareError, Shares};
+use crate::socket::Socket;
 use crate::stdio::{self, Relayed, StdioError};
 use crate::sys;
-use crate::tokens::Tokens;
+use crate::tokens::{Token, Tokens};
 use crate::usage::{self, Listing};
 
 /// The most containers of one guest.
@@ -498,36 +499,42 @@ impl Containers {
 
     /// Connects a stream to a port of a container's loopback interface.
     pub(crate) async fn forward(&self, request: ForwardRequest) -> Result<(), ContainerError> {
-        let id = &request.container_id;
-        let token = request.token.as_slice().try_into();
-        let token = token.map_err(|_| ForwardError::Token)?;
-        let attempts = {
-            let slot = self.slot(id)?;
-            let mut phase = lock(&slot.phase);
-            let process = phase.live(id)?.container.pidfd();
-            Attempts::new(process, request.port, request.ipv6)?
-        };
+        let token = forward::token(&request.token)?;
+        let attempts = self.in_network_of(&request.container_id, |process| {
+            Attempts::new(process, request.port, request.ipv6)
+        })??;
         let port = attempts.connect().await?;
-        let host = self.tokens.claim(token).await;
-        let host = host.ok_or(ForwardError::Missing)?;
+        let host = self.claim(token).await?;
         tokio::spawn(forward::carry(host, port));
         Ok(())
     }
 
     /// Carries what is asked of a name server at a loopback address to the host.
     pub(crate) async fn resolve(&self, request: ResolveRequest) -> Result<(), ContainerError> {
-        let id = &request.container_id;
-        let token = request.token.as_slice().try_into();
-        let token = token.map_err(|_| ForwardError::Token)?;
-        let socket = {
-            let slot = self.slot(id)?;
-            let mut phase = lock(&slot.phase);
-            resolve::bind(phase.live(id)?.container.pidfd(), request.address)?
-        };
-        let host = self.tokens.claim(token).await;
-        let host = host.ok_or(ForwardError::Missing)?;
+        let token = forward::token(&request.token)?;
+        let socket = self.in_network_of(&request.container_id, |process| {
+            resolve::bind(process, request.address)
+        })??;
+        let host = self.claim(token).await?;
         tokio::spawn(resolve::carry(socket, host));
         Ok(())
+    }
+
+    /// Hands the process whose network namespace a container's is to `work`.
+    fn in_network_of<T>(
+        &self,
+        id: &str,
+        work: impl FnOnce(BorrowedFd<'_>) -> T,
+    ) -> Result<T, ContainerError> {
+        let slot = self.slot(id)?;
+        let mut phase = lock(&slot.phase);
+        Ok(work(phase.live(id)?.container.pidfd()))
+    }
+
+    /// The host's stream that begins with a token.
+    async fn claim(&self, token: Token) -> Result<Socket, ForwardError> {
+        let host = self.tokens.claim(token).await;
+        host.ok_or(ForwardError::Missing)
     }
 
     /// Lists the processes of a container.

@@ -9,6 +9,7 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use crate::network::{NetworkError, within};
 use crate::socket::Socket;
+use crate::tokens::Token;
 
 /// Why a port cannot be reached.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +37,11 @@ pub(crate) enum ForwardError {
         /// Why.
         source: io::Error,
     },
+}
+
+/// The token of a request.
+pub(crate) fn token(bytes: &[u8]) -> Result<Token, ForwardError> {
+    bytes.try_into().map_err(|_| ForwardError::Token)
 }
 
 /// Sockets for the two loopback addresses, made in the namespace that `process` is in.
