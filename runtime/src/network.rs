@@ -60,6 +60,9 @@ pub enum NetworkError {
         #[source]
         source: NetlinkError,
     },
+    /// Changes cannot be waited for.
+    #[error("cannot wait for changes of the network namespace")]
+    Watch(#[source] io::Error),
     /// No socket.
     #[error("cannot speak to the kernel's network service")]
     Socket(#[source] NetlinkError),

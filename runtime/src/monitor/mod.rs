@@ -23,6 +23,7 @@ mod idmap;
 mod life;
 mod machine;
 mod network;
+mod place;
 mod resolver;
 mod signals;
 mod size;
@@ -54,7 +55,8 @@ use self::holder::Holder;
 use self::hooks::HookRunner;
 use self::life::{AsyncChannel, End, Life, Progress};
 use self::machine::{ControlSlot, Machine};
-use self::network::{Network, Place, has_network};
+use self::network::Network;
+use self::place::{Place, has_network};
 use self::streams::Inherited;
 use self::timeline::Timeline;
 use crate::agent::Exit;
@@ -346,6 +348,12 @@ impl Monitor {
                 let channel = channel.map(AsyncChannel::new).transpose();
                 channel.map_err(Failure::Own)
             };
+            // A network goes with a machine, whose size the state has.
+            let vcpus = state.vm.map_or(1, |vm| vm.vcpus);
+            let network = remains.place.as_ref();
+            let network = network
+                .map(|place| Network::new(place, &self.launch, dir.as_fd(), vcpus))
+                .transpose();
             let life = Life {
                 launch: &self.launch,
                 paths: &self.paths,
@@ -357,10 +365,7 @@ impl Monitor {
                 fs: channel(channels.1)?,
                 machine: RefCell::new(remains.machine.as_mut()),
                 hooks: remains.hooks.as_ref(),
-                network: match &remains.place {
-                    Some(place) => Some(self.network(place, &dir)?),
-                    None => None,
-                },
+                network: network.map_err(Failure::Control)?,
                 holder: &holder,
                 leaves_log: self.leaves_log,
                 pty: pty.as_ref(),
@@ -383,14 +388,6 @@ impl Monitor {
         // Tasks that wait for the guest need not be waited for.
         runtime.shutdown_background();
         end
-    }
-
-    fn network<'a>(&'a self, place: &'a Place, dir: &OwnedFd) -> Result<Network<'a>, Failure> {
-        let Launch {
-            config, container, ..
-        } = &self.launch;
-        let vm = vm_config(config, container).map_err(machine::MachineError::Config)?;
-        Network::new(place, &self.launch, dir.as_fd(), vm.vcpus).map_err(Failure::Control)
     }
 
     /// Makes the cgroup that the caller asks for, by its path or by limits, and moves this process

@@ -14,12 +14,12 @@ use std::cell::{OnceCell, RefCell};
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cloister_netlink::Socket;
+use cloister_netlink::{Events, Socket};
 use cloister_protocol::agent::SetNetworkRequest;
 use cloister_protocol::{STDIO_PORT, TOKEN_LEN, agent};
 use cloister_vmm_api::{
@@ -32,13 +32,12 @@ use tokio::sync::{Mutex, Notify, Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 
 use super::life::AsyncChannel;
+use super::place::Place;
 use super::{resolver, streams};
 use crate::agent::{Agent, AgentError};
 use crate::control::{self, ControlAnswer, ControlOrder};
-use crate::launch::{Container, Launch};
-use crate::network::{
-    self, ForwardListener, Forwarded, Interface, Limits, Mark, Namespace, NetworkError, Scan, Tap,
-};
+use crate::launch::Launch;
+use crate::network::{self, ForwardListener, Forwarded, Interface, NetworkError, Scan, Tap};
 use crate::sys::{self, Watched};
 use crate::text::{chain, printable};
 use crate::vsock;
@@ -86,52 +85,6 @@ pub(crate) enum ConnectError {
     NotReady,
 }
 
-/// Whether a container has a network namespace that its own virtual machine is connected to.
-pub(crate) fn has_network(container: &Container) -> bool {
-    let has_new = container.new_namespaces & libc::CLONE_NEWNET != 0;
-    container.sandbox.is_none() && (has_new || container.network.is_some())
-}
-
-/// The namespace of a sandbox. Dropping it leaves it as it was found.
-#[derive(Debug)]
-pub(crate) struct Place {
-    namespace: Arc<Namespace>,
-    /// Where others find it; `None` if it ends with this process.
-    path: Option<PathBuf>,
-    mark: Mark,
-    limits: Limits,
-}
-
-impl Place {
-    /// That of a container with a virtual machine of its own, once the first thread is in it; `None`
-    /// if it has no network namespace.
-    pub(crate) fn of(launch: &Launch) -> Result<Option<Self>, NetworkError> {
-        let container = &launch.container;
-        if !has_network(container) {
-            return Ok(None);
-        }
-        Ok(Some(Self {
-            namespace: Arc::new(Namespace::of_first_thread()?),
-            path: container.network.clone(),
-            mark: Mark::new(&launch.root, &launch.id),
-            limits: Limits::new(&container.annotations)?,
-        }))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if self.path.is_none() {
-            return;
-        }
-        let restored =
-            (self.namespace.socket()).and_then(|socket| network::undo_all(&socket, self.mark));
-        if let Err(e) = restored {
-            log::error!("{}", chain(&e));
-        }
-    }
-}
-
 /// An interface that the guest has.
 struct Plugged {
     slot: u8,
@@ -157,7 +110,8 @@ pub(crate) struct Network<'a> {
     queue_pairs: u8,
     orders: AsyncFd<Watched<OwnedFd>>,
     links: Mutex<Links>,
-    socket: OnceCell<Socket>,
+    /// For requests, and for news of changes.
+    sockets: OnceCell<(Socket, AsyncFd<Watched<Events>>)>,
     /// What the VMM has answered.
     answers: (
         mpsc::UnboundedSender<Event>,
@@ -185,7 +139,7 @@ impl<'a> Network<'a> {
             queue_pairs: vcpus.min(MAX_QUEUE_PAIRS),
             orders: sys::watch(orders)?,
             links: Mutex::default(),
-            socket: OnceCell::new(),
+            sockets: OnceCell::new(),
             answers: (sender, Mutex::new(receiver)),
             connected: Notify::new(),
             forward: RefCell::default(),
@@ -205,11 +159,14 @@ impl<'a> Network<'a> {
         agent: &Agent,
     ) -> Result<(), ConnectError> {
         let mut links = self.links.lock().await;
-        let socket = match self.socket.get() {
-            Some(socket) => socket,
+        let (socket, _) = match self.sockets.get() {
+            Some(sockets) => sockets,
             None => {
+                // The second one first: what changes after the scan is heard of.
+                let events = self.place.namespace.events()?;
+                let events = sys::watch(events).map_err(NetworkError::Watch)?;
                 let socket = self.place.namespace.socket()?;
-                self.socket.get_or_init(|| socket)
+                self.sockets.get_or_init(|| (socket, events))
             }
         };
         let scan = Scan::read(socket, |_| true)?;
@@ -503,21 +460,11 @@ impl<'a> Network<'a> {
     }
 
     async fn follow_changes(&self, vmm: &AsyncChannel, agent: &impl Fn() -> Option<Agent>) {
-        let events = match self.place.namespace.events() {
-            Ok(events) => sys::watch(events),
-            Err(e) => return log::error!("changes of the network are not followed: {}", chain(&e)),
-        };
-        let events = match events {
-            Ok(events) => events,
-            Err(e) => return log::error!("changes of the network are not followed: {e}"),
+        // There since the network was connected for the first time.
+        let Some((_, events)) = self.sockets.get() else {
+            return;
         };
         loop {
-            // What has changed between the scan before and the first event here is seen here.
-            if let Some(agent) = agent()
-                && let Err(e) = self.connect(vmm, &agent).await
-            {
-                log::warn!("a change of the network is not followed: {}", chain(&e));
-            }
             loop {
                 let Ok(mut ready) = events.readable().await else {
                     return;
@@ -531,6 +478,11 @@ impl<'a> Network<'a> {
             sleep(SETTLE).await;
             // A failure here shows in the loop above.
             let _ = events.get_ref().inner().drain();
+            if let Some(agent) = agent()
+                && let Err(e) = self.connect(vmm, &agent).await
+            {
+                log::warn!("a change of the network is not followed: {}", chain(&e));
+            }
         }
     }
 
