@@ -263,7 +263,11 @@ impl<'a> Network<'a> {
         let index = |plugged: &Plugged| plugged.interface.index;
         let known: Vec<_> = links.plugged.iter().map(index).collect();
         let rest = Scan::read(socket, |interface| known.contains(&interface.index))?;
-        self.tell(links, rest, agent).await?;
+        if let Err(e) = self.tell(links, rest, agent).await {
+            // The guest has them still: they are taken away at the next change.
+            links.plugged.extend(gone);
+            return Err(e);
+        }
         for plugged in gone {
             let Plugged {
                 slot, interface, ..
@@ -309,16 +313,43 @@ impl<'a> Network<'a> {
         let queues: Vec<_> = tap.queues.iter().map(AsFd::as_fd).collect();
         let attach = Request::AttachNet { slot, config };
         self.ask(vmm, interface, &attach, &queues).await?;
-        if !interface.carrier {
-            let request = Request::SetLink { slot, up: false };
-            self.ask(vmm, interface, &request, &[]).await?;
-        }
-        network::join(socket, self.place.mark, interface, tap.index)?;
-        Ok(Plugged {
+        let plugged = Plugged {
             slot,
             interface: interface.clone(),
             tap: tap.index,
-        })
+        };
+        match self.wire(&plugged, socket, vmm).await {
+            Ok(()) => Ok(plugged),
+            Err(e) => {
+                // The slot is free again, and so is the tap's name.
+                let detach = Request::DetachNet { slot };
+                if let Err(e) = self.ask(vmm, interface, &detach, &[]).await {
+                    log::warn!("{}", chain(&e));
+                }
+                Err(e)
+            }
+        }
+    }
+
+    /// Joins an interface with the device that stands for it.
+    async fn wire(
+        &self,
+        plugged: &Plugged,
+        socket: &Socket,
+        vmm: &AsyncChannel,
+    ) -> Result<(), ConnectError> {
+        let Plugged {
+            slot,
+            interface,
+            tap,
+        } = plugged;
+        if !interface.carrier {
+            let (slot, up) = (*slot, false);
+            let request = Request::SetLink { slot, up };
+            self.ask(vmm, interface, &request, &[]).await?;
+        }
+        network::join(socket, self.place.mark, interface, *tap)?;
+        Ok(())
     }
 
     /// Follows a change of an interface that the guest has.
