@@ -512,11 +512,11 @@ impl Containers {
     /// Carries what is asked of a name server at a loopback address to the host.
     pub(crate) async fn resolve(&self, request: ResolveRequest) -> Result<(), ContainerError> {
         let token = forward::token(&request.token)?;
-        let socket = self.in_network_of(&request.container_id, |process| {
+        let port = self.in_network_of(&request.container_id, |process| {
             resolve::bind(process, request.address)
         })??;
         let host = self.claim(token).await?;
-        tokio::spawn(resolve::carry(socket, host));
+        tokio::spawn(port.carry(host));
         Ok(())
     }
 

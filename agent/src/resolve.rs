@@ -1,24 +1,34 @@
 //! Name servers at a loopback address of the host's namespace, such as Docker's at 127.0.0.11.
 //!
-//! Who asks one in the guest asks the guest's loopback interface, where it is not. The datagrams are
+//! Who asks one in the guest asks the guest's loopback interface, where it is not. The messages are
 //! carried to the host, which asks in its namespace, and so are the answers.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket as StdSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdListener, UdpSocket as StdSocket};
 use std::os::fd::BorrowedFd;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use cloister_protocol::{DATAGRAM_CHANNELS, DNS_PORT};
+use cloister_protocol::{DATAGRAM_CHANNELS, DNS_PORT, TCP_CHANNELS};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::net::UdpSocket;
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
 
 use crate::network::{NetworkError, within};
 use crate::socket::Socket;
 
-/// The largest datagram.
-const DATAGRAM_MAX: usize = 65535;
+/// The largest message.
+const MESSAGE_MAX: usize = 65535;
+/// How long a connection may say nothing, and how long it waits for an answer.
+const IDLE_LIMIT: Duration = Duration::from_secs(15);
+/// How many messages wait to be written to the host.
+const WAITING: usize = 16;
+/// How long to rest when a connection cannot be taken.
+const REST: Duration = Duration::from_millis(100);
 
-/// Why datagrams cannot be taken.
+/// Why questions cannot be taken.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ResolveError {
     /// The request is at fault.
@@ -37,67 +47,175 @@ pub(crate) enum ResolveError {
     },
 }
 
+/// The DNS port of an address, for datagrams and connections.
+pub(crate) struct Port {
+    datagrams: UdpSocket,
+    connections: TcpListener,
+}
+
 /// Takes the DNS port of `address` in the namespace that `process` is in.
-pub(crate) fn bind(process: BorrowedFd<'_>, address: u32) -> Result<UdpSocket, ResolveError> {
+pub(crate) fn bind(process: BorrowedFd<'_>, address: u32) -> Result<Port, ResolveError> {
     let address = Ipv4Addr::from(address);
     if !address.is_loopback() {
         return Err(ResolveError::Address(address));
     }
     let bind = || {
-        let socket = StdSocket::bind((address, DNS_PORT))?;
-        socket.set_nonblocking(true)?;
-        UdpSocket::from_std(socket)
+        let datagrams = StdSocket::bind((address, DNS_PORT))?;
+        datagrams.set_nonblocking(true)?;
+        let connections = StdListener::bind((address, DNS_PORT))?;
+        connections.set_nonblocking(true)?;
+        Ok(Port {
+            datagrams: UdpSocket::from_std(datagrams)?,
+            connections: TcpListener::from_std(connections)?,
+        })
     };
     within(process, bind)?.map_err(|source| ResolveError::Bind { address, source })
 }
 
-/// Who waits for an answer, by channel.
-struct Askers(Mutex<Vec<Option<SocketAddr>>>);
+/// Who waits for an answer.
+enum Asker {
+    Datagram(SocketAddr),
+    Connection(oneshot::Sender<Vec<u8>>),
+}
+
+/// Who waits for an answer, by channel: those of datagrams first.
+struct Askers(Mutex<Vec<Option<Asker>>>);
 
 impl Askers {
-    fn note(&self, channel: u16, asker: SocketAddr) {
+    fn new() -> Self {
+        let channels = usize::from(DATAGRAM_CHANNELS + TCP_CHANNELS);
+        Self(Mutex::new((0..channels).map(|_| None).collect()))
+    }
+
+    fn note(&self, channel: u16, asker: Option<Asker>) -> Option<Asker> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(place) = all.get_mut(usize::from(channel)) {
-            *place = Some(asker);
+        std::mem::replace(all.get_mut(usize::from(channel))?, asker)
+    }
+}
+
+/// A question, and the channel for its answer.
+type Question = (u16, Vec<u8>);
+
+impl Port {
+    /// Carries messages both ways until the host has ended the stream.
+    pub(crate) async fn carry(self, host: Socket) {
+        let askers = Arc::new(Askers::new());
+        let (reader, writer) = tokio::io::split(host);
+        let (sender, questions) = mpsc::channel(WAITING);
+        let result = tokio::select! {
+            result = write(writer, questions) => result,
+            result = take_datagrams(&self.datagrams, sender.clone(), &askers) => result,
+            () = take_connections(&self.connections, sender, &askers) => Ok(()),
+            result = answers(&self.datagrams, reader, &askers) => result,
+        };
+        if let Err(e) = result {
+            log::debug!("no name server is asked any more: {e}");
         }
     }
-
-    fn take(&self, channel: u16) -> Option<SocketAddr> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.get_mut(usize::from(channel))?.take()
-    }
 }
 
-/// Carries datagrams both ways until the host has ended the stream.
-pub(crate) async fn carry(socket: UdpSocket, host: Socket) {
-    let askers = Askers(Mutex::new(vec![None; usize::from(DATAGRAM_CHANNELS)]));
-    let (reader, writer) = tokio::io::split(host);
-    let result = tokio::select! {
-        result = questions(&socket, writer, &askers) => result,
-        result = answers(&socket, reader, &askers) => result,
-    };
-    if let Err(e) = result {
-        log::debug!("datagrams are not carried any more: {e}");
-    }
-}
-
-async fn questions(
-    socket: &UdpSocket,
+async fn write(
     mut host: WriteHalf<Socket>,
-    askers: &Askers,
+    mut questions: mpsc::Receiver<Question>,
 ) -> io::Result<()> {
-    let mut datagram = vec![0; DATAGRAM_MAX];
-    for channel in (0..DATAGRAM_CHANNELS).cycle() {
-        let (length, asker) = socket.recv_from(&mut datagram).await?;
-        askers.note(channel, asker);
-        // At most DATAGRAM_MAX.
-        let size = u16::try_from(length).unwrap_or(u16::MAX);
+    while let Some((channel, question)) = questions.recv().await {
+        // At most MESSAGE_MAX.
+        let size = u16::try_from(question.len()).unwrap_or(u16::MAX);
         host.write_u16(channel).await?;
         host.write_u16(size).await?;
-        host.write_all(datagram.get(..length).unwrap_or_default())
-            .await?;
+        host.write_all(&question).await?;
     }
     Ok(())
+}
+
+async fn take_datagrams(
+    socket: &UdpSocket,
+    host: mpsc::Sender<Question>,
+    askers: &Askers,
+) -> io::Result<()> {
+    let mut datagram = vec![0; MESSAGE_MAX];
+    for channel in (0..DATAGRAM_CHANNELS).cycle() {
+        let (length, asker) = socket.recv_from(&mut datagram).await?;
+        askers.note(channel, Some(Asker::Datagram(asker)));
+        let question = datagram.get(..length).unwrap_or_default().to_vec();
+        host.send((channel, question))
+            .await
+            .map_err(io::Error::other)?;
+    }
+    Ok(())
+}
+
+async fn take_connections(
+    listener: &TcpListener,
+    host: mpsc::Sender<Question>,
+    askers: &Arc<Askers>,
+) {
+    let mut free: Vec<u16> = (DATAGRAM_CHANNELS..DATAGRAM_CHANNELS + TCP_CHANNELS).collect();
+    let mut connections = JoinSet::new();
+    loop {
+        let Some(channel) = free.pop() else {
+            // One that ends makes room; one that panicked has lost its channel.
+            match connections.join_next().await {
+                Some(ended) => free.extend(ended.ok()),
+                None => return,
+            }
+            continue;
+        };
+        let connection = match listener.accept().await {
+            Ok((connection, _)) => connection,
+            Err(e) => {
+                log::debug!("a question is not taken: {e}");
+                free.push(channel);
+                sleep(REST).await;
+                continue;
+            }
+        };
+        let (host, askers) = (host.clone(), Arc::clone(askers));
+        connections.spawn(async move {
+            if let Err(e) = answer_over_tcp(connection, channel, &host, &askers).await {
+                log::debug!("a connection to a name server ends: {e}");
+            }
+            askers.note(channel, None);
+            channel
+        });
+        while let Some(ended) = connections.try_join_next() {
+            free.extend(ended.ok());
+        }
+    }
+}
+
+/// One question after the other, each with its length before it (RFC 1035, section 4.2.2).
+async fn answer_over_tcp(
+    mut connection: TcpStream,
+    channel: u16,
+    host: &mpsc::Sender<Question>,
+    askers: &Askers,
+) -> io::Result<()> {
+    loop {
+        let question = async {
+            let length = connection.read_u16().await?;
+            let mut question = vec![0; usize::from(length)];
+            connection.read_exact(&mut question).await?;
+            io::Result::Ok(question)
+        };
+        let question = timeout(IDLE_LIMIT, question).await??;
+        let (sender, answer) = oneshot::channel();
+        askers.note(channel, Some(Asker::Connection(sender)));
+        host.send((channel, question))
+            .await
+            .map_err(io::Error::other)?;
+        let answer = timeout(IDLE_LIMIT, answer)
+            .await?
+            .map_err(io::Error::other)?;
+        if answer.is_empty() {
+            return Ok(());
+        }
+        // At most MESSAGE_MAX.
+        let size = u16::try_from(answer.len()).unwrap_or(u16::MAX);
+        connection
+            .write_all(&[&size.to_be_bytes(), answer.as_slice()].concat())
+            .await?;
+    }
 }
 
 async fn answers(
@@ -107,12 +225,19 @@ async fn answers(
 ) -> io::Result<()> {
     loop {
         let channel = host.read_u16().await?;
-        let mut datagram = vec![0; usize::from(host.read_u16().await?)];
-        host.read_exact(&mut datagram).await?;
-        if let Some(asker) = askers.take(channel)
-            && let Err(e) = socket.send_to(&datagram, asker).await
-        {
-            log::debug!("an answer does not reach {asker}: {e}");
+        let mut answer = vec![0; usize::from(host.read_u16().await?)];
+        host.read_exact(&mut answer).await?;
+        match askers.note(channel, None) {
+            Some(Asker::Datagram(asker)) => {
+                if let Err(e) = socket.send_to(&answer, asker).await {
+                    log::debug!("an answer does not reach {asker}: {e}");
+                }
+            }
+            Some(Asker::Connection(asker)) => {
+                // Who asked may have gone.
+                let _ = asker.send(answer);
+            }
+            None => {}
         }
     }
 }

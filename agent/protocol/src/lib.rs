@@ -76,9 +76,13 @@ pub const SPEC_MAX: usize = 3 << 20;
 /// The port of name servers (RFC 1035).
 pub const DNS_PORT: u16 = 53;
 
-/// On a stream of datagrams each has two 16-bit numbers before it, the more significant byte first:
-/// its channel, which an answer repeats, and its length. There are as many channels:
+/// On a stream of DNS messages each has two 16-bit numbers before it, the more significant byte first:
+/// its channel, which an answer repeats, and its length. There are as many channels for datagrams:
 pub const DATAGRAM_CHANNELS: u16 = 256;
+
+/// As many for messages over TCP (RFC 7766), which follow those for datagrams. There, an empty answer
+/// says that there is none.
+pub const TCP_CHANNELS: u16 = 64;
 
 /// The context id under which a guest reaches its host.
 pub const HOST_CID: u32 = 2;

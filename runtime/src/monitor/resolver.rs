@@ -6,13 +6,14 @@
 
 use std::io;
 use std::net::{Ipv4Addr, UdpSocket as StdSocket};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cloister_protocol::{DATAGRAM_CHANNELS, DNS_PORT};
+use cloister_protocol::{DATAGRAM_CHANNELS, DNS_PORT, TCP_CHANNELS};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{UdpSocket, UnixStream};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -23,8 +24,10 @@ use crate::network::Namespace;
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// How many questions are open at once; what comes above that is dropped, as datagrams may be.
 const MAX_OPEN: usize = 64;
-/// The largest datagram.
-const DATAGRAM_MAX: usize = 65535;
+/// The largest message.
+const MESSAGE_MAX: usize = 65535;
+/// The channels whose questions are asked over TCP.
+const OVER_TCP: Range<u16> = DATAGRAM_CHANNELS..DATAGRAM_CHANNELS + TCP_CHANNELS;
 /// More than any `resolv.conf` has that a resolver would read.
 const CONFIGURATION_MAX: u64 = 64 * 1024;
 
@@ -66,28 +69,39 @@ pub(crate) async fn carry(
             let mut question = vec![0; usize::from(reader.read_u16().await?)];
             reader.read_exact(&mut question).await?;
             while open.try_join_next().is_some() {}
-            if channel >= DATAGRAM_CHANNELS || open.len() >= MAX_OPEN {
+            if channel >= OVER_TCP.end || open.len() >= MAX_OPEN {
                 continue;
             }
-            let socket = match socket(&namespace, server) {
-                Ok(socket) => socket,
-                Err(e) => {
-                    log::debug!("cannot ask the name server {server}: {e}");
-                    continue;
-                }
-            };
             let sender = sender.clone();
+            let namespace = Arc::clone(&namespace);
             open.spawn(async move {
-                if let Ok(Ok(answer)) = timeout(ANSWER_LIMIT, ask(&socket, &question)).await {
-                    // The other side has gone if nobody takes it.
-                    let _ = sender.send((channel, answer)).await;
+                let answer = async {
+                    if OVER_TCP.contains(&channel) {
+                        ask_over_tcp(&namespace, server, &question).await
+                    } else {
+                        ask(&namespace, server, &question).await
+                    }
+                };
+                let answer = match timeout(ANSWER_LIMIT, answer).await {
+                    Ok(Ok(answer)) => answer,
+                    Ok(Err(e)) => {
+                        log::debug!("the name server {server} does not answer: {e}");
+                        Vec::new()
+                    }
+                    Err(_) => Vec::new(),
+                };
+                // Nothing is an answer where a connection waits to be closed.
+                if answer.is_empty() && !OVER_TCP.contains(&channel) {
+                    return;
                 }
+                // The other side has gone if nobody takes it.
+                let _ = sender.send((channel, answer)).await;
             });
         }
     };
     let answers = async {
         while let Some((channel, answer)) = answers.recv().await {
-            // At most DATAGRAM_MAX.
+            // At most MESSAGE_MAX.
             let size = u16::try_from(answer.len()).unwrap_or(u16::MAX);
             writer.write_u16(channel).await?;
             writer.write_u16(size).await?;
@@ -101,24 +115,45 @@ pub(crate) async fn carry(
     }
 }
 
-fn socket(namespace: &Namespace, server: Ipv4Addr) -> io::Result<UdpSocket> {
-    let socket = namespace.within(|| StdSocket::bind((Ipv4Addr::UNSPECIFIED, 0)));
-    let socket = socket.map_err(io::Error::other)??;
-    socket.connect((server, DNS_PORT))?;
-    socket.set_nonblocking(true)?;
-    UdpSocket::from_std(socket)
+/// Makes a socket in the namespace.
+fn within<T>(namespace: &Namespace, make: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    namespace.within(make).map_err(io::Error::other)?
 }
 
-async fn ask(socket: &UdpSocket, question: &[u8]) -> io::Result<Vec<u8>> {
+async fn ask(namespace: &Namespace, server: Ipv4Addr, question: &[u8]) -> io::Result<Vec<u8>> {
+    let socket = within(namespace, || StdSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))?;
+    socket.connect((server, DNS_PORT))?;
+    socket.set_nonblocking(true)?;
+    let socket = UdpSocket::from_std(socket)?;
     socket.send(question).await?;
-    let mut answer = vec![0; DATAGRAM_MAX];
+    let mut answer = vec![0; MESSAGE_MAX];
     let length = socket.recv(&mut answer).await?;
     answer.truncate(length);
     Ok(answer)
 }
 
+/// A message over TCP has its length before it (RFC 1035, section 4.2.2).
+async fn ask_over_tcp(
+    namespace: &Namespace,
+    server: Ipv4Addr,
+    question: &[u8],
+) -> io::Result<Vec<u8>> {
+    let socket = within(namespace, TcpSocket::new_v4)?;
+    let mut stream: TcpStream = socket.connect((server, DNS_PORT).into()).await?;
+    // It came with a length of as many bits.
+    let length = u16::try_from(question.len()).map_err(io::Error::other)?;
+    stream
+        .write_all(&[&length.to_be_bytes(), question].concat())
+        .await?;
+    let mut answer = vec![0; usize::from(stream.read_u16().await?)];
+    stream.read_exact(&mut answer).await?;
+    Ok(answer)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::io::{Read as _, Write as _};
+
     use super::*;
 
     #[test]
@@ -139,28 +174,49 @@ mod tests {
             return;
         };
         let namespace = Arc::new(Namespace::of_first_thread().unwrap());
+        let connections = std::net::TcpListener::bind(("127.0.0.77", DNS_PORT)).unwrap();
         let server = std::thread::spawn(move || {
             let mut question = [0; 100];
             let (length, from) = server.recv_from(&mut question).unwrap();
             question[..length].reverse();
             server.send_to(&question[..length], from).unwrap();
+
+            let (mut connection, _) = connections.accept().unwrap();
+            let mut question = [0; 4];
+            connection.read_exact(&mut question).unwrap();
+            assert_eq!(question, [0, 2, b'd', b'e']);
+            connection.write_all(&[0, 2, b'e', b'd']).unwrap();
+            // The next one is not answered.
+            connections.accept().unwrap();
         });
         let (mut guest, host) = UnixStream::pair().unwrap();
         let carried = carry(namespace, Ipv4Addr::new(127, 0, 0, 77), host);
         let asked = async {
             // One of a channel that there is not is passed over.
-            guest.write_all(&[1, 0, 0, 1, b'x']).await.unwrap();
+            guest.write_all(&[0xff, 0, 0, 1, b'x']).await.unwrap();
             guest
                 .write_all(&[0, 7, 0, 3, b'a', b'b', b'c'])
                 .await
                 .unwrap();
             let mut answer = [0; 7];
             guest.read_exact(&mut answer).await.unwrap();
-            answer
+            assert_eq!(answer, [0, 7, 0, 3, b'c', b'b', b'a']);
+
+            let [high, low] = DATAGRAM_CHANNELS.to_be_bytes();
+            let question = [high, low, 0, 2, b'd', b'e'];
+            guest.write_all(&question).await.unwrap();
+            let mut answer = [0; 6];
+            guest.read_exact(&mut answer).await.unwrap();
+            assert_eq!(answer, [high, low, 0, 2, b'e', b'd']);
+
+            guest.write_all(&question).await.unwrap();
+            let mut answer = [0; 4];
+            guest.read_exact(&mut answer).await.unwrap();
+            assert_eq!(answer, [high, low, 0, 0]);
         };
         tokio::select! {
             result = carried => panic!("{result:?}"),
-            answer = asked => assert_eq!(answer, [0, 7, 0, 3, b'c', b'b', b'a']),
+            () = asked => {}
         }
         server.join().unwrap();
     }
