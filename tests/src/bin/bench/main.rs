@@ -33,10 +33,12 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let result = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["load", server] => return exit(load::client(server)),
-        [] => measure(true),
+        [] => measure(true, &[]),
         // Only that: the rest takes minutes.
-        ["network"] => measure(false),
-        _ => Err(anyhow::anyhow!("usage: bench [network | load ADDRESS]")),
+        ["network", ref who @ ..] => measure(false, who),
+        _ => Err(anyhow::anyhow!(
+            "usage: bench [network [WHO…] | load ADDRESS]"
+        )),
     };
     match result {
         Ok(report) => {
@@ -60,23 +62,30 @@ fn exit(result: anyhow::Result<()>) -> ExitCode {
     }
 }
 
-fn measure(all: bool) -> anyhow::Result<Value> {
+fn measure(all: bool, who: &[&str]) -> anyhow::Result<Value> {
     let dir = tempfile::tempdir().context("temporary directory")?;
     let mut report = Map::new();
     if all {
         measure_lives(dir.path(), &mut report)?;
     }
-    measure_networks(dir.path(), &mut report)?;
+    measure_networks(dir.path(), who, &mut report)?;
     Ok(report.into())
 }
 
-/// What each network carries.
-fn measure_networks(dir: &Path, report: &mut Map<String, Value>) -> anyhow::Result<()> {
+/// What each network carries: those of `only`, or all.
+fn measure_networks(
+    dir: &Path,
+    only: &[&str],
+    report: &mut Map<String, Value>,
+) -> anyhow::Result<()> {
     let bundle = bundle::create(&dir.join("network"))?;
     eprintln!("\nTCP over a veth pair: MiB and round trips a virtual second");
     eprintln!("  {:<10} {:>8} {:>8} {:>8}", "", "send", "receive", "ping");
     let kernel = Path::new("/usr/local/share/cloister/vmlinux");
     for who in ["cloister", "qemu", "crun", "runc"] {
+        if !only.is_empty() && !only.contains(&who) {
+            continue;
+        }
         let figures = match who {
             "qemu" if !network::has_qemu() => continue,
             "qemu" => network::of_a_qemu_guest(dir, kernel)?,

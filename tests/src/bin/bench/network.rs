@@ -130,11 +130,7 @@ pub(crate) fn of_a_qemu_guest(dir: &Path, kernel: &Path) -> anyhow::Result<Figur
         "-m",
         "256",
     ]);
-    command.args([
-        "-M",
-        "microvm,pit=off,pic=off,rtc=off,x-option-roms=off",
-        "-nodefaults",
-    ]);
+    command.args(["-M", "microvm,acpi=off,rtc=off", "-nodefaults"]);
     command.args([
         "-no-user-config",
         "-nographic",
