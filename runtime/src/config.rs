@@ -12,6 +12,7 @@ use std::time::Duration;
 use log::LevelFilter;
 use serde::{Deserialize, Serialize};
 
+use crate::network;
 use crate::paths::Install;
 
 /// What a key holds.
@@ -22,7 +23,7 @@ enum Kind {
 }
 
 /// Every key.
-const KEYS: [(&str, Kind); 13] = [
+const KEYS: [(&str, Kind); 15] = [
     ("vmm", Kind::Text),
     ("fs", Kind::Text),
     ("kernel", Kind::Text),
@@ -34,6 +35,8 @@ const KEYS: [(&str, Kind); 13] = [
     ("request_timeout_s", Kind::Number),
     ("jail_uid", Kind::Number),
     ("jail_gid", Kind::Number),
+    ("network_receive_limit", Kind::Text),
+    ("network_send_limit", Kind::Text),
     ("default_apparmor_profile", Kind::Text),
     ("log_level", Kind::Text),
 ];
@@ -85,6 +88,10 @@ pub struct Config {
     pub jail_uid: u32,
     /// Its group.
     pub jail_gid: u32,
+    /// How much each interface of a virtual machine may receive, in bits a second.
+    pub network_receive_limit: Option<u64>,
+    /// How much each interface of a virtual machine may send, in bits a second.
+    pub network_send_limit: Option<u64>,
     /// What becomes of a caller's own AppArmor profile.
     pub default_apparmor_profile: DefaultProfile,
     /// What is logged, as [`LevelFilter`] writes it.
@@ -148,6 +155,8 @@ struct File {
     request_timeout_s: Option<u64>,
     jail_uid: Option<u32>,
     jail_gid: Option<u32>,
+    network_receive_limit: Option<String>,
+    network_send_limit: Option<String>,
     default_apparmor_profile: Option<String>,
     log_level: Option<String>,
 }
@@ -220,6 +229,8 @@ fn overlay(
             "request_timeout_s" => file.request_timeout_s = Some(number),
             "jail_uid" => file.jail_uid = Some(number.try_into().map_err(large)?),
             "jail_gid" => file.jail_gid = Some(number.try_into().map_err(large)?),
+            "network_receive_limit" => file.network_receive_limit = Some(text.into()),
+            "network_send_limit" => file.network_send_limit = Some(text.into()),
             "default_apparmor_profile" => file.default_apparmor_profile = Some(text.into()),
             _ => file.log_level = Some(text.into()),
         }
@@ -268,6 +279,8 @@ impl File {
             )?,
             jail_uid: self.jail_uid.unwrap_or(DEFAULT_JAIL_ID),
             jail_gid: self.jail_gid.unwrap_or(DEFAULT_JAIL_ID),
+            network_receive_limit: bandwidth("network_receive_limit", self.network_receive_limit)?,
+            network_send_limit: bandwidth("network_send_limit", self.network_send_limit)?,
             default_apparmor_profile,
             log_level,
         })
@@ -291,6 +304,20 @@ fn timeout(key: &'static str, given: Option<u64>, default: u64) -> Result<Durati
         });
     }
     Ok(Duration::from_secs(seconds))
+}
+
+fn bandwidth(key: &'static str, given: Option<String>) -> Result<Option<u64>, ConfigError> {
+    let Some(text) = given else {
+        return Ok(None);
+    };
+    let bits = network::bandwidth(&text).ok_or_else(|| ConfigError::Value {
+        key,
+        message: format!(
+            "{text:?} given, bits a second possible as Kubernetes writes quantities, such as \"10M\", \
+             from 1k to 1P"
+        ),
+    })?;
+    Ok(Some(bits))
 }
 
 #[cfg(test)]
@@ -374,6 +401,11 @@ mod tests {
                 "configuration key log_level: \"loud\"",
             ),
             (
+                "network_send_limit = \"10 Mbit\"",
+                None,
+                "configuration key network_send_limit: \"10 Mbit\" given, bits a second possible",
+            ),
+            (
                 "default_apparmor_profile = \"load\"",
                 None,
                 "configuration key default_apparmor_profile: \"load\" given, warn or refuse possible",
@@ -396,6 +428,7 @@ mod tests {
             let value = match kind {
                 Kind::Text if key == "log_level" => "\"warn\"",
                 Kind::Text if key == "default_apparmor_profile" => "\"refuse\"",
+                Kind::Text if key.ends_with("_limit") => "\"10M\"",
                 Kind::Text => "\"/x\"",
                 Kind::Number => "33",
             };

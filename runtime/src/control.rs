@@ -25,6 +25,33 @@ const BACKLOG: i32 = 16;
 pub enum ControlOrder {
     /// Connect the virtual machine to the network as it is now.
     ConnectNetwork,
+    /// Tell what the network interfaces have counted.
+    NetworkCounters,
+}
+
+/// What a network interface has counted since it was connected, seen from the container. The names
+/// are runc's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+pub struct InterfaceCounters {
+    /// Its name in the container.
+    pub name: String,
+    /// Bytes received.
+    pub rx_bytes: u64,
+    /// Packets received.
+    pub rx_packets: u64,
+    /// Packets that could not be received for an error.
+    pub rx_errors: u64,
+    /// Packets to receive that were dropped.
+    pub rx_dropped: u64,
+    /// Bytes sent.
+    pub tx_bytes: u64,
+    /// Packets sent.
+    pub tx_packets: u64,
+    /// Packets that could not be sent for an error.
+    pub tx_errors: u64,
+    /// Packets to send that were dropped.
+    pub tx_dropped: u64,
 }
 
 /// From the monitor.
@@ -33,6 +60,11 @@ pub enum ControlOrder {
 pub enum ControlAnswer {
     /// It is done.
     Done,
+    /// The interfaces' counters.
+    Counters {
+        /// By slot, in order.
+        interfaces: Vec<InterfaceCounters>,
+    },
     /// It cannot be done.
     Failed {
         /// Why, with the causes.
@@ -55,6 +87,9 @@ pub enum ControlError {
     /// It said no; the text is its own.
     #[error("{0}")]
     Failed(String),
+    /// It has answered another question.
+    #[error("the container's monitor gives an answer that was not asked for")]
+    Confused,
 }
 
 fn socket() -> io::Result<OwnedFd> {
@@ -82,12 +117,38 @@ pub fn listen_in(dir: &impl AsFd) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Asks the monitor whose state directory is `dir`, and waits for its answer, though not longer
-/// than `limit`.
+/// Has the monitor whose state directory is `dir` connect the network, and waits until it has,
+/// though not longer than `limit`.
 ///
 /// # Errors
 /// If it is not done.
-pub fn ask(dir: &impl AsFd, order: ControlOrder, limit: Duration) -> Result<(), ControlError> {
+pub fn connect_network(dir: &impl AsFd, limit: Duration) -> Result<(), ControlError> {
+    match ask(dir, ControlOrder::ConnectNetwork, limit)? {
+        ControlAnswer::Done => Ok(()),
+        _ => Err(ControlError::Confused),
+    }
+}
+
+/// Asks the monitor whose state directory is `dir` for the counters of the network interfaces,
+/// though not longer than `limit`.
+///
+/// # Errors
+/// If they cannot be had.
+pub fn network_counters(
+    dir: &impl AsFd,
+    limit: Duration,
+) -> Result<Vec<InterfaceCounters>, ControlError> {
+    match ask(dir, ControlOrder::NetworkCounters, limit)? {
+        ControlAnswer::Counters { interfaces } => Ok(interfaces),
+        _ => Err(ControlError::Confused),
+    }
+}
+
+fn ask(
+    dir: &impl AsFd,
+    order: ControlOrder,
+    limit: Duration,
+) -> Result<ControlAnswer, ControlError> {
     let attempt = || {
         let socket = socket()?;
         sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(limit))?;
@@ -98,8 +159,8 @@ pub fn ask(dir: &impl AsFd, order: ControlOrder, limit: Duration) -> Result<(), 
     let channel = Channel::new(attempt().map_err(ControlError::Connect)?);
     channel.send(&order, &[])?;
     match channel.recv()? {
-        Some((ControlAnswer::Done, _)) => Ok(()),
         Some((ControlAnswer::Failed { message }, _)) => Err(ControlError::Failed(message)),
+        Some((answer, _)) => Ok(answer),
         None => Err(ControlError::Gone),
     }
 }
@@ -124,7 +185,7 @@ mod tests {
                 channel.send(&answer, &[]).unwrap();
             }
         });
-        let result = ask(&dir, ControlOrder::ConnectNetwork, Duration::from_secs(5));
+        let result = connect_network(&dir, Duration::from_secs(5));
         monitor.join().unwrap();
         result
     }
@@ -136,13 +197,16 @@ mod tests {
         let error = attempt(Some(ControlAnswer::Failed { message })).unwrap_err();
         assert_eq!(error.to_string(), "no more slots");
         assert!(matches!(attempt(None), Err(ControlError::Gone)));
+        let interfaces = Vec::new();
+        let answer = attempt(Some(ControlAnswer::Counters { interfaces }));
+        assert!(matches!(answer, Err(ControlError::Confused)));
     }
 
     #[test]
     fn a_monitor_that_is_not_there_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
         let dir = File::open(directory.path()).unwrap();
-        let error = ask(&dir, ControlOrder::ConnectNetwork, Duration::from_secs(1));
+        let error = network_counters(&dir, Duration::from_secs(1));
         assert!(matches!(error, Err(ControlError::Connect(_))));
     }
 }

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use cloister::agent::{Agent, AgentError};
+use cloister::control;
 use cloister::id::ContainerId;
+use cloister::text::chain;
 use serde_json::{Map, Value, json};
 
 use super::args::EventsOptions;
@@ -23,10 +25,10 @@ pub(crate) fn events(globals: &Globals, options: &EventsOptions) -> Result<u8, F
     container.ask(async |agent| {
         if options.stats {
             let stats = agent.stats(id.as_str()).await?;
-            return Ok(print(id, "stats", &report(&stats)));
+            return Ok(print_stats(&container, &stats));
         }
         Ok(tokio::select! {
-            result = tell_stats(agent, id, options) => result,
+            result = tell_stats(agent, &container, options) => result,
             result = tell_oom(agent, id) => result,
         })
     })???;
@@ -36,13 +38,13 @@ pub(crate) fn events(globals: &Globals, options: &EventsOptions) -> Result<u8, F
 /// Tells what is used, again and again, until the container has ended.
 async fn tell_stats(
     agent: &Agent,
-    id: &ContainerId,
+    container: &Container,
     options: &EventsOptions,
 ) -> anyhow::Result<()> {
     loop {
         tokio::time::sleep(options.interval).await;
-        match agent.stats(id.as_str()).await {
-            Ok(stats) => print(id, "stats", &report(&stats))?,
+        match agent.stats(container.id.as_str()).await {
+            Ok(stats) => print_stats(container, &stats)?,
             Err(e) => return ended(e),
         }
     }
@@ -75,6 +77,21 @@ fn ended(error: AgentError) -> anyhow::Result<()> {
         AgentError::Refused { gone: true, .. } | AgentError::Lost { .. } => Ok(()),
         error => Err(error.into()),
     }
+}
+
+fn print_stats(container: &Container, files: &HashMap<String, String>) -> anyhow::Result<()> {
+    let mut report = report(files);
+    // A container that has joined a network has none to tell of, as under runc.
+    if container.state.network.is_some() {
+        let counters = control::network_counters(&container.dir.file(), container.limit);
+        match counters {
+            Ok(counters) if counters.is_empty() => {}
+            Ok(counters) => report["network_interfaces"] = json!(counters),
+            // It may be at its end. The rest is worth telling.
+            Err(e) => log::warn!("{}", chain(&e)),
+        }
+    }
+    print(&container.id, "stats", &report)
 }
 
 fn print(id: &ContainerId, kind: &str, data: &Value) -> anyhow::Result<()> {

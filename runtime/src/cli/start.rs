@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use cloister::agent::AgentError;
-use cloister::control::{self, ControlOrder};
+use cloister::control;
 use cloister::hooks::{self, Kind, Surroundings};
 use cloister::state::{Phase, State, StateDir, Status};
 
@@ -34,7 +34,7 @@ pub(crate) fn start(globals: &Globals, id: &str) -> Result<u8, Fatal> {
     }
     if state.network.is_some() {
         let dir = container.dir.file();
-        control::ask(&dir, ControlOrder::ConnectNetwork, container.limit)?;
+        control::connect_network(&dir, container.limit)?;
     }
     // Before: whatever becomes of this command, a container whose program may run is not "created".
     dir.mark_started(true)?;

@@ -10,6 +10,8 @@
 //! It is done first when the container is started, because callers plug interfaces in between
 //! `create` and `start`, and from then on whenever the kernel tells of a change.
 
+mod orders;
+
 use std::cell::{OnceCell, RefCell};
 use std::io;
 use std::net::Ipv4Addr;
@@ -23,7 +25,7 @@ use cloister_netlink::{Events, Socket};
 use cloister_protocol::agent::SetNetworkRequest;
 use cloister_protocol::{STDIO_PORT, TOKEN_LEN, agent};
 use cloister_vmm_api::{
-    Channel, ChannelError, Event, MAX_QUEUE_PAIRS, NET_PLATFORM_ID, NET_SLOTS, NetConfig, Request,
+    ChannelError, Event, MAX_QUEUE_PAIRS, NET_PLATFORM_ID, NET_SLOTS, NetConfig, Request,
 };
 use tokio::io::AsyncWriteExt;
 use tokio::io::unix::AsyncFd;
@@ -35,7 +37,7 @@ use super::life::AsyncChannel;
 use super::place::Place;
 use super::{resolver, streams};
 use crate::agent::{Agent, AgentError};
-use crate::control::{self, ControlAnswer, ControlOrder};
+use crate::control;
 use crate::launch::Launch;
 use crate::network::{self, ForwardListener, Forwarded, Interface, NetworkError, Scan, Tap};
 use crate::sys::{self, Watched};
@@ -46,8 +48,6 @@ use crate::vsock;
 const SETTLE: Duration = Duration::from_millis(20);
 /// How long the VMM may take to change a device.
 const DEVICE_LIMIT: Duration = Duration::from_secs(30);
-/// How long a command may take to say what it wants.
-const ORDER_LIMIT: Duration = Duration::from_secs(5);
 /// How many connections to the guest's ports there may be at once.
 const MAX_FORWARDED: usize = 256;
 /// How long to rest when a connection cannot be taken: the process is out of descriptors.
@@ -74,6 +74,9 @@ pub(crate) enum ConnectError {
     /// The VMM does not answer.
     #[error("the VMM does not answer a request about network interface {0}")]
     Silent(String),
+    /// The VMM has no counters for whoever asks.
+    #[error("the VMM does not tell what its network devices have counted")]
+    Uncounted,
     /// The VMM cannot be spoken to.
     #[error("cannot speak to the VMM")]
     Channel(#[from] ChannelError),
@@ -417,19 +420,31 @@ impl<'a> Network<'a> {
         request: &Request,
         fds: &[BorrowedFd<'_>],
     ) -> Result<(), ConnectError> {
+        let name = || interface.name.clone();
+        match self.answer(vmm, request, fds).await? {
+            Some(Event::NetRefused { message, .. }) => Err(ConnectError::Device {
+                name: name(),
+                message: printable(&message, TEXT_MAX),
+            }),
+            Some(_) => Ok(()),
+            None => Err(ConnectError::Silent(name())),
+        }
+    }
+
+    /// What the VMM says to a request; `None` if nothing.
+    async fn answer(
+        &self,
+        vmm: &AsyncChannel,
+        request: &Request,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<Option<Event>, ChannelError> {
         let mut answers = self.answers.1.lock().await;
         // What came too late for an earlier question.
         while answers.try_recv().is_ok() {}
         vmm.send_with(request, fds)?;
-        let name = || interface.name.clone();
-        match timeout(DEVICE_LIMIT, answers.recv()).await {
-            Ok(Some(Event::NetRefused { message, .. })) => Err(ConnectError::Device {
-                name: name(),
-                message: printable(&message, TEXT_MAX),
-            }),
-            Ok(Some(_)) => Ok(()),
-            Ok(None) | Err(_) => Err(ConnectError::Silent(name())),
-        }
+        Ok(timeout(DEVICE_LIMIT, answers.recv())
+            .await
+            .unwrap_or_default())
     }
 
     /// Serves, for as long as it is polled: orders, changes in the namespace, connections.
@@ -440,54 +455,6 @@ impl<'a> Network<'a> {
             tokio::join!(self.follow_changes(vmm, &agent), self.forward_all(&agent))
         };
         tokio::join!(self.follow_orders(vmm, &agent), later);
-    }
-
-    async fn follow_orders(&self, vmm: &AsyncChannel, agent: &impl Fn() -> Option<Agent>) {
-        loop {
-            let Ok(mut ready) = self.orders.readable().await else {
-                return;
-            };
-            let connection = match rustix::net::accept_with(
-                self.orders.get_ref().inner(),
-                rustix::net::SocketFlags::CLOEXEC,
-            ) {
-                Ok(connection) => connection,
-                Err(rustix::io::Errno::AGAIN) => {
-                    ready.clear_ready();
-                    continue;
-                }
-                Err(e) => {
-                    log::warn!("cannot take an order: {e}");
-                    sleep(REST).await;
-                    continue;
-                }
-            };
-            if let Err(e) = self.follow_order(connection, vmm, agent()).await {
-                log::warn!("an order came to nothing: {}", chain(&e));
-            }
-        }
-    }
-
-    async fn follow_order(
-        &self,
-        connection: OwnedFd,
-        vmm: &AsyncChannel,
-        agent: Option<Agent>,
-    ) -> io::Result<()> {
-        let channel = AsyncChannel::new(Channel::new(connection))?;
-        let order = timeout(ORDER_LIMIT, channel.recv::<ControlOrder>()).await?;
-        let Some((ControlOrder::ConnectNetwork, _)) = order.map_err(io::Error::other)? else {
-            return Ok(());
-        };
-        let result = match agent {
-            Some(agent) => self.connect(vmm, &agent).await,
-            None => Err(ConnectError::NotReady),
-        };
-        let answer = match result {
-            Ok(()) => ControlAnswer::Done,
-            Err(e) => ControlAnswer::Failed { message: chain(&e) },
-        };
-        channel.send(&answer).map_err(io::Error::other)
     }
 
     async fn follow_changes(&self, vmm: &AsyncChannel, agent: &impl Fn() -> Option<Agent>) {

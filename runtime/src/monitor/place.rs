@@ -35,7 +35,7 @@ impl Place {
             namespace: Arc::new(Namespace::of_first_thread()?),
             path: container.network.clone(),
             mark: Mark::new(&launch.root, &launch.id),
-            limits: Limits::new(&container.annotations)?,
+            limits: Limits::new(&container.annotations, &launch.config)?,
         }))
     }
 }

@@ -1,10 +1,11 @@
-//! How fast a pod may send and receive, as Kubernetes says it.
+//! How fast a sandbox may send and receive.
 
 use std::collections::HashMap;
 
 use cloister_vmm_api::RateLimit;
 
 use super::NetworkError;
+use crate::config::Config;
 
 /// The annotations of Kubernetes for a pod's bandwidth, in bits a second
 /// (<https://kubernetes.io/docs/concepts/extend-kubernetes/compute-storage-net/network-plugins/>).
@@ -28,28 +29,37 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
-    /// Those that a pod's annotations ask for.
-    pub(crate) fn new(annotations: &HashMap<String, String>) -> Result<Self, NetworkError> {
-        let limit = |annotation: &'static str| {
-            let Some(value) = annotations.get(annotation) else {
-                return Ok(None);
+    /// Those that a pod's annotations ask for, and those of the configuration where they do not.
+    pub(crate) fn new(
+        annotations: &HashMap<String, String>,
+        config: &Config,
+    ) -> Result<Self, NetworkError> {
+        let limit = |annotation: &'static str, default: Option<u64>| {
+            let bits = match annotations.get(annotation) {
+                None => default,
+                Some(value) => Some(bandwidth(value).ok_or_else(|| NetworkError::Bandwidth {
+                    annotation,
+                    value: value.clone(),
+                })?),
             };
-            let bits = quantity(value).filter(|bits| RANGE.contains(bits));
-            let bits = bits.ok_or_else(|| NetworkError::Bandwidth {
-                annotation,
-                value: value.clone(),
-            })?;
-            let bytes_per_second = bits / 8;
-            Ok(Some(RateLimit {
-                bytes_per_second,
-                burst: (bytes_per_second / BURST_PER_SECOND).max(MIN_BURST),
+            Ok(bits.map(|bits| {
+                let bytes_per_second = bits / 8;
+                RateLimit {
+                    bytes_per_second,
+                    burst: (bytes_per_second / BURST_PER_SECOND).max(MIN_BURST),
+                }
             }))
         };
         Ok(Self {
-            receive: limit(INGRESS)?,
-            send: limit(EGRESS)?,
+            receive: limit(INGRESS, config.network_receive_limit)?,
+            send: limit(EGRESS, config.network_send_limit)?,
         })
     }
+}
+
+/// Bits a second, as Kubernetes writes them.
+pub(crate) fn bandwidth(text: &str) -> Option<u64> {
+    quantity(text).filter(|bits| RANGE.contains(bits))
 }
 
 /// A quantity of Kubernetes: a decimal number and a suffix, as a whole number.
@@ -90,6 +100,8 @@ fn quantity(text: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -111,14 +123,22 @@ mod tests {
 
     #[test]
     fn a_bandwidth_becomes_bytes_and_a_wrong_one_is_named() {
+        let mut config = Config::load(None, Path::new("/nonexistent"), |_| None).unwrap();
         let annotations = HashMap::from([(INGRESS.to_owned(), "80M".to_owned())]);
-        let limits = Limits::new(&annotations).unwrap();
+        let limits = Limits::new(&annotations, &config).unwrap();
         let receive = limits.receive.unwrap();
         assert_eq!(receive.bytes_per_second, 10_000_000);
         assert_eq!(receive.burst, 1_000_000);
         assert_eq!(limits.send, None);
+
+        config.network_receive_limit = Some(8_000);
+        config.network_send_limit = Some(8_000);
+        let limits = Limits::new(&annotations, &config).unwrap();
+        assert_eq!(limits.receive, Some(receive), "the pod's goes first");
+        assert_eq!(limits.send.unwrap().bytes_per_second, 1_000);
+
         let annotations = HashMap::from([(EGRESS.to_owned(), "fast".to_owned())]);
-        let error = Limits::new(&annotations).unwrap_err().to_string();
+        let error = Limits::new(&annotations, &config).unwrap_err().to_string();
         assert_eq!(
             error,
             "config.json: annotations[\"kubernetes.io/egress-bandwidth\"]: \"fast\" is no bandwidth"
