@@ -71,6 +71,12 @@ impl Cmd {
         self
     }
 
+    /// How long it may take, if not [`LIMIT`].
+    pub(crate) fn within(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
+    }
+
     /// Bytes for the standard input, which ends after them.
     pub(crate) fn input(mut self, input: impl Into<Vec<u8>>) -> Self {
         self.input = input.into();
@@ -152,6 +158,12 @@ fn collect(mut stream: impl Read + Send + 'static) -> Output {
 impl Running {
     pub(crate) fn pid(&self) -> i32 {
         i32::try_from(self.child.id()).expect("a pid")
+    }
+
+    /// Ends it.
+    pub(crate) fn kill(mut self) -> Finished {
+        self.child.kill().expect("our own child");
+        self.wait()
     }
 
     /// Waits for the end of the process and of its output; kills it after the limit.

@@ -5,7 +5,7 @@ mod command;
 mod residue;
 
 pub(crate) use bundle::{Bundle, busybox_rootfs};
-pub(crate) use command::{Cmd, Finished};
+pub(crate) use command::{Cmd, Finished, Running};
 pub(crate) use residue::Residue;
 
 use std::time::{Duration, Instant};

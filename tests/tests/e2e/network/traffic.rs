@@ -1,10 +1,11 @@
 //! Packets pass, both ways, whatever their protocol and size.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::net::{TcpListener, UdpSocket};
+use std::path::Path;
 use std::time::Duration;
 
-use super::super::harness::Finished;
+use super::super::harness::{Finished, LIMIT, Running};
 use super::*;
 
 /// A stream that can be told from any other, and from itself a little further on.
@@ -41,37 +42,85 @@ fn pings_of_both_families_pass_both_ways() {
     exec(&bundle, &format!("ping -6 -c 1 -w 20 -s 60000 {HOST_IPV6}"));
 }
 
-#[test]
-fn streams_arrive_whole_both_ways_at_once() {
-    const LENGTH: usize = 8 << 20;
-    let wire = Wire::new();
-    let bundle = wire.bundle(&["sleep", "1000"]);
+/// `tests/src/bin/peer.rs`.
+const PEER: &str = env!("CARGO_BIN_EXE_peer");
+
+/// Runs it in the host's namespace.
+fn peer_outside(wire: &Wire, args: &[&str]) -> Cmd {
+    wire.host_command(PEER).args(args)
+}
+
+/// Runs it in the container, which must have it.
+fn peer_inside(bundle: &Bundle, args: &[&str]) -> Finished {
+    let peer = bundle.cloister(["exec", "pod", "/peer"]).args(args);
+    peer.run()
+}
+
+/// A container that gives back what it gets at port 7.
+fn echo_inside(wire: &Wire) -> Bundle {
+    let bundle = wire.bundle(&["/peer", "echo", "[::]:7"]);
+    bundle.add_program(Path::new(PEER));
     start(&bundle);
-    let listen = || {
-        let listener = TcpListener::bind((HOST, 0)).unwrap();
-        let port = listener.local_addr().unwrap().port();
-        (listener, port)
-    };
-    let ((sink, sink_port), (source, source_port)) = wire.as_host(|| (listen(), listen()));
-    let bytes = pattern(LENGTH);
-    std::fs::write(bundle.rootfs().join("bytes"), &bytes).unwrap();
-    let script = format!(
-        "nc {HOST} {sink_port} </bytes & nc {HOST} {source_port} </dev/null >/tmp/got; wait; cmp /bytes /tmp/got && echo same"
-    );
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let (mut stream, _) = source.accept().unwrap();
-            stream.write_all(&bytes).unwrap();
-        });
-        let sink = scope.spawn(|| {
-            let (mut stream, _) = sink.accept().unwrap();
-            let mut got = Vec::new();
-            stream.read_to_end(&mut got).unwrap();
-            got == bytes
-        });
-        assert_eq!(exec(&bundle, &script), "same\n");
-        assert!(sink.join().unwrap());
-    });
+    bundle
+}
+
+/// The same in the host's namespace, until it is dropped.
+struct EchoOutside(Option<Running>);
+
+impl EchoOutside {
+    fn start(wire: &Wire) -> Self {
+        Self(Some(peer_outside(wire, &["echo", "[::]:7"]).spawn()))
+    }
+}
+
+impl Drop for EchoOutside {
+    fn drop(&mut self) {
+        let ended = self.0.take().map(Running::kill);
+        if std::thread::panicking() {
+            eprintln!("=== peer echo: {ended:?}");
+        }
+    }
+}
+
+#[test]
+fn a_stream_arrives_whole_both_ways_at_once() {
+    // A gibibyte takes a minute in the bed, if it is alone there.
+    let mib = std::env::var("CLOISTER_TEST_STREAM_MIB").unwrap_or_else(|_| "512".into());
+    let seconds = mib.parse().expect("a number of MiB");
+    let wire = Wire::new();
+    let _bundle = echo_inside(&wire);
+    let stream = peer_outside(&wire, &["stream", &format!("{POD}:7"), &mib]);
+    let stream = stream.within(LIMIT + Duration::from_secs(seconds)).run();
+    println!("{}", stream.ok());
+}
+
+#[test]
+fn ten_thousand_connections() {
+    let wire = Wire::new();
+    let bundle = echo_inside(&wire);
+    let _outside = EchoOutside::start(&wire);
+    let inwards = ["connections", &format!("{POD}:7"), "5000"];
+    peer_outside(&wire, &inwards).run().ok();
+    let outwards = ["connections", &format!("{HOST}:7"), "5000"];
+    peer_inside(&bundle, &outwards).ok();
+}
+
+#[test]
+fn datagrams_of_any_size_pass_both_ways() {
+    // What fits into a packet, what needs two, and as large as one can be.
+    let sizes = ["0", "1", "1452", "1472", "1473", "9000", "65507"];
+    let wire = Wire::new();
+    let bundle = echo_inside(&wire);
+    let _outside = EchoOutside::start(&wire);
+    for (pod, host) in [
+        (format!("{POD}:7"), format!("{HOST}:7")),
+        (format!("[{POD_IPV6}]:7"), format!("[{HOST_IPV6}]:7")),
+    ] {
+        let inwards = [&["datagrams", &pod], &sizes[..]].concat();
+        peer_outside(&wire, &inwards).run().ok();
+        let outwards = [&["datagrams", &host], &sizes[..]].concat();
+        peer_inside(&bundle, &outwards).ok();
+    }
 }
 
 #[test]
