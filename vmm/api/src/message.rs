@@ -140,7 +140,7 @@ pub struct NetCounters {
     pub rx_packets: u64,
     /// Bytes of frames to the guest.
     pub rx_bytes: u64,
-    /// Packets to the guest that were dropped: too large for its buffers.
+    /// Packets to the guest that were dropped: too large for its buffers, or the link was down.
     pub rx_dropped: u64,
     /// Buffers for packets that were unusable, and failed reads of a tap.
     pub rx_errors: u64,

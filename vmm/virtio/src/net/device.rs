@@ -143,8 +143,8 @@ impl Net {
         self.host.flow.metrics
     }
 
-    /// Tells the driver whether the link is up. While it is down, packets from the guest are dropped
-    /// and packets to it are left to the tap, which keeps some and drops the rest.
+    /// Tells the driver whether the link is up. While it is down, packets are dropped in both
+    /// directions.
     pub fn set_link(&mut self, up: bool) {
         if self.host.flow.link_up == up {
             return;

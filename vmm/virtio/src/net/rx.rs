@@ -121,28 +121,14 @@ impl Receiver {
             (first.room, first.segments)
         };
         pieces.set(hand.segments.iter().take(segments));
-        let length = match tap.receive(pieces, &mut flow.scratch) {
-            Ok(length) => length,
-            // A packet that the kernel cannot describe in a header: it is gone, the next may follow.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                flow.metrics.rx_errors += 1;
-                return Ok(None);
-            }
-            Err(error) => {
-                self.readable = false;
-                if error.kind() != io::ErrorKind::WouldBlock {
-                    // The interface is gone; should it come back, the descriptor becomes ready.
-                    flow.metrics.rx_errors += 1;
-                    warn_guest!("net: cannot receive: {error}");
-                }
-                return Ok(Some(Stop::Idle));
-            }
+        let received = tap.receive(pieces, &mut flow.scratch);
+        let Some(length) = self.note(received, flow) else {
+            return Ok(if self.readable {
+                None
+            } else {
+                Some(Stop::Idle)
+            });
         };
-        if length == 0 {
-            // The end of what stands in for a tap.
-            self.readable = false;
-            return Ok(Some(Stop::Idle));
-        }
         if let Some(bucket) = &mut flow.rx_bucket {
             bucket.spend(length.saturating_sub(HEADER_LEN));
         }
@@ -165,6 +151,49 @@ impl Receiver {
         }
         hand.deliver(length, ring, memory, flow)?;
         Ok(None)
+    }
+
+    /// Drops what has come: a link that is down carries nothing, and what it would carry later is old.
+    pub(super) fn discard(&mut self, tap: &Tap, flow: &mut Flow) -> Stop {
+        (self.blocked, self.waiting) = (false, false);
+        if !self.held.is_empty() {
+            self.held = Vec::new();
+            flow.metrics.rx_dropped += 1;
+        }
+        let mut nowhere = Pieces::new();
+        for _ in 0..BUDGET {
+            if !self.readable {
+                return Stop::Idle;
+            }
+            let received = tap.receive(&mut nowhere, &mut flow.scratch);
+            if self.note(received, flow).is_some() {
+                flow.metrics.rx_dropped += 1;
+            }
+        }
+        Stop::More
+    }
+
+    /// The length of the packet that was received, if one was. If none may follow at once, the tap is not readable
+    /// from now on.
+    fn note(&mut self, received: io::Result<usize>, flow: &mut Flow) -> Option<usize> {
+        match received {
+            // The end of what stands in for a tap.
+            Ok(0) => self.readable = false,
+            Ok(length) => return Some(length),
+            // A packet that the kernel cannot describe in a header: it is gone, the next may follow.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                flow.metrics.rx_errors += 1;
+            }
+            Err(error) => {
+                self.readable = false;
+                if error.kind() != io::ErrorKind::WouldBlock {
+                    // The interface is gone; should it come back, the descriptor becomes ready.
+                    flow.metrics.rx_errors += 1;
+                    warn_guest!("net: cannot receive: {error}");
+                }
+            }
+        }
+        None
     }
 
     fn deliver_held<'m>(

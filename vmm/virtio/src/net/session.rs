@@ -284,10 +284,12 @@ impl Session {
             {
                 let flow = &mut host.flow;
                 left.add(pair.tx.run(tx, &self.memory, tap, flow, now)?);
-                if flow.link_up {
-                    left.add(pair.rx.run(rx, &self.memory, tap, flow, now)?);
-                }
-                let hungry = flow.link_up && !pair.rx.blocked && !pair.rx.waiting;
+                left.add(if flow.link_up {
+                    pair.rx.run(rx, &self.memory, tap, flow, now)?
+                } else {
+                    pair.rx.discard(tap, flow)
+                });
+                let hungry = !pair.rx.blocked && !pair.rx.waiting;
                 let mut events = EventSet::OUT;
                 events.set(EventSet::IN, hungry);
                 self.watch(index, host, Some(events));

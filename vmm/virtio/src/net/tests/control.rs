@@ -203,9 +203,39 @@ fn a_link_that_goes_down_is_told_and_nothing_passes() {
     assert_eq!(rig.guest.take_used(TX), Some((0, 0)));
     assert_eq!(rig.guest.receive(RX), None);
     assert_eq!(rig.metrics().tx_dropped, 1);
+    assert_eq!(rig.metrics().rx_dropped, 1);
     rig.device().set_link(true);
     rig.run();
-    assert!(rig.guest.receive(RX).is_some());
+    assert_eq!(rig.guest.receive(RX), None, "what is old is not delivered");
+    rig.arrive(0, &packet(60, 2));
+    rig.run();
+    assert_eq!(
+        rig.guest.receive(RX),
+        Some((1, in_buffers(1, &packet(60, 2))))
+    );
+}
+
+#[test]
+fn what_waits_when_a_link_goes_down_is_dropped() {
+    let mut rig = Rig::new(MERGEABLE);
+    // There is no buffer for the first, and no reason to read the others.
+    for number in 0..100 {
+        rig.arrive(0, &packet(60, number));
+    }
+    rig.run();
+    rig.device().set_link(false);
+    rig.run();
+    assert_eq!(rig.metrics().rx_dropped, 100);
+    rig.guest.give(RX, 0, LINUX);
+    rig.device().set_link(true);
+    rig.run();
+    assert_eq!(rig.guest.receive(RX), None);
+    rig.arrive(0, &packet(60, 100));
+    rig.run();
+    assert_eq!(
+        rig.guest.receive(RX),
+        Some((1, in_buffers(1, &packet(60, 100))))
+    );
 }
 
 #[test]
