@@ -1,7 +1,7 @@
 //! A container's network namespace, made what the host says it is.
 //!
 //! The host tells the whole of it each time: its devices, and what its own kernel lists of
-//! addresses, neighbours, routes and rules. Here that is compared with what was made before; what
+//! addresses, neighbours, routes and rules, and its parameters. Here that is compared with what was made before; what
 //! has gone is taken away, and everything else is asked for again, because an interface that went
 //! down and an address that was taken away have taken routes with them.
 //!
@@ -13,6 +13,7 @@
 
 mod device;
 mod replay;
+mod sysctls;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -26,6 +27,7 @@ use rustix::thread::{
 
 use self::device::Device;
 use self::replay::{Indices, Replayed};
+use self::sysctls::Sysctls;
 
 /// The namespaces of the calling thread.
 const OWN_NAMESPACE: &str = "/proc/thread-self/ns/net";
@@ -80,6 +82,17 @@ pub(crate) enum NetworkError {
         #[source]
         source: NetlinkError,
     },
+    /// The kernel refuses a parameter.
+    #[error("sysctl {path:?}: cannot set it to {value:?}")]
+    Sysctl {
+        /// Its path below /proc/sys.
+        path: String,
+        /// What it should be.
+        value: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// The interfaces cannot be listed.
     #[error("cannot list the interfaces")]
     List(#[source] NetlinkError),
@@ -93,6 +106,7 @@ pub(crate) enum NetworkError {
 pub(crate) struct Network {
     interfaces: Vec<Plugged>,
     replayed: Replayed,
+    sysctls: Sysctls,
 }
 
 /// An interface that stands for a device.
@@ -110,13 +124,16 @@ impl Network {
     pub(crate) fn set(
         &mut self,
         process: BorrowedFd<'_>,
-        request: SetNetworkRequest,
+        mut request: SetNetworkRequest,
     ) -> Result<(), NetworkError> {
         for (index, interface) in request.interfaces.iter().enumerate() {
             check_name(index, &interface.name)?;
         }
         let inside = within(process, Socket::open)?.map_err(NetworkError::Socket)?;
         let namespace = namespace_of(process)?;
+        // First: some of them hold for interfaces that come later only.
+        let sysctls = std::mem::take(&mut request.sysctls);
+        self.sysctls.set(process, sysctls)?;
         // Before anything is added: a name or an address may go from one interface to another.
         self.unplug_others(&request.interfaces)?;
         self.replayed

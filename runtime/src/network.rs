@@ -17,6 +17,7 @@ mod forward;
 mod limits;
 mod redirect;
 mod scan;
+mod sysctls;
 mod tap;
 
 use std::fs::File;
@@ -30,6 +31,7 @@ pub(crate) use self::forward::{ForwardListener, Forwarded};
 pub(crate) use self::limits::{Limits, bandwidth};
 pub(crate) use self::redirect::{Mark, join, part, undo_all};
 pub(crate) use self::scan::{Interface, Scan};
+pub(crate) use self::sysctls::sysctls;
 pub(crate) use self::tap::Tap;
 use crate::sys;
 
@@ -59,6 +61,15 @@ pub enum NetworkError {
         /// Why not.
         #[source]
         source: NetlinkError,
+    },
+    /// A parameter cannot be read.
+    #[error("cannot read {path} of the network namespace")]
+    Sysctl {
+        /// Its path below /proc/sys.
+        path: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
     },
     /// Changes cannot be waited for.
     #[error("cannot wait for changes of the network namespace")]

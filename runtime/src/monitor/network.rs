@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cloister_netlink::{Events, Socket};
-use cloister_protocol::agent::SetNetworkRequest;
+use cloister_protocol::agent::{SetNetworkRequest, Sysctl};
 use cloister_protocol::{STDIO_PORT, TOKEN_LEN, agent};
 use cloister_vmm_api::{
     ChannelError, Event, MAX_QUEUE_PAIRS, NET_PLATFORM_ID, NET_SLOTS, NetConfig, Request,
@@ -394,6 +394,12 @@ impl<'a> Network<'a> {
             routes,
             rules,
         } = scan;
+        let sysctls = network::sysctls(&self.place.namespace)?;
+        let sysctl = |(path, value): (&str, String)| Sysctl {
+            path: path.into(),
+            value,
+            ..Sysctl::default()
+        };
         let request = SetNetworkRequest {
             container_id: self.launch.id.clone(),
             interfaces: links.plugged.iter().map(interface).collect(),
@@ -401,10 +407,13 @@ impl<'a> Network<'a> {
             neighbours,
             routes,
             rules,
+            sysctls: sysctls.into_iter().map(sysctl).collect(),
             ..SetNetworkRequest::default()
         };
-        let is_empty = request.interfaces.is_empty() && links.told.interfaces.is_empty();
-        if is_empty || request == links.told {
+        let has_interfaces = !request.interfaces.is_empty() || !links.told.interfaces.is_empty();
+        // A namespace that was made for the container alone, and left as it was.
+        let is_untouched = !has_interfaces && self.place.path.is_none();
+        if is_untouched || request == links.told {
             return Ok(());
         }
         agent.set_network(request.clone()).await?;

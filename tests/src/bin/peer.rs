@@ -5,18 +5,21 @@
 //! peer connections ADDRESS COUNT      opens COUNT connections and closes them
 //! peer stream ADDRESS MIB             sends MIB on one connection while it takes as much back
 //! peer datagrams ADDRESS SIZE…        sends a datagram of each SIZE and takes it back
+//! peer listen ADDRESS                 listens for TCP, and is done
+//! peer ping IP                        pings without a privilege: with a datagram socket (icmp(7))
 //! ```
 //!
-//! ADDRESS is an address and a port. The server need not be there yet: for a while others wait for it.
+//! ADDRESS is an address and a port; IP is one of IPv4. The server need not be there yet: for a while others wait for it.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use clap::{Parser, Subcommand};
+use rustix::net::{AddressFamily, SocketType};
 
 /// How long a server may take to come, and anybody to say something.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -56,6 +59,12 @@ enum Part {
         address: SocketAddr,
         sizes: Vec<usize>,
     },
+    Listen {
+        address: SocketAddr,
+    },
+    Ping {
+        ip: Ipv4Addr,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -64,6 +73,11 @@ fn main() -> anyhow::Result<()> {
         Part::Connections { address, count } => connections(address, count),
         Part::Stream { address, mib } => stream(address, mib),
         Part::Datagrams { address, sizes } => datagrams(address, &sizes),
+        Part::Listen { address } => {
+            TcpListener::bind(address).with_context(|| format!("TCP {address}"))?;
+            Ok(())
+        }
+        Part::Ping { ip } => ping(ip),
     }
 }
 
@@ -233,7 +247,6 @@ fn datagrams(address: SocketAddr, sizes: &[usize]) -> anyhow::Result<()> {
     };
     let socket = UdpSocket::bind(any).context("bind")?;
     socket.connect(address).context("connect")?;
-    socket.set_read_timeout(Some(DATAGRAM))?;
     for size in sizes {
         one_datagram(&socket, *size).with_context(|| format!("a datagram of {size} bytes"))?;
     }
@@ -242,18 +255,41 @@ fn datagrams(address: SocketAddr, sizes: &[usize]) -> anyhow::Result<()> {
 
 fn one_datagram(socket: &UdpSocket, size: usize) -> anyhow::Result<()> {
     let sent = pattern(size);
+    let got = exchange(socket, &sent)?;
+    let length = got.len();
+    ensure!(got == sent, "another one of {length} bytes came back");
+    Ok(())
+}
+
+/// Sends something and takes what comes for it.
+fn exchange(socket: &UdpSocket, sent: &[u8]) -> anyhow::Result<Vec<u8>> {
+    socket.set_read_timeout(Some(DATAGRAM))?;
     let mut got = vec![0; CHUNK];
     for _ in 0..DATAGRAM_TRIES {
-        socket.send(&sent).context("send")?;
+        socket.send(sent).context("send")?;
         match socket.recv(&mut got) {
             Ok(length) => {
-                let got = got.get(..length).unwrap_or_default();
-                ensure!(got == sent, "another one of {length} bytes came back");
-                return Ok(());
+                got.truncate(length);
+                return Ok(got);
             }
             Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
             Err(e) => return Err(e).context("receive"),
         }
     }
-    bail!("none of {DATAGRAM_TRIES} came back")
+    bail!("nothing came back, {DATAGRAM_TRIES} times")
+}
+
+fn ping(ip: Ipv4Addr) -> anyhow::Result<()> {
+    let protocol = Some(rustix::net::ipproto::ICMP);
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, protocol);
+    // The operations of a UDP socket are those of any datagram socket.
+    let socket = UdpSocket::from(socket.context("no socket for pings")?);
+    socket.connect((ip, 0)).context("connect")?;
+    // RFC 792: an echo request; the kernel fills in checksum and identifier, and a reply is of type 0.
+    let got = exchange(&socket, &[8, 0, 0, 0, 0, 0, 0, 1, b'c'])?;
+    ensure!(
+        got.len() == 9 && got.first() == Some(&0) && got.last() == Some(&b'c'),
+        "{got:?} came back"
+    );
+    Ok(())
 }

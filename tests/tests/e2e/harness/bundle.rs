@@ -98,22 +98,6 @@ impl Bundle {
         self.path().join("rootfs")
     }
 
-    /// Puts a program of this machine into the root directory, with the libraries that it needs.
-    pub(crate) fn add_program(&self, program: &Path) {
-        let name = program.file_name().expect("a program");
-        fs::copy(program, self.rootfs().join(name)).expect("a program");
-        // Each line has the library's path, also that of the dynamic linker, or none.
-        let listed = Cmd::new("ldd").args([program]).run().ok();
-        for library in listed
-            .split_whitespace()
-            .filter(|word| word.starts_with('/'))
-        {
-            let place = self.rootfs().join(&library[1..]);
-            fs::create_dir_all(place.parent().expect("a directory")).expect("a directory");
-            fs::copy(library, place).expect("a library");
-        }
-    }
-
     /// The directory for `--root`.
     pub(crate) fn state_root(&self) -> PathBuf {
         self.dir.path().join("state")

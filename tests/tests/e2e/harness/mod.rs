@@ -2,10 +2,12 @@
 
 mod bundle;
 mod command;
+mod program;
 mod residue;
 
 pub(crate) use bundle::{Bundle, busybox_rootfs};
 pub(crate) use command::{Cmd, Finished, Running};
+pub(crate) use program::add_program;
 pub(crate) use residue::Residue;
 
 use std::time::{Duration, Instant};

@@ -1,6 +1,8 @@
 //! The guest has the identity that the namespace has.
 
-use super::super::harness::eventually;
+use std::path::Path;
+
+use super::super::harness::{add_program, eventually};
 use super::*;
 
 #[test]
@@ -175,4 +177,60 @@ fn without_a_network_there_is_the_loopback_interface() {
     let script = "ls /sys/class/net; ping -c 1 127.0.0.1 >/dev/null && echo up";
     let bundle = Bundle::sh(script).with(|spec| grant(spec, &["CAP_NET_RAW"]));
     assert_eq!(bundle.run().ok(), "lo\nup\n");
+}
+
+/// A container that pings and listens at a port below 1024, without a capability and without root.
+fn unprivileged(wire: &Wire) -> Bundle {
+    let script =
+        format!("/peer ping {HOST} && echo pinged; /peer listen 0.0.0.0:80 && echo listened");
+    let bundle = wire.bundle(&["sh", "-c", &script]).with(|spec| {
+        spec["process"]["user"] = serde_json::json!({"uid": 1000, "gid": 1000});
+        for set in ["bounding", "effective", "permitted"] {
+            spec["process"]["capabilities"][set] = serde_json::json!([]);
+        }
+    });
+    add_program(&bundle.rootfs(), Path::new(PEER), "/peer");
+    bundle
+}
+
+#[test]
+fn parameters_of_the_namespace_hold_in_the_guest() {
+    let wire = Wire::new();
+    let refused = unprivileged(&wire).run();
+    assert_eq!(refused.out(), "", "{refused}");
+    let said = refused.err();
+    assert_eq!(said.matches("Permission denied").count(), 2, "{refused}");
+    wire.beside_pod(|| {
+        for (name, value) in [
+            ("ping_group_range", "0 2147483647"),
+            ("ip_unprivileged_port_start", "80"),
+            ("ip_local_reserved_ports", "8000-8010"),
+        ] {
+            std::fs::write(format!("/proc/sys/net/ipv4/{name}"), value).unwrap();
+        }
+    });
+    assert_eq!(unprivileged(&wire).run().ok(), "pinged\nlistened\n");
+    // What the specification says comes after that, as it would if runc wrote both into the namespace.
+    let other = wire
+        .bundle(&[
+            "sh",
+            "-c",
+            "cd /proc/sys/net/ipv4; cat ping_group_range ip_unprivileged_port_start ip_local_reserved_ports",
+        ])
+        .with(|spec| {
+            let sysctl = serde_json::json!({"net.ipv4.ip_unprivileged_port_start": "90", "net/ipv4/ping_group_range": "5 6"});
+            spec["linux"]["sysctl"] = sysctl;
+        });
+    assert_eq!(other.run().ok(), "5\t6\n90\n8000-8010\n");
+}
+
+#[test]
+fn parameters_of_the_specification_allow_pings_without_privileges() {
+    let wire = Wire::new();
+    // As Docker and containerd's CRI plugin ask for it.
+    let bundle = unprivileged(&wire).with(|spec| {
+        let sysctl = serde_json::json!({"net.ipv4.ping_group_range": "0 2147483647", "net.ipv4.ip_unprivileged_port_start": "0"});
+        spec["linux"]["sysctl"] = sysctl;
+    });
+    assert_eq!(bundle.run().ok(), "pinged\nlistened\n");
 }

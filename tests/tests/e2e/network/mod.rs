@@ -21,6 +21,9 @@ const HOST: &str = "10.77.0.1";
 const POD_IPV6: &str = "fd77::2";
 const HOST_IPV6: &str = "fd77::1";
 
+/// `tests/src/bin/peer.rs`, which containers may have as well.
+const PEER: &str = env!("CARGO_BIN_EXE_peer");
+
 /// Two network namespaces: a pod's, and that of a host on the other end of its wire.
 struct Wire {
     pod: String,

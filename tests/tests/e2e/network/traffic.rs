@@ -5,7 +5,7 @@ use std::net::{TcpListener, UdpSocket};
 use std::path::Path;
 use std::time::Duration;
 
-use super::super::harness::{Finished, LIMIT, Running};
+use super::super::harness::{Finished, LIMIT, Running, add_program};
 use super::*;
 
 /// A stream that can be told from any other, and from itself a little further on.
@@ -42,9 +42,6 @@ fn pings_of_both_families_pass_both_ways() {
     exec(&bundle, &format!("ping -6 -c 1 -w 20 -s 60000 {HOST_IPV6}"));
 }
 
-/// `tests/src/bin/peer.rs`.
-const PEER: &str = env!("CARGO_BIN_EXE_peer");
-
 /// Runs it in the host's namespace.
 fn peer_outside(wire: &Wire, args: &[&str]) -> Cmd {
     wire.host_command(PEER).args(args)
@@ -59,7 +56,7 @@ fn peer_inside(bundle: &Bundle, args: &[&str]) -> Finished {
 /// A container that gives back what it gets at port 7.
 fn echo_inside(wire: &Wire) -> Bundle {
     let bundle = wire.bundle(&["/peer", "echo", "[::]:7"]);
-    bundle.add_program(Path::new(PEER));
+    add_program(&bundle.rootfs(), Path::new(PEER), "/peer");
     start(&bundle);
     bundle
 }
