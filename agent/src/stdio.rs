@@ -97,7 +97,10 @@ pub(crate) async fn prepare(tokens: &Tokens, stdio: &Stdio) -> Result<Streams, S
             })?;
         relayed.terminal = Some(socket);
         return Ok(Streams {
-            container: cloister_container::Stdio::Terminal { size },
+            container: cloister_container::Stdio::Terminal {
+                size,
+                plain_line_feeds: stdio.plain_line_feeds,
+            },
             descriptors,
             relayed,
         });

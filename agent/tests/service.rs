@@ -255,6 +255,27 @@ async fn a_terminal_has_a_size_and_can_be_resized() {
 }
 
 #[tokio::test]
+async fn a_terminal_leaves_line_feeds_as_they_are_when_asked_to() {
+    let guest = Guest::start().await;
+    let (terminal, stdin) = guest.stream(1);
+    let stdio = Stdio {
+        terminal: true,
+        stdin,
+        plain_line_feeds: true,
+        ..Stdio::default()
+    };
+    let mut spec = spec(&["/bin/sh", "-c", "printf 'a\\nb\\tc\\n'; stty sane; echo d"]);
+    spec["process"]["terminal"] = json!(true);
+    guest.create("c", spec, stdio).await.unwrap();
+    guest.start_container("c").await.unwrap();
+    let text = join(read_all(terminal)).await;
+    // It is a terminal in every other way: a program may turn the translation on again.
+    assert_eq!(String::from_utf8(text).unwrap(), "a\nb\tc\nd\r\n");
+    assert_eq!(guest.wait("c").await.unwrap().exit_code, 0);
+    guest.delete("c").await.unwrap();
+}
+
+#[tokio::test]
 async fn refusals_have_the_code_of_their_kind_and_name_the_field() {
     let guest = Guest::start().await;
     let plain = spec(&["/bin/true"]);

@@ -30,6 +30,15 @@ pub(crate) enum Task<S, J> {
     Exec(J),
 }
 
+/// How a terminal begins.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct TerminalModes {
+    /// Columns and rows.
+    pub(crate) size: Option<(u16, u16)>,
+    /// See [`Stdio::Terminal`](crate::Stdio::Terminal).
+    pub(crate) plain_line_feeds: bool,
+}
+
 /// What to build.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Setup {
@@ -45,8 +54,7 @@ pub(crate) struct Setup {
     /// Namespaces (CLONE_NEW*) to join: each of the process whose pidfd has this place among the
     /// descriptors after the sources.
     pub(crate) joins: Vec<i32>,
-    /// The first size of the terminal.
-    pub(crate) window_size: Option<(u16, u16)>,
+    pub(crate) terminal: TerminalModes,
     /// How many descriptors precede all others: those that the program finds from number 3 on.
     pub(crate) descriptors: usize,
 }
@@ -61,8 +69,7 @@ pub(crate) struct Join {
     pub(crate) personality: Option<Personality>,
     /// The namespaces (CLONE_NEW*) that are not this machine's.
     pub(crate) namespaces: i32,
-    /// The first size of the terminal.
-    pub(crate) window_size: Option<(u16, u16)>,
+    pub(crate) terminal: TerminalModes,
     /// As [`Setup::descriptors`].
     pub(crate) descriptors: usize,
 }

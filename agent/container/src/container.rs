@@ -13,7 +13,7 @@ use cloister_spec::Side;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
 use crate::cgroup::Cgroup;
-use crate::channel::{self, Report, START, Setup, Task};
+use crate::channel::{self, Report, START, Setup, Task, TerminalModes};
 use crate::config::Resources;
 use crate::config::{Config, ConsoleSize, NAMESPACES};
 use crate::error::{Context, Failure};
@@ -73,6 +73,9 @@ pub enum Stdio {
     Terminal {
         /// The first window size; without it, `process.consoleSize`.
         size: Option<WindowSize>,
+        /// Whether a line feed that is written arrives as one, not as a carriage return and a line
+        /// feed: `ONLCR` is off, as runc has it for terminals that it reads itself.
+        plain_line_feeds: bool,
     },
 }
 
@@ -125,7 +128,7 @@ impl Container {
         let cgroup = Cgroup::create(&options.cgroup_parent, &options.id)?;
         let setup = Setup {
             id: options.id.clone(),
-            window_size: window_size(&options.stdio, config.process.console_size),
+            terminal: TerminalModes::new(&options.stdio, config.process.console_size),
             config,
             cgroup: cgroup.path().to_owned(),
             bind_sources,
@@ -440,15 +443,25 @@ fn spawn_first(
     })
 }
 
-/// The window size that was asked for.
-pub(crate) fn window_size(stdio: &Stdio, console_size: Option<ConsoleSize>) -> Option<(u16, u16)> {
-    match stdio {
-        Stdio::Terminal { size: Some(size) } => Some((size.columns, size.rows)),
-        Stdio::Terminal { size: None } => console_size.map(|size| {
+impl TerminalModes {
+    /// What was asked for.
+    pub(crate) fn new(stdio: &Stdio, console_size: Option<ConsoleSize>) -> Self {
+        let Stdio::Terminal {
+            size,
+            plain_line_feeds,
+        } = *stdio
+        else {
+            return Self::default();
+        };
+        let size = size.map(|size| (size.columns, size.rows));
+        let specified = console_size.map(|size| {
             let clamp = |value: u64| u16::try_from(value).unwrap_or(u16::MAX);
             (clamp(size.width), clamp(size.height))
-        }),
-        Stdio::Streams { .. } => None,
+        });
+        Self {
+            size: size.or(specified),
+            plain_line_feeds,
+        }
     }
 }
 

@@ -8,10 +8,10 @@ use cloister_spec::Side;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use crate::channel::{self, Join, Report, Task};
+use crate::channel::{self, Join, Report, Task, TerminalModes};
 use crate::config::{NAMESPACES, Process};
 use crate::container::stage::{Child, Stage, converse, socket_pair, spawn};
-use crate::container::{Container, Stdio, signal_number, window_size};
+use crate::container::{Container, Stdio, signal_number};
 use crate::error::{Context, Failure};
 use crate::sys;
 use crate::{Error, Result};
@@ -121,7 +121,7 @@ impl Container {
             .fold(0, |flags, (_, flag)| flags | flag);
         let join = Join {
             id: self.id().to_owned(),
-            window_size: window_size(&options.stdio, process.console_size),
+            terminal: TerminalModes::new(&options.stdio, process.console_size),
             process,
             seccomp: linux.seccomp.clone(),
             personality: linux.personality.clone(),

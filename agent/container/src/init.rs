@@ -149,7 +149,7 @@ fn exec(channel: &mut OwnedFd, join: &Join) -> Result<Infallible, Failure> {
     if join.process.terminal {
         let root = path::open_outside(Path::new("/")).doing(|| "open /")?;
         let root = path::Root::new(root);
-        let (controller, terminal) = devices::terminal(&root, join.window_size)?;
+        let (controller, terminal) = devices::terminal(&root, join.terminal)?;
         let terminal = Terminal {
             controller,
             terminal,

@@ -9,6 +9,7 @@ use cloister_protocol::agent::{Descriptor, Stdio};
 use cloister_protocol::{STDIO_PORT, TOKEN_LEN};
 use rustix::fs::{FileType, fstat, major, minor};
 use rustix::rand::{GetRandomFlags, getrandom};
+use rustix::termios::isatty;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::timeout;
@@ -169,6 +170,7 @@ impl Further {
 #[derive(Debug)]
 pub(crate) struct Plan {
     terminal: bool,
+    plain_line_feeds: bool,
     /// Standard input or the terminal; standard output; standard error. `None` is `/dev/null`.
     streams: [Option<Stream>; 3],
     further: Vec<Further>,
@@ -193,16 +195,23 @@ impl Plan {
         };
         Ok(Self {
             terminal: false,
+            plain_line_feeds: false,
             streams: [input(stdin)?, output(stdout)?, output(stderr)?],
             further: Vec::new(),
         })
     }
 
     /// A terminal that is read from and written to through `inherited`.
+    ///
+    /// The caller's terminal is raw, so that the carriage returns on it have to be the container's.
+    /// What is no terminal gets lines as programs write them, as with runc (which turns `ONLCR` off
+    /// inside in either case, and leaves `OPOST` on outside).
     fn caller_terminal(inherited: Inherited) -> Result<Self, Failure> {
+        let plain_line_feeds = !isatty(&inherited.stdout);
         let stream = Stream::new(Some(inherited.stdin), Some(inherited.stdout))?;
         Ok(Self {
             terminal: true,
+            plain_line_feeds,
             streams: [Some(stream), None, None],
             further: Vec::new(),
         })
@@ -214,6 +223,7 @@ impl Plan {
         let stream = Stream::new(Some(clone()?), Some(clone()?))?;
         Ok(Self {
             terminal: true,
+            plain_line_feeds: false,
             streams: [Some(stream), None, None],
             further: Vec::new(),
         })
@@ -232,6 +242,7 @@ impl Plan {
             columns: columns.into(),
             rows: rows.into(),
             descriptors: self.further.iter().map(Further::descriptor).collect(),
+            plain_line_feeds: self.plain_line_feeds,
             ..Stdio::default()
         }
     }

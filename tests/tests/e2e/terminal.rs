@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::process::{Command, Stdio};
+use std::process::{ChildStdout, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -73,6 +73,20 @@ fn shell() -> Bundle {
     Bundle::new(&["sh"]).with(|spec| spec["process"]["terminal"] = true.into())
 }
 
+/// A terminal: its master, and the side that programs have.
+fn pseudoterminal() -> (OwnedFd, File) {
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
+    grantpt(&master).expect("a terminal");
+    unlockpt(&master).expect("a terminal");
+    let name = ptsname(&master, Vec::new()).expect("a terminal");
+    let slave = File::options()
+        .read(true)
+        .write(true)
+        .open(name.to_str().expect("a path"))
+        .expect("the other side");
+    (master, slave)
+}
+
 fn receive_master(listener: &UnixListener) -> OwnedFd {
     let (stream, _) = listener.accept().expect("the runtime connects");
     stream
@@ -125,15 +139,7 @@ fn a_console_socket_gets_a_working_terminal_that_can_be_resized() {
 #[test]
 fn a_foreground_terminal_is_raw_and_restored() {
     let bundle = shell();
-    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
-    grantpt(&master).expect("a terminal");
-    unlockpt(&master).expect("a terminal");
-    let name = ptsname(&master, Vec::new()).expect("a terminal");
-    let slave = File::options()
-        .read(true)
-        .write(true)
-        .open(name.to_str().expect("a path"))
-        .expect("the other side");
+    let (master, slave) = pseudoterminal();
     let before = rustix::termios::tcgetattr(&slave).expect("a terminal");
     let mut screen = Screen::new(master);
     screen.resize(91, 31);
@@ -152,7 +158,7 @@ fn a_foreground_terminal_is_raw_and_restored() {
     screen.type_line(
         "until [ \"$(stty size)\" = '31 91' ]; do sleep 0.1; done; echo size-$((40 + 2))",
     );
-    screen.wait_for("size-42");
+    screen.wait_for("size-42\r\n");
     screen.resize(77, 22);
     screen.type_line(
         "until [ \"$(stty size)\" = '22 77' ]; do sleep 0.1; done; echo again-$((40 + 2))",
@@ -181,6 +187,57 @@ fn a_foreground_terminal_is_raw_and_restored() {
     assert_eq!(before.local_modes, after.local_modes);
     assert_eq!(before.input_modes, after.input_modes);
     assert_eq!(before.output_modes, after.output_modes);
+}
+
+#[test]
+fn what_a_terminal_shows_goes_elsewhere_with_the_lines_that_programs_write() {
+    let script = "test -t 1 && echo first; until [ -e /go ]; do sleep 0.1; done; echo last";
+    let bundle =
+        Bundle::new(&["sh", "-c", script]).with(|spec| spec["process"]["terminal"] = true.into());
+    let (_master, slave) = pseudoterminal();
+    let start = |arguments: &[&str]| {
+        Command::new("setsid")
+            .args(["--ctty", "--wait", "cloister", "--root"])
+            .arg(bundle.state_root())
+            .args(arguments)
+            .stdin(Stdio::from(slave.try_clone().expect("a descriptor")))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::from(slave.try_clone().expect("a descriptor")))
+            .spawn()
+            .expect("setsid runs")
+    };
+    let read = |output: &mut ChildStdout, length: usize| {
+        let mut bytes = vec![0; length];
+        output.read_exact(&mut bytes).expect("output");
+        String::from_utf8(bytes).expect("text")
+    };
+    let directory = bundle.path().to_string_lossy().into_owned();
+    let mut run = start(&["run", "--bundle", &directory, "elsewhere"]);
+    let mut output = run.stdout.take().expect("a pipe");
+    assert_eq!(read(&mut output, 6), "first\n");
+
+    let mut exec = start(&[
+        "exec",
+        "--tty",
+        "elsewhere",
+        "sh",
+        "-c",
+        "tty; echo x > /go",
+    ]);
+    let mut text = String::new();
+    let mut exec_output = exec.stdout.take().expect("a pipe");
+    exec_output.read_to_string(&mut text).expect("output");
+    assert!(exec.wait().expect("our own child").success(), "{text:?}");
+    assert!(
+        text.starts_with("/dev/pts/") && text.ends_with('\n'),
+        "{text:?}"
+    );
+    assert!(!text.contains('\r'), "{text:?}");
+
+    text.clear();
+    output.read_to_string(&mut text).expect("output");
+    assert_eq!(text, "last\n");
+    assert!(run.wait().expect("our own child").success());
 }
 
 #[test]

@@ -8,10 +8,11 @@ use std::path::Path;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, makedev};
 use rustix::io::Errno;
 use rustix::pty::OpenptFlags;
-use rustix::termios::Winsize;
+use rustix::termios::{OptionalActions, OutputModes, Winsize, tcgetattr, tcsetattr};
 
 use super::mounts::{attach, clone_tree};
 use super::path::{Create, Root, open_beneath, open_outside, stat_at};
+use crate::channel::TerminalModes;
 use crate::config::Device;
 use crate::error::{Context, Failure};
 
@@ -161,10 +162,7 @@ fn node(root: &Root, dir: &OwnedFd, name: &OsStr, device: &Device) -> io::Result
 }
 
 /// A pseudoterminal from the container's devpts: the controlling end and the terminal.
-pub(crate) fn terminal(
-    root: &Root,
-    size: Option<(u16, u16)>,
-) -> Result<(OwnedFd, OwnedFd), Failure> {
+pub(crate) fn terminal(root: &Root, modes: TerminalModes) -> Result<(OwnedFd, OwnedFd), Failure> {
     const WHAT: &str = "process.terminal";
     // The root is the image's: what is there may be anything, and a device acts when it is opened.
     let pts = root
@@ -181,7 +179,7 @@ pub(crate) fn terminal(
     rustix::pty::unlockpt(&controller).doing(|| WHAT)?;
     let open = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let terminal = rustix::pty::ioctl_tiocgptpeer(&controller, open).doing(|| WHAT)?;
-    if let Some((columns, rows)) = size {
+    if let Some((columns, rows)) = modes.size {
         let size = Winsize {
             ws_row: rows,
             ws_col: columns,
@@ -189,6 +187,11 @@ pub(crate) fn terminal(
             ws_ypixel: 0,
         };
         rustix::termios::tcsetwinsize(&controller, size).doing(|| WHAT)?;
+    }
+    if modes.plain_line_feeds {
+        let mut termios = tcgetattr(&terminal).doing(|| WHAT)?;
+        termios.output_modes.remove(OutputModes::ONLCR);
+        tcsetattr(&terminal, OptionalActions::Now, &termios).doing(|| WHAT)?;
     }
     Ok((controller, terminal))
 }

@@ -63,7 +63,7 @@ pub(crate) fn build(
         ));
     }
     let terminal = if config.process.terminal {
-        let (controller, terminal) = devices::terminal(&root, setup.window_size)?;
+        let (controller, terminal) = devices::terminal(&root, setup.terminal)?;
         devices::console(&root, &terminal)?;
         Some(Terminal {
             controller,

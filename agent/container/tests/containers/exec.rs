@@ -8,7 +8,7 @@ use cloister_container::{Container, Exec, ExecOptions, Stdio};
 use rustix::process::{Pid, WaitOptions, WaitStatus, waitpid};
 use serde_json::{Value, json};
 
-use crate::support::{Bundle, Tests};
+use crate::support::{Bundle, TERMINAL, Tests};
 
 pub(crate) const TESTS: Tests = &[
     (
@@ -129,7 +129,7 @@ fn has_a_terminal_of_its_own() {
         let mut process = process("tty; stty size; test ! -e /dev/console || echo console");
         process["terminal"] = json!(true);
         process["consoleSize"] = json!({"height": 5, "width": 77});
-        let stdio = Stdio::Terminal { size: None };
+        let stdio = TERMINAL;
         let mut exec = container.exec(options(&process, stdio)).unwrap();
         let mut output = Vec::new();
         // EIO is a terminal's end of file.

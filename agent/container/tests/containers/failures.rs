@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use cloister_container::{Container, ErrorKind, Stdio};
 use serde_json::{Value, json};
 
-use crate::support::{Bundle, Leftovers, Tests};
+use crate::support::{Bundle, Leftovers, TERMINAL, Tests};
 
 pub(crate) const TESTS: Tests = &[
     (
@@ -162,7 +162,7 @@ fn ids() {
     for id in ["", ".", "..", "a/b", "a b", "ä", "a\n"] {
         let mut bundle = Bundle::script("true");
         bundle.id = id.to_owned();
-        let error = Container::create(bundle.options(Stdio::Terminal { size: None })).unwrap_err();
+        let error = Container::create(bundle.options(TERMINAL)).unwrap_err();
         assert_eq!(error.to_string(), format!("invalid container id {id:?}"));
         assert_eq!(error.kind(), ErrorKind::InvalidArgument);
     }

@@ -14,6 +14,12 @@ use rustix::process::{Pid, WaitOptions, WaitStatus};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+/// A terminal as it comes.
+pub(crate) const TERMINAL: Stdio = Stdio::Terminal {
+    size: None,
+    plain_line_feeds: false,
+};
+
 /// The tests of a module.
 pub(crate) type Tests = &'static [(&'static str, fn())];
 

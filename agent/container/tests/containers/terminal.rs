@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use cloister_container::{Container, Stdio, WindowSize, resize};
 use serde_json::json;
 
-use crate::support::{Bundle, Leftovers, Tests, wait};
+use crate::support::{Bundle, Leftovers, TERMINAL, Tests, wait};
 
 pub(crate) const TESTS: Tests = &[
     (
@@ -33,7 +33,11 @@ fn bundle(script: &str) -> Bundle {
 }
 
 fn create(bundle: &Bundle, size: Option<WindowSize>) -> (Container, OwnedFd) {
-    let mut container = Container::create(bundle.options(Stdio::Terminal { size })).unwrap();
+    let mut container = Container::create(bundle.options(Stdio::Terminal {
+        size,
+        plain_line_feeds: false,
+    }))
+    .unwrap();
     let terminal = container.take_terminal().unwrap();
     assert!(container.take_terminal().is_none());
     (container, terminal)
@@ -165,7 +169,7 @@ fn streams_and_specification_have_to_agree() {
         error.to_string(),
         "process.terminal is true, the streams given are not for that"
     );
-    let terminal = Stdio::Terminal { size: None };
+    let terminal = TERMINAL;
     let error = Container::create(Bundle::script("true").options(terminal)).unwrap_err();
     assert_eq!(
         error.to_string(),
@@ -190,7 +194,7 @@ fn failures_with_a_terminal() {
     ] {
         let bundle = bundle("true").set(pointer, value);
         let before = Leftovers::now(&bundle);
-        let error = Container::create(bundle.options(Stdio::Terminal { size: None })).unwrap_err();
+        let error = Container::create(bundle.options(TERMINAL)).unwrap_err();
         assert!(error.to_string().starts_with(expected), "{error}");
         before.compare(&Leftovers::now(&bundle));
     }
@@ -209,7 +213,7 @@ fn no_terminal_without_devpts() {
         .retain(|mount| mount["destination"] != "/dev");
     std::fs::create_dir_all(bundle.rootfs().join("dev/pts")).unwrap();
     std::fs::write(bundle.rootfs().join("dev/pts/ptmx"), "").unwrap();
-    let error = Container::create(bundle.options(Stdio::Terminal { size: None })).unwrap_err();
+    let error = Container::create(bundle.options(TERMINAL)).unwrap_err();
     assert_eq!(
         error.to_string(),
         "process.terminal: no devpts is mounted on /dev/pts"
