@@ -128,7 +128,14 @@ impl ContainerPaths {
         self.dir.join("members")
     }
 
-    /// Holds an empty file for each process that stands for one executed in the container.
+    /// Holds an empty file for each command in the foreground that stands for a process executed in
+    /// the container.
+    #[must_use]
+    pub fn commands(&self) -> PathBuf {
+        self.dir.join("commands")
+    }
+
+    /// Holds an empty file for each monitor of a process executed in the container.
     #[must_use]
     pub fn execs(&self) -> PathBuf {
         self.dir.join("execs")

@@ -7,7 +7,8 @@
 //!   started               empty; there once the user's program was started, `not-started` before
 //!   paused                empty; there while the container is paused, `not-paused` otherwise
 //!   members/ID            empty; each names a container in the virtual machine of this one
-//!   execs/PID-START       empty; each names a process that stands for one executed here
+//!   execs/PID-START       empty; each names a monitor of a process that was executed here
+//!   commands/PID-START    empty; each names a command in the foreground that stands for one
 //!   console.log agent.log monitor.log vsock.sock control.sock
 //! ```
 //!
@@ -473,18 +474,31 @@ impl StateDir {
         Ok(Self::open(root, &id)?.load()?.vm)
     }
 
-    /// The processes that stand for what was executed in the container.
+    /// The monitors of what was executed in the container.
     ///
     /// # Errors
     /// If they cannot be listed.
     pub fn execs(&self) -> Result<Vec<ProcessId>, StateError> {
-        let path = self.paths.execs();
+        self.noted_processes(self.paths.execs())
+    }
+
+    /// The commands that accompany in the foreground what they have executed in the container. They
+    /// are their callers': each ends by itself, and tells how, when its process has ended.
+    ///
+    /// # Errors
+    /// If they cannot be listed.
+    pub fn commands(&self) -> Result<Vec<ProcessId>, StateError> {
+        self.noted_processes(self.paths.commands())
+    }
+
+    /// The processes that live of those that have left a note in a directory.
+    fn noted_processes(&self, path: PathBuf) -> Result<Vec<ProcessId>, StateError> {
         let entries = match fs::read_dir(&path) {
             Ok(entries) => entries,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(e) => return Err(StateError::Access(path, e)),
         };
-        let mut execs = Vec::new();
+        let mut processes = Vec::new();
         for entry in entries {
             let entry = entry.map_err(|e| StateError::Access(path.clone(), e))?;
             let process = entry.file_name().to_str().and_then(|name| {
@@ -494,10 +508,10 @@ impl StateDir {
                     start_time: start_time.parse().ok()?,
                 })
             });
-            execs.extend(process.filter(|process| process.alive()));
+            processes.extend(process.filter(|process| process.alive()));
         }
-        execs.sort_by_key(|process| process.pid);
-        Ok(execs)
+        processes.sort_by_key(|process| process.pid);
+        Ok(processes)
     }
 
     /// Opens the state directory of the container whose virtual machine this one is in.
@@ -585,12 +599,23 @@ impl Note {
         Self::make(machine.members(), id)
     }
 
-    /// Notes that this process stands for one executed in a container.
+    /// Notes that this process is the monitor of one executed in a container.
     ///
     /// # Errors
     /// If it cannot be made.
     pub fn exec(paths: &ContainerPaths) -> Result<Self, StateError> {
-        let dir = paths.execs();
+        Self::process(paths.execs())
+    }
+
+    /// Notes that this process stands in the foreground for one executed in a container.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn command(paths: &ContainerPaths) -> Result<Self, StateError> {
+        Self::process(paths.commands())
+    }
+
+    fn process(dir: PathBuf) -> Result<Self, StateError> {
         let current = ProcessId::current();
         let ProcessId { pid, start_time } =
             current.map_err(|e| StateError::Access(dir.clone(), e))?;

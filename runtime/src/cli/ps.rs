@@ -29,7 +29,10 @@ pub(crate) fn ps(globals: &Globals, options: &PsOptions) -> Result<u8, Fatal> {
             let mut pids = Vec::new();
             if lives {
                 pids.push(container.state.monitor.pid);
-                pids.extend(container.dir.execs()?.iter().map(|exec| exec.pid));
+                let mut others = container.dir.execs()?;
+                others.extend(container.dir.commands()?);
+                others.sort_by_key(|process| process.pid);
+                pids.extend(others.iter().map(|process| process.pid));
             }
             serde_json::to_string(&pids)? + "\n"
         }

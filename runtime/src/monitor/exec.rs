@@ -58,9 +58,11 @@ pub fn exec_in_foreground(
     preserved: Vec<OwnedFd>,
     size: Option<&dyn Fn() -> io::Result<(u16, u16)>>,
 ) -> Result<Exit, String> {
-    let result = Inherited::share()
-        .map_err(Failure::Own)
-        .and_then(|mut inherited| {
+    let paths = ContainerPaths::new(&launch.root, &launch.id);
+    let result = Note::command(&paths)
+        .map_err(Failure::from)
+        .and_then(|_note| {
+            let mut inherited = Inherited::share().map_err(Failure::Own)?;
             inherited.preserved = preserved;
             let parts = ExecParts {
                 process,

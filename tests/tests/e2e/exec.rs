@@ -5,13 +5,25 @@ use std::fs;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::json;
 
-use super::harness::{Bundle, Residue, eventually};
+use super::harness::{Bundle, Residue, Running, eventually};
 
 /// A container that runs until it is killed.
 fn sleeper() -> Bundle {
     let bundle = Bundle::new(&["sleep", "1000"]);
     bundle.command("run", &["--detach"], "test").run().ok();
     bundle
+}
+
+/// A command in the foreground whose process runs.
+fn in_foreground(bundle: &Bundle) -> Running {
+    let sleeping = || {
+        let table = bundle.cloister(["ps", "test"]).run().ok();
+        table.matches("sleep 1000").count()
+    };
+    let before = sleeping();
+    let running = bundle.cloister(["exec", "test", "sleep", "1000"]).spawn();
+    eventually("the process runs", || sleeping() == before + 1);
+    running
 }
 
 fn exec(bundle: &Bundle, args: &[&str]) -> super::harness::Finished {
@@ -163,17 +175,35 @@ fn a_detached_process_has_a_pid_that_ends_with_it() {
 #[test]
 fn a_process_ends_with_its_container() {
     let bundle = sleeper();
-    let running = bundle.cloister(["exec", "test", "sleep", "1000"]).spawn();
-    eventually("the process runs", || {
-        let table = bundle.cloister(["ps", "test"]).run().ok();
-        table.matches("sleep 1000").count() == 2
-    });
+    let running = in_foreground(&bundle);
     bundle.cloister(["kill", "test", "KILL"]).run().ok();
     let done = running.wait();
     assert_eq!(done.code(), 128 + 9, "{done}");
     exec(&bundle, &["test", "true"]).fails(255, &["cannot exec in a stopped container"]);
     bundle.cloister(["delete", "test"]).run().ok();
     exec(&bundle, &["test", "true"]).fails(255, &["container does not exist: test"]);
+}
+
+#[test]
+fn a_command_in_the_foreground_stands_for_its_process() {
+    let bundle = sleeper();
+    let listed = || {
+        let json = bundle.cloister(["ps", "-f", "json", "test"]).run().ok();
+        serde_json::from_str::<Vec<i64>>(&json).unwrap()
+    };
+    let init = bundle.state("test")["pid"].as_i64().unwrap();
+    let running = in_foreground(&bundle);
+    assert_eq!(listed(), [init, running.pid().into()]);
+    let other = in_foreground(&bundle);
+    assert_eq!(listed().len(), 3);
+    let pid = Pid::from_raw(other.pid()).unwrap();
+    kill_process(pid, Signal::KILL).unwrap();
+    other.wait();
+    assert_eq!(listed(), [init, running.pid().into()], "one that is gone");
+    // It tells its caller how the process has ended, also when the container goes at once.
+    bundle.cloister(["delete", "--force", "test"]).run().ok();
+    let done = running.wait();
+    assert_eq!(done.code(), 128 + 9, "{done}");
 }
 
 #[test]
