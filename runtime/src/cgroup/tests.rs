@@ -220,6 +220,19 @@ fn limits_are_set_and_changed() {
             Version::V2 => ["cpu.weight", "cpu.max"],
         };
         assert_eq!(files.map(|file| read("cpu", file)), expected);
+        let lifted = cgroup.lift_quota().unwrap().unwrap();
+        let without = match version {
+            Version::V1 => "-1",
+            Version::V2 => "max 100000",
+        };
+        assert_eq!(read("cpu", files[1]), without);
+        assert!(cgroup.lift_quota().unwrap().is_none(), "there is none");
+        lifted.restore().unwrap();
+        assert_eq!(files.map(|file| read("cpu", file)), expected);
+        // One that others may be in.
+        let joined = SandboxCgroup::create(&plan, &limits, OVERHEAD, None).unwrap();
+        assert!(joined.lift_quota().unwrap().is_none());
+        assert_eq!(read("cpu", files[1]), expected[1]);
         // Both grow and shrink, whatever the order that needs.
         for (quota, period) in [(400_000, 200_000), (10_000, 10_000), (-1, 100_000)] {
             let update = json!({"cpu": {"quota": quota, "period": period}});

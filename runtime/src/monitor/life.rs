@@ -41,6 +41,7 @@ use super::streams::{Plan, Relays};
 use super::terminal::Pty;
 use super::timeline::Timeline;
 use crate::agent::{Agent, AgentError, CreatePlan, Exit, ProcessName};
+use crate::cgroup::LiftedQuota;
 use crate::launch::{Launch, Order, Report, Terminal};
 use crate::logger;
 use crate::namespaces;
@@ -87,6 +88,8 @@ pub(crate) struct Life<'a> {
     pub(crate) holder: &'a Holder,
     /// Whether the log has to leave the caller's standard error when the caller goes.
     pub(crate) leaves_log: bool,
+    /// What the machine is to be held to once the container stands.
+    pub(crate) quota: Cell<Option<LiftedQuota>>,
     pub(crate) pty: Option<&'a Pty>,
     pub(crate) timeline: &'a RefCell<Timeline>,
     pub(crate) state: RefCell<&'a mut State>,
@@ -242,6 +245,9 @@ impl Life<'_> {
 
         if let Err(e) = self.holder.enter_root(&self.launch.container) {
             log::warn!("the container's files cannot be seen at /proc/PID/root: {e}");
+        }
+        if let Some(quota) = self.quota.take() {
+            quota.restore()?;
         }
         self.created()?;
         if self.launch.start {

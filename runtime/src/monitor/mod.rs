@@ -32,7 +32,7 @@ mod streams;
 mod terminal;
 mod timeline;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
@@ -307,7 +307,11 @@ impl Monitor {
             state::write(&self.paths, &state)?;
         }
         let mut channels = (None, None);
+        let mut quota = None;
         if container.sandbox.is_none() {
+            if let Some(cgroup) = &remains.cgroup {
+                quota = cgroup.lift_quota()?;
+            }
             let machine = Machine::start(config, container, &self.paths, &dir, &mut slot)?;
             let machine = remains.machine.insert(machine);
             self.timeline.borrow_mut().reached("machine_started");
@@ -368,6 +372,7 @@ impl Monitor {
                 network: network.map_err(Failure::Control)?,
                 holder: &holder,
                 leaves_log: self.leaves_log,
+                quota: Cell::new(quota),
                 pty: pty.as_ref(),
                 timeline: &self.timeline,
                 state: RefCell::new(state),

@@ -4,6 +4,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::Path;
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
@@ -220,6 +221,66 @@ fn as_many_open_files_as_on_the_host() {
             json!([{"type": "RLIMIT_NOFILE", "soft": 2_000_000, "hard": 1_073_741_816}]);
     });
     assert_eq!(lines, ["2000000", "1073741816"]);
+}
+
+#[test]
+fn a_small_quota_does_not_hold_up_the_boot() {
+    const QUOTA: u64 = 10_000;
+    const PERIOD: u64 = 100_000;
+    let path = format!("/cloister-quota-{}", std::process::id());
+    let bundle = Bundle::new(&["true"]).with(|spec| {
+        spec["linux"]["cgroupsPath"] = json!(path);
+        spec["linux"]["resources"] = json!({"cpu": {"quota": QUOTA, "period": PERIOD}});
+    });
+    let before = Instant::now();
+    bundle.command("create", &[], "test").run().ok();
+    let elapsed = before.elapsed().as_micros();
+    // With cgroup v2, else with v1.
+    let read = |dir: &str, file: &str| {
+        let path = format!("/sys/fs/cgroup{dir}{path}/{file}");
+        fs::read_to_string(path).ok()
+    };
+    let (quota, used) = match read("", "cpu.max") {
+        Some(quota) => {
+            let stat = read("", "cpu.stat").expect("the cgroup's figures");
+            let used = stat
+                .lines()
+                .find_map(|line| line.strip_prefix("usage_usec "));
+            let used: u128 = used.expect("usage_usec").parse().expect("a number");
+            (quota, used)
+        }
+        None => {
+            let quota = read("/cpu", "cpu.cfs_quota_us").expect("the cgroup's quota");
+            let used = read("/cpuacct", "cpuacct.usage").expect("the cgroup's figures");
+            let used: u128 = used.trim().parse().expect("a number");
+            (quota, used / 1000)
+        }
+    };
+    assert_eq!(quota.split_whitespace().next(), Some("10000"), "{quota}");
+    // Twice what it allows, at least: it cannot have held all the time.
+    assert!(
+        used * u128::from(PERIOD) > 2 * elapsed * u128::from(QUOTA),
+        "{used} of {elapsed} µs used"
+    );
+    bundle.cloister(["delete", "--force", "test"]).run().ok();
+}
+
+#[test]
+fn a_quota_that_cannot_be_had_is_refused_by_name() {
+    Bundle::new(&["true"])
+        .with(|spec| {
+            spec["linux"]["cgroupsPath"] =
+                json!(format!("/cloister-no-quota-{}", std::process::id()));
+            spec["linux"]["resources"] = json!({"cpu": {"quota": 1}});
+        })
+        .run()
+        .fails(
+            1,
+            &[
+                "linux.resources.cpu.quota: cannot write ",
+                "Invalid argument",
+            ],
+        );
 }
 
 #[test]
