@@ -5,7 +5,6 @@
 )]
 
 pub mod bpf;
-pub mod user_namespace;
 
 use std::io;
 use std::mem::MaybeUninit;

@@ -4,16 +4,14 @@
 //! The ids of bind mounts are mapped on the host, before it shares their sources: the guest's kernel
 //! cannot map those of virtio-fs.
 
-use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 
+use cloister_idmap::{Keeper, map_ids};
 use cloister_spec::{MountOption, mount_option};
 
 use crate::config::{IdMapping, Linux, Mount};
 use crate::error::{Context, Failure};
-use crate::sys::user_namespace::Keeper;
-use crate::sys::{MountAttr, mount_setattr};
 
 /// The mappings of one mount.
 #[derive(Clone, Copy, Debug)]
@@ -48,19 +46,20 @@ impl<'a> IdMap<'a> {
             ("uidMappings", "uid_map", self.uids),
             ("gidMappings", "gid_map", self.gids),
         ] {
-            fs::write(format!("/proc/{}/{file}", keeper.pid), map_text(mappings))
+            let lines = map_text(mappings);
+            keeper
+                .map(file, &lines)
                 .doing(|| context(field))
                 .map_err(Failure::blamed_on_spec)?;
         }
-        let namespace = File::open(format!("/proc/{}/ns/user", keeper.pid));
-        Ok(namespace.doing(|| context("uidMappings"))?.into())
+        keeper.namespace().doing(|| context("uidMappings"))
     }
 }
 
 /// Maps the ids of a new, detached mount by those of a user namespace.
 pub(crate) fn map(index: usize, mount: &OwnedFd, namespace: &OwnedFd) -> Result<(), Failure> {
     let context = || format!("mounts[{index}].uidMappings: map the ids of the mount");
-    match mount_setattr(mount, &MountAttr::id_map(namespace), false) {
+    match map_ids(mount, namespace, false) {
         // The namespace has its mappings: it can only be the file system.
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => Err(Failure::invalid(
             format!("{}: its file system cannot be id-mapped", context()),

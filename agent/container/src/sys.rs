@@ -6,7 +6,6 @@
 )]
 
 pub(crate) mod attributes;
-pub(crate) mod user_namespace;
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -348,6 +347,7 @@ pub(crate) struct MountAttr {
     pub(crate) clear: u64,
     /// MS_PRIVATE and the like, or 0.
     pub(crate) propagation: u64,
+    /// For id-mapped mounts (`cloister-idmap`); 0 otherwise.
     user_namespace: u64,
 }
 
@@ -357,16 +357,6 @@ impl MountAttr {
         MountAttr {
             set,
             clear,
-            ..Self::default()
-        }
-    }
-
-    /// Maps users and groups by those of a user namespace.
-    pub(crate) fn id_map(namespace: &OwnedFd) -> Self {
-        const MOUNT_ATTR_IDMAP: u64 = 0x10_0000;
-        MountAttr {
-            set: MOUNT_ATTR_IDMAP,
-            user_namespace: u64::from(namespace.as_raw_fd().cast_unsigned()),
             ..Self::default()
         }
     }

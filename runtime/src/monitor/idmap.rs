@@ -4,8 +4,9 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
+use cloister_idmap::{Keeper, map_ids};
+
 use crate::launch::{Bind, IdMap};
-use crate::sys::user_namespace::{Keeper, map_ids};
 
 /// Why the ids of a mount cannot be mapped.
 #[derive(Debug, thiserror::Error)]
