@@ -13,6 +13,10 @@
 //! on threads that end with it ([`on_thread`]): hooks, the way of an executed process to its program,
 //! a look at the memory of processes.
 
+mod error;
+mod execution;
+mod exit;
+
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -20,7 +24,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use cloister_container::{Container, CreateOptions, ExecOptions, Executing};
+use cloister_container::{Container, CreateOptions, ExecOptions};
 use cloister_protocol::agent::{
     CreateContainerRequest, ExecRequest, ForwardRequest, ResolveRequest, SetNetworkRequest,
 };
@@ -29,14 +33,17 @@ use tokio::io::Interest;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout_at};
 
+pub(crate) use self::error::ContainerError;
+use self::execution::{Execution, on_thread};
+pub(crate) use self::exit::Exit;
 use crate::execs::{Execs, Running};
 use crate::forward::{self, Attempts, ForwardError};
-use crate::network::{Network, NetworkError};
-use crate::resolve::{self, ResolveError};
+use crate::network::Network;
+use crate::resolve;
 use crate::session::Session;
-use crate::shares::{ShareError, Shares};
+use crate::shares::Shares;
 use crate::socket::Socket;
-use crate::stdio::{self, Relayed, StdioError};
+use crate::stdio;
 use crate::sys;
 use crate::tokens::{Token, Tokens};
 use crate::usage::{self, Listing};
@@ -53,154 +60,6 @@ const DELETE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long the processes of a container may take to be described.
 const LISTING_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Why a request about a container fails.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ContainerError {
-    /// The request is at fault.
-    #[error("container_id: {id:?}: 1 to {MAX_ID} letters, digits and + - . _ make an id")]
-    Id {
-        /// What was given.
-        id: String,
-    },
-    /// The request is at fault.
-    #[error("{field}: missing")]
-    Missing {
-        /// The field of the request.
-        field: String,
-    },
-    /// There is no such container.
-    #[error("container {id:?} does not exist")]
-    NotFound {
-        /// What was given.
-        id: String,
-    },
-    /// The id is taken.
-    #[error("container {id:?} exists already")]
-    Exists {
-        /// What was given.
-        id: String,
-    },
-    /// The request is at fault.
-    #[error("exec_id: {id:?}: 1 to {MAX_ID} letters, digits and + - . _ make an id")]
-    ExecId {
-        /// What was given.
-        id: String,
-    },
-    /// There is no such executed process.
-    #[error("there is no process {id:?}")]
-    NoExec {
-        /// What was given.
-        id: String,
-    },
-    /// The id of an executed process is taken.
-    #[error("exec_id: there is a process {id:?} already")]
-    ExecExists {
-        /// What was given.
-        id: String,
-    },
-    /// Too many executed processes.
-    #[error("too many processes have been executed in the container and not waited for")]
-    TooManyExecs,
-    /// A namespace of another container cannot be shared.
-    #[error("{field}: {problem}")]
-    Join {
-        /// The field of the request.
-        field: String,
-        /// What is wrong.
-        problem: String,
-    },
-    /// There is no thread for what may take long.
-    #[error("cannot wait for what is done in container {id:?}")]
-    Thread {
-        /// The container.
-        id: String,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// What the container uses cannot be read.
-    #[error("cannot read what container {id:?} uses")]
-    Usage {
-        /// The container.
-        id: String,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// Too many containers.
-    #[error("{MAX_CONTAINERS} containers exist, no more are possible")]
-    TooMany,
-    /// The container does not allow it now.
-    #[error("container {id:?} {state}")]
-    State {
-        /// The container.
-        id: String,
-        /// What it is instead.
-        state: &'static str,
-    },
-    /// The standard streams cannot be had.
-    #[error(transparent)]
-    Stdio(#[from] StdioError),
-    /// A path of the host cannot be used.
-    #[error(transparent)]
-    Share(#[from] ShareError),
-    /// The container cannot be built or driven.
-    #[error(transparent)]
-    Container(#[from] cloister_container::Error),
-    /// The network is not what it should be.
-    #[error(transparent)]
-    Network(#[from] NetworkError),
-    /// A stream cannot be forwarded.
-    #[error(transparent)]
-    Forward(#[from] ForwardError),
-    /// Name servers of the host cannot be stood in for.
-    #[error(transparent)]
-    Resolve(#[from] ResolveError),
-    /// The terminal cannot be resized.
-    #[error("cannot resize the terminal of container {id:?}")]
-    Resize {
-        /// The container.
-        id: String,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The killed init process was not seen to end.
-    #[error("the init process of container {id:?} does not end")]
-    Undead {
-        /// The container.
-        id: String,
-    },
-}
-
-/// How a container's init process has ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Exit {
-    /// The exit code, if it exited.
-    pub(crate) code: u32,
-    /// The signal that ended it, or 0.
-    pub(crate) signal: u32,
-    /// Whether the OOM killer has ended a process of the container.
-    pub(crate) oom_killed: bool,
-}
-
-impl Exit {
-    /// That of a process whose end was not told.
-    pub(crate) fn unknown() -> Self {
-        Self {
-            code: 0,
-            signal: libc::SIGKILL.unsigned_abs(),
-            oom_killed: false,
-        }
-    }
-
-    pub(crate) fn of(status: WaitStatus, oom_killed: bool) -> Self {
-        let number = |number: Option<i32>| number.map_or(0, i32::unsigned_abs);
-        Self {
-            code: number(status.exit_status()),
-            signal: number(status.terminating_signal()),
-            oom_killed,
-        }
-    }
-}
 
 /// Where this machine's containers are made.
 #[derive(Debug, Clone)]
@@ -710,71 +569,6 @@ impl Phase {
             state,
         })
     }
-}
-
-/// The execution of a program in a container, from the birth of its process on.
-struct Execution {
-    container: String,
-    id: String,
-    running: Arc<Running>,
-    slot: Arc<Slot>,
-}
-
-impl Execution {
-    /// Waits until the program runs, relays its streams, and gives its pid.
-    async fn finish(self, executing: Executing, relayed: Relayed) -> Result<u32, ContainerError> {
-        let Self {
-            container,
-            id,
-            running,
-            slot,
-        } = self;
-        // Meanwhile the other containers go on: the workload may have stopped the process.
-        let result = on_thread(&container, "exec", move || executing.finish()).await;
-        let started = result.and_then(|exec| {
-            let mut exec = exec?;
-            for warning in exec.warnings() {
-                log::warn!("container {container:?}: {warning}");
-            }
-            let terminal = exec.take_terminal();
-            match Session::start(&container, relayed, terminal, running.exit()) {
-                Ok(session) => Ok((exec, session)),
-                Err(e) => {
-                    exec.signal(libc::SIGKILL.unsigned_abs())?;
-                    Err(e)
-                }
-            }
-        });
-        let (exec, session) = match started {
-            Ok(started) => started,
-            Err(e) => {
-                slot.execs.forget(&id);
-                return Err(e);
-            }
-        };
-        let pid = exec.pid();
-        running.runs(exec, session);
-        tokio::spawn(async move { slot.execs.expect_wait(&id, &running).await });
-        Ok(pid)
-    }
-}
-
-/// Does what may take long on a thread of its own.
-async fn on_thread<T: Send + 'static>(
-    id: &str,
-    name: &str,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, ContainerError> {
-    let lost = |source| ContainerError::Thread {
-        id: id.into(),
-        source,
-    };
-    let (done, result) = tokio::sync::oneshot::channel();
-    std::thread::Builder::new()
-        .name(name.into())
-        .spawn(move || drop(done.send(work())))
-        .map_err(lost)?;
-    result.await.map_err(|e| lost(std::io::Error::other(e)))
 }
 
 fn is_id(id: &str) -> bool {
