@@ -15,7 +15,7 @@ use cloister_protocol::agent::{
     WaitResponse,
 };
 use cloister_protocol::agent_ttrpc::Agent;
-use cloister_protocol::{SPEC_MAX, VERSION};
+use cloister_protocol::{MESSAGE_MAX, SPEC_MAX, VERSION};
 use tokio::sync::Notify;
 use ttrpc::Code;
 use ttrpc::r#async::TtrpcContext;
@@ -323,6 +323,7 @@ impl From<ContainerError> for ttrpc::Error {
     }
 }
 
-fn status(code: Code, message: String) -> ttrpc::Error {
+fn status(code: Code, mut message: String) -> ttrpc::Error {
+    message.truncate(message.floor_char_boundary(MESSAGE_MAX));
     ttrpc::Error::RpcStatus(ttrpc::get_status(code, message))
 }

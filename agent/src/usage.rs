@@ -6,6 +6,7 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use cloister_protocol::PROCESSES_MAX;
 use cloister_protocol::agent::Process;
 
 /// The files of a cgroup that tell what is used and what is allowed.
@@ -34,9 +35,6 @@ const COMMAND_MAX: u64 = 4096;
 
 /// How long all command lines of an answer are together, in bytes. A ttrpc message holds 4 MiB.
 const COMMANDS_MAX: u64 = 2 << 20;
-
-/// The most processes of an answer; what else is told of each takes some 50 bytes.
-const PROCESSES_MAX: usize = 16_384;
 
 /// Reads what there is of the files.
 pub(crate) fn files(cgroup: &Path) -> io::Result<HashMap<String, String>> {

@@ -13,11 +13,11 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::time::Duration;
 
-use cloister_protocol::VERSION;
 use cloister_protocol::agent::{
     CreateContainerRequest, HelloRequest, ResizeTerminalRequest, SharedPath, ShutdownRequest,
     StartContainerRequest, Stdio,
 };
+use cloister_protocol::{MESSAGE_MAX, VERSION};
 use serde_json::json;
 use ttrpc::Code;
 
@@ -273,6 +273,17 @@ async fn a_terminal_leaves_line_feeds_as_they_are_when_asked_to() {
     assert_eq!(String::from_utf8(text).unwrap(), "a\nb\tc\nd\r\n");
     assert_eq!(guest.wait("c").await.unwrap().exit_code, 0);
     guest.delete("c").await.unwrap();
+}
+
+#[tokio::test]
+async fn an_error_fits_into_an_answer_whatever_the_caller_has_said() {
+    let guest = Guest::start().await;
+    let id = "ü".repeat(100_000);
+    let refused = guest.create(&id, spec(&["/bin/true"]), Stdio::default());
+    let (code, message) = refusal(refused.await);
+    assert_eq!(code, Code::INVALID_ARGUMENT);
+    assert!(message.starts_with("container_id: \"üüü"), "{message:.40}");
+    assert!(message.len() <= MESSAGE_MAX, "{} bytes", message.len());
 }
 
 #[tokio::test]

@@ -1,7 +1,9 @@
 //! Calls to the agent in a guest.
 //!
-//! Whatever comes back was said by a guest that may be hostile: every call has a time limit, and
-//! texts are cleaned and cut before anybody sees them.
+//! Whatever comes back was said by a guest that may be hostile: every call has a time limit, every
+//! answer a largest size, and texts are cleaned and cut before anybody sees them.
+
+mod bounded;
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -16,7 +18,7 @@ use cloister_protocol::agent::{
     WaitRequest,
 };
 use cloister_protocol::agent_ttrpc::AgentClient;
-use cloister_protocol::{AGENT_PORT, VERSION};
+use cloister_protocol::{AGENT_PORT, ANSWER_MAX, LISTING_MAX, PROCESSES_MAX, VERSION};
 use oci_spec::runtime::Hooks;
 use protobuf::MessageField;
 use tokio::net::UnixStream;
@@ -24,6 +26,7 @@ use tokio::time::timeout;
 use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 
+use self::bounded::Bounded;
 use crate::signal::Signal;
 use crate::text::printable;
 use crate::vsock::{self, ConnectError};
@@ -145,6 +148,27 @@ impl Agent {
         stream: UnixStream,
         limit: Duration,
     ) -> Result<(Self, HelloResponse), AgentError> {
+        Self::greet_bounded(stream, limit, ANSWER_MAX).await
+    }
+
+    /// The same for calls whose answers list what there is: with a higher bound of what an answer
+    /// takes.
+    ///
+    /// # Errors
+    /// As [`Agent::greet`].
+    pub async fn greet_for_listings(
+        stream: UnixStream,
+        limit: Duration,
+    ) -> Result<(Self, HelloResponse), AgentError> {
+        Self::greet_bounded(stream, limit, LISTING_MAX).await
+    }
+
+    async fn greet_bounded(
+        stream: UnixStream,
+        limit: Duration,
+        max: u32,
+    ) -> Result<(Self, HelloResponse), AgentError> {
+        let stream = Bounded::new(stream, max);
         let client = AgentClient::new(Client::new(Socket::new(stream)));
         let this = Self { client, limit };
         let request = HelloRequest {
@@ -166,6 +190,15 @@ impl Agent {
     pub async fn connect(dir: impl AsFd, limit: Duration) -> Result<Self, AgentError> {
         let stream = vsock::connect(dir, AGENT_PORT, limit).await?;
         Ok(Self::greet(stream, limit).await?.0)
+    }
+
+    /// The same for [`Agent::processes`] and [`Agent::stats`].
+    ///
+    /// # Errors
+    /// As [`Agent::connect`].
+    pub async fn connect_for_listings(dir: impl AsFd, limit: Duration) -> Result<Self, AgentError> {
+        let stream = vsock::connect(dir, AGENT_PORT, limit).await?;
+        Ok(Self::greet_for_listings(stream, limit).await?.0)
     }
 
     /// Builds a container.
@@ -379,8 +412,8 @@ impl Agent {
         Ok(())
     }
 
-    /// Lists the processes of a container. What is told of them is the guest's word: texts are
-    /// cleaned, numbers are not.
+    /// Lists the processes of a container, [`PROCESSES_MAX`] at most. What is told of them is the
+    /// guest's word: texts are cleaned, numbers are not.
     ///
     /// # Errors
     /// The agent's reason.
@@ -391,10 +424,13 @@ impl Agent {
         };
         let call = self.client.processes(context(), &request);
         let answer = self.bounded("Processes", call).await?;
-        if answer.omitted > 0 {
-            log::warn!("{} more processes are not listed", answer.omitted);
-        }
         let mut processes = answer.processes;
+        let more = processes.len().saturating_sub(PROCESSES_MAX);
+        processes.truncate(PROCESSES_MAX);
+        let omitted = u64::from(answer.omitted).saturating_add(more as u64);
+        if omitted > 0 {
+            log::warn!("{omitted} more processes are not listed");
+        }
         for process in &mut processes {
             process.command = printable(&process.command, TEXT_MAX);
             process.state = printable(&process.state, 1);

@@ -12,11 +12,13 @@
 //! ```
 
 pub mod agent;
+pub mod agent_log;
 pub mod bundle;
 pub mod cgroup;
 pub mod config;
 pub mod control;
 pub mod descriptors;
+pub mod figures;
 pub mod hooks;
 pub mod id;
 pub mod launch;
@@ -26,9 +28,11 @@ pub mod namespaces;
 pub mod network;
 pub mod paths;
 pub mod process;
+pub mod processes;
 pub mod signal;
 pub mod state;
 pub mod sys;
 pub mod text;
 pub mod time;
+pub mod users;
 pub mod vsock;

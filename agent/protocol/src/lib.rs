@@ -73,6 +73,19 @@ pub const LOG_LINE_MAX: usize = 4096;
 /// The largest `config.json` that is accepted, in bytes. A ttrpc message holds 4 MiB.
 pub const SPEC_MAX: usize = 3 << 20;
 
+/// The largest answer to any call but those that list what there is, as a ttrpc message, in bytes.
+pub const ANSWER_MAX: u32 = 64 << 10;
+
+/// The largest answer that lists processes or tells what a container uses: ttrpc's own bound.
+pub const LISTING_MAX: u32 = 4 << 20;
+
+/// The longest text of an error, in bytes. What of it is the caller's own may be cut off.
+pub const MESSAGE_MAX: usize = 16 << 10;
+
+/// The most processes that an answer lists; what is told of each but for its command line takes some
+/// 50 bytes.
+pub const PROCESSES_MAX: usize = 16_384;
+
 /// The port of name servers (RFC 1035).
 pub const DNS_PORT: u16 = 53;
 

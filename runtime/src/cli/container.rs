@@ -57,7 +57,7 @@ impl Container {
     ) -> anyhow::Result<Result<T, AgentError>> {
         let machine = self.dir.open_machine(&self.state)?;
         Ok(runtime()?.block_on(async {
-            let agent = Agent::connect(machine, self.limit).await?;
+            let agent = Agent::connect_for_listings(machine, self.limit).await?;
             call(&agent).await
         }))
     }

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 
 use cloister::state::{StateDir, StateError};
+use cloister::users::Users;
 
 use super::args::{ListFormat, ListOptions};
 use super::state::View;
@@ -17,11 +18,12 @@ const WIDTH_MIN: usize = 12;
 const SPACE: usize = 3;
 
 pub(crate) fn list(globals: &Globals, options: &ListOptions) -> Result<u8, Fatal> {
+    let users = Users::read();
     let mut views = Vec::new();
     for dir in StateDir::all(&globals.root)? {
         match View::of(&dir) {
             Ok(mut view) => {
-                view.owner = user_name(dir.owner()?);
+                view.owner = users.name(dir.owner()?);
                 views.push(view);
             }
             // It is just being made, or just being removed.
@@ -76,17 +78,6 @@ fn table(views: &[View]) -> String {
     text
 }
 
-/// passwd(5): the name of a user, or its number as runc writes it.
-pub(crate) fn user_name(uid: u32) -> String {
-    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let name = passwd.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
-    });
-    name.unwrap_or_else(|| format!("#{uid}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -97,11 +88,5 @@ mod tests {
             table(&[]),
             "ID          PID         STATUS      BUNDLE      CREATED     OWNER\n"
         );
-    }
-
-    #[test]
-    fn users_have_names_or_numbers() {
-        assert_eq!(user_name(0), "root");
-        assert_eq!(user_name(4_000_000_000), "#4000000000");
     }
 }

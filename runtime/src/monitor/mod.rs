@@ -12,7 +12,6 @@
 //! of their own because they may block. It is not the first thread: that one holds what others find
 //! of the container at `/proc/PID` (`holder`).
 
-mod agent_log;
 mod attach;
 mod exec;
 mod failure;
@@ -60,6 +59,7 @@ use self::place::{Place, has_network};
 use self::streams::Inherited;
 use self::timeline::Timeline;
 use crate::agent::Exit;
+use crate::agent_log;
 use crate::cgroup::{Driver, Plan as CgroupPlan, SandboxCgroup};
 use crate::launch::{self, ExecLaunch, Job, Launch, LaunchError, Received, Report};
 use crate::logger;

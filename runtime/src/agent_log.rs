@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::text::printable;
 
 /// The most the file holds, in bytes; then its older half goes.
-const FILE_MAX: u64 = 256 * 1024;
+pub const FILE_MAX: u64 = 256 * 1024;
 /// How many connections a guest may make in its life.
 const CONNECTIONS_MAX: u32 = 16;
 /// How much is taken at once, in bytes.
@@ -25,7 +25,7 @@ const BLOCK: usize = 4096;
 const PACE: Duration = Duration::from_millis(15);
 
 /// Writes what comes over the connections, until no more can come.
-pub(crate) async fn collect(mut connections: mpsc::Receiver<UnixStream>, file: File) {
+pub async fn collect(mut connections: mpsc::Receiver<UnixStream>, file: File) {
     let mut file = file;
     let mut count = 0;
     while let Some(stream) = connections.recv().await {
