@@ -1,5 +1,6 @@
 //! `cloister events`.
 
+use std::collections::HashMap;
 use std::io::Write;
 use std::time::Duration;
 
