@@ -19,7 +19,7 @@ fn detached(case: &Case, name: &str, options: &[&str], script: &str) {
     assert_eq!(started.status.code(), Some(0), "{options:?}: {started}");
 }
 
-fn page(address: &str) -> std::io::Result<String> {
+pub(crate) fn page(address: &str) -> std::io::Result<String> {
     let address: SocketAddr = address.parse().expect("an address");
     let mut stream = TcpStream::connect_timeout(&address, LIMIT)?;
     stream.set_read_timeout(Some(LIMIT))?;
@@ -29,7 +29,7 @@ fn page(address: &str) -> std::io::Result<String> {
     Ok(text)
 }
 
-fn await_page(address: &str) {
+pub(crate) fn await_page(address: &str) {
     eventually(address, || {
         page(address).is_ok_and(|page| page.ends_with("found\n"))
     });
@@ -104,6 +104,31 @@ pub(crate) fn names_in_a_network_of_ones_own(case: &Case) {
     case.ok(["network", "rm", "own"]);
 }
 
+pub(crate) fn connect_and_disconnect(case: &Case) {
+    case.ok(["network", "create", "first"]);
+    case.ok(["network", "create", "second"]);
+    let options = ["--network", "first", "--cap-add", "NET_RAW"];
+    detached(case, "con", &options, "exec sleep 1000");
+    case.ok(["network", "connect", "second", "con"]);
+    let networks = case.inspect("con")["NetworkSettings"]["Networks"].clone();
+    for network in ["first", "second"] {
+        let gateway = networks[network]["Gateway"].as_str().expect("a gateway");
+        eventually("the gateway answers", || {
+            let ping = case.command(["exec", "con", "ping", "-c", "1", "-w", "10", gateway]);
+            ping.run().status.code() == Some(0)
+        });
+    }
+    case.ok(["network", "disconnect", "second", "con"]);
+    eventually("the second network is gone", || {
+        let look = case.command(["exec", "con", "test", "-e", "/sys/class/net/eth1"]);
+        look.run().status.code() == Some(1)
+    });
+    let gateway = networks["first"]["Gateway"].as_str().expect("a gateway");
+    case.ok(["exec", "con", "ping", "-c", "1", "-w", "60", gateway]);
+    case.ok(["rm", "--force", "con"]);
+    case.ok(["network", "rm", "first", "second"]);
+}
+
 pub(crate) fn the_network_of_another_container(case: &Case) {
     detached(case, "web", &[], SERVER);
     let script = "until wget -q -O - http://127.0.0.1/page; do sleep 0.3; done";
@@ -120,4 +145,19 @@ pub(crate) fn the_network_of_another_container(case: &Case) {
         ])
         .run();
     assert_eq!(fetched.out(), "found\n", "{fetched}");
+}
+
+pub(crate) fn the_hosts_network(case: &Case) {
+    let refused = case
+        .command(["run", "--rm", "--network", "host", "busybox", "true"])
+        .run();
+    assert_ne!(refused.status.code(), Some(0), "{refused}");
+    let said = refused.err();
+    let ours = [
+        // The specification has none.
+        "without a network namespace the container would join the host's network",
+        // It has that of the machine, by a path.
+        "is the network of this machine, which a virtual machine cannot join",
+    ];
+    assert!(ours.iter().any(|ours| said.contains(ours)), "{refused}");
 }

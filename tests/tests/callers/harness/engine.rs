@@ -244,6 +244,8 @@ impl Case {
             }
             // Docker itself removes these once a minute, after it has unmounted the namespaces.
             Engine::Docker => {
+                // The name that it has for this machine's own network, once somebody has asked for that.
+                Cmd::new("umount").args(["/run/docker/netns/default"]).run();
                 let names = std::fs::read_dir("/run/docker/netns");
                 for entry in names.into_iter().flatten().flatten() {
                     std::fs::remove_file(entry.path()).ok();
