@@ -1,4 +1,6 @@
-//! containerd with its own shim for runc: `ctr`.
+//! containerd with its own shim for runc: `ctr`. And the plugins by which it makes networks.
+
+mod cni;
 
 use std::fs;
 use std::path::Path;

@@ -1,5 +1,7 @@
 //! Podman: what it shares with Docker, and what it alone does.
 
+mod inside;
+
 use crate::checks::engine_checks;
 use crate::harness::{Case, Engine};
 

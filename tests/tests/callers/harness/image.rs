@@ -28,6 +28,11 @@ pub(crate) fn busybox_tar() -> &'static Path {
     })
 }
 
+/// The directory that it is made of.
+pub(crate) fn busybox_rootfs() -> PathBuf {
+    busybox_tar().with_file_name("rootfs")
+}
+
 /// The same as an image in the form that `docker save` writes, named `busybox`.
 pub(crate) fn image_archive() -> &'static Path {
     static ARCHIVE: OnceLock<PathBuf> = OnceLock::new();
@@ -62,7 +67,8 @@ pub(crate) fn image_archive() -> &'static Path {
     })
 }
 
-fn build(rootfs: &Path) {
+/// Makes such a directory.
+pub(crate) fn build(rootfs: &Path) {
     for dir in [
         "bin",
         "etc",

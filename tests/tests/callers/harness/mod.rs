@@ -9,6 +9,8 @@ mod command;
 mod engine;
 mod image;
 mod machine;
+#[path = "../../e2e/harness/program.rs"]
+mod program;
 #[expect(
     dead_code,
     reason = "shared with the end-to-end tests, which use all of it"
@@ -18,8 +20,9 @@ mod residue;
 
 pub(crate) use command::{Cmd, Finished};
 pub(crate) use engine::{Case, Engine};
-pub(crate) use image::{busybox_tar, image_archive};
+pub(crate) use image::{build as build_rootfs, busybox_rootfs, busybox_tar, image_archive};
 pub(crate) use machine::{Machine, afterwards, mount_tmpfs, report_logs, runtime};
+pub(crate) use program::add_program;
 use residue::Residue;
 
 use std::time::{Duration, Instant};
