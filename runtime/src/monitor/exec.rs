@@ -59,21 +59,25 @@ pub fn exec_in_foreground(
     size: Option<&dyn Fn() -> io::Result<(u16, u16)>>,
 ) -> Result<Exit, String> {
     let paths = ContainerPaths::new(&launch.root, &launch.id);
-    let result = Note::command(&paths)
-        .map_err(Failure::from)
-        .and_then(|_note| {
-            let mut inherited = Inherited::share().map_err(Failure::Own)?;
-            inherited.preserved = preserved;
-            let parts = ExecParts {
-                process,
-                signals,
-                inherited,
-                console_socket: None,
-                control: None,
-                leaves_log: false,
-            };
-            accompany(launch, parts, size)
-        });
+    // Only a list lacks it without: on a disk that is full one can still look into a container.
+    let _note = Note::command(&paths)
+        .inspect_err(|e| log::warn!("ps will not list this command: {}", chain(e)))
+        .ok();
+    let inherited = Inherited::share().map(|inherited| Inherited {
+        preserved,
+        ..inherited
+    });
+    let result = inherited.map_err(Failure::Own).and_then(|inherited| {
+        let parts = ExecParts {
+            process,
+            signals,
+            inherited,
+            console_socket: None,
+            control: None,
+            leaves_log: false,
+        };
+        accompany(launch, parts, size)
+    });
     result.map_err(|failure| chain(&failure))
 }
 

@@ -115,7 +115,7 @@ impl Wire {
         };
         // Until addresses are proven they change by themselves; without a carrier they never are.
         for _ in 0..100 {
-            if self.in_pod("addr show tentative").trim().is_empty() {
+            if self.in_pod("-o addr show tentative").trim().is_empty() {
                 break;
             }
             std::thread::sleep(std::time::Duration::from_millis(50));
