@@ -4,6 +4,9 @@
 //! of the first terminal goes to standard output, and the program ends with it; in mode `null` any number of terminals is
 //! read and dropped. Nothing is typed on them either way.
 //!
+//! Who never connects is not waited for in mode `single`: a test whose runtime fails leaves the program behind, and bats waits
+//! for it. In mode `null` the tests end it.
+//!
 //! The tests do not wait for the socket before a runtime is to connect to it, so it has to be there at once.
 
 use std::fs::{self, File};
@@ -12,9 +15,16 @@ use std::mem::MaybeUninit;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::{Parser, ValueEnum};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+
+/// How long nobody may connect in mode `single`.
+const LIMIT: Timespec = Timespec {
+    tv_sec: 60,
+    tv_nsec: 0,
+};
 
 #[derive(Parser)]
 struct Options {
@@ -44,6 +54,16 @@ fn main() -> anyhow::Result<()> {
             .with_context(|| format!("write {}", file.display()))?;
     }
     loop {
+        if options.mode == Mode::Single {
+            let mut ready = [PollFd::new(&listener, PollFlags::IN)];
+            let count = poll(&mut ready, Some(&LIMIT)).context("wait for a connection")?;
+            ensure!(
+                count > 0,
+                "{}: no connection within {} s",
+                options.socket.display(),
+                LIMIT.tv_sec
+            );
+        }
         let (stream, _) = listener.accept().context("accept a connection")?;
         let Some(mut terminal) = receive(&stream).context("receive a terminal")? else {
             continue;
