@@ -18,8 +18,11 @@ const MAP_LOOKUP_ELEM: i32 = 1;
 const SK_RELEASE: i32 = 86;
 const SK_ASSIGN: i32 = 124;
 const SK_PASS: i32 = 1;
-/// Where `struct bpf_sk_lookup` has the protocol.
+/// Where `struct bpf_sk_lookup` has the protocol, and the local IPv4 address, which is 0 for IPv6.
 const PROTOCOL_AT: i16 = 12;
+const LOCAL_IP4_AT: i16 = 40;
+/// 127.0.0.1 in network byte order, as a number of this machine.
+const LOCALHOST: i32 = i32::from_ne_bytes(Ipv4Addr::LOCALHOST.octets());
 
 /// Takes the connections. Dropping it leaves the namespace as it was.
 #[derive(Debug)]
@@ -78,14 +81,19 @@ fn listen() -> io::Result<TcpListener> {
         .or_else(|_| TcpListener::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))))
 }
 
-/// If it is TCP and there is a socket in the map, that is the one.
+/// If it is TCP and there is a socket in the map, that is the one. The other addresses of 127.0.0.0/8
+/// are left alone: a caller may have a service of its own there, as Docker's name server is.
 fn program(map: BorrowedFd<'_>) -> Vec<Instruction> {
     let map = map.as_raw_fd();
     // Code, destination, source, offset, number.
     [
         (0xbf, 6, 1, 0, 0),                  // r6 = r1: the context
         (0x61, 2, 1, PROTOCOL_AT, 0),        // r2 = protocol
-        (0x55, 2, 0, 14, libc::IPPROTO_TCP), // if r2 != TCP: pass
+        (0x55, 2, 0, 18, libc::IPPROTO_TCP), // if r2 != TCP: pass
+        (0x61, 2, 1, LOCAL_IP4_AT, 0),       // r2 = local address
+        (0x15, 2, 0, 2, LOCALHOST),          // if r2 != 127.0.0.1:
+        (0x57, 2, 0, 0, 0xff),               //   r2 = its first byte
+        (0x15, 2, 0, 14, 127),               //   if r2 == 127: pass
         (0x62, 10, 0, -4, 0),                // key = 0
         (0xbf, 2, 10, 0, 0),                 // r2 = stack
         (0x07, 2, 0, 0, -4),                 // r2 = &key

@@ -1,11 +1,11 @@
 //! Packets pass, both ways, whatever their protocol and size.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::{TcpListener, UdpSocket};
 use std::path::Path;
 use std::time::Duration;
 
-use super::super::harness::{Finished, LIMIT, Running, add_program};
+use super::super::harness::{Finished, LIMIT, Running, add_program, eventually};
 use super::*;
 
 /// A stream that can be told from any other, and from itself a little further on.
@@ -225,6 +225,85 @@ fn names_are_resolved_as_resolv_conf_says_also_after_it_has_changed() {
         done.store(true, Ordering::Relaxed);
         assert!(Finished::out(&found).contains("192.0.2.77"), "{found}");
     });
+}
+
+#[test]
+fn a_name_server_at_a_loopback_address_of_the_namespace_is_asked_there() {
+    const SERVER: &str = "127.0.0.11";
+    let wire = Wire::new();
+    let resolv = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(resolv.path(), format!("nameserver {SERVER}\n")).unwrap();
+    let path = resolv.path().to_owned();
+    let bundle = wire.bundle(&["sleep", "1000"]).with(|spec| {
+        let mounts = spec["mounts"].as_array_mut().unwrap();
+        mounts.push(serde_json::json!({
+            "destination": "/etc/resolv.conf", "type": "bind", "source": path, "options": ["rbind", "ro"]
+        }));
+    });
+    let (datagrams, connections) = wire.beside_pod(|| {
+        let datagrams = UdpSocket::bind((SERVER, 53)).unwrap();
+        (datagrams, TcpListener::bind((SERVER, 53)).unwrap())
+    });
+    start(&bundle);
+    datagrams
+        .set_read_timeout(Some(Duration::from_millis(100)))
+        .unwrap();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                let mut query = [0; 512];
+                if let Ok((length, from)) = datagrams.recv_from(&mut query) {
+                    let answer = dns_answer(&query[..length]);
+                    datagrams.send_to(&answer, from).unwrap();
+                }
+            }
+        });
+        let found = bundle
+            .cloister(["exec", "pod", "nslookup", "-type=a", "name.test"])
+            .run();
+        done.store(true, Ordering::Relaxed);
+        assert!(Finished::out(&found).contains("192.0.2.77"), "{found}");
+    });
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            connections.set_nonblocking(true).unwrap();
+            let mut accepted = None;
+            eventually("the question comes", || {
+                accepted = connections.accept().ok();
+                accepted.is_some()
+            });
+            let (mut connection, _) = accepted.unwrap();
+            connection.set_nonblocking(false).unwrap();
+            connection.set_read_timeout(Some(LIMIT)).unwrap();
+            let mut question = [0; 4];
+            connection.read_exact(&mut question).unwrap();
+            assert_eq!(&question, b"\x00\x02ab");
+            connection.write_all(b"\x00\x03cde").unwrap();
+        });
+        let ask = format!(r"printf '\000\002ab' | timeout 100 nc {SERVER} 53 | tr '\000\003' '03'");
+        assert_eq!(exec(&bundle, &ask), "03cde");
+    });
+}
+
+#[test]
+fn what_an_interface_has_carried_is_in_the_statistics() {
+    let wire = Wire::new();
+    let bundle = wire.bundle(&["sleep", "1000"]);
+    start(&bundle);
+    exec(&bundle, &format!("ping -c 3 -w 20 -s 1000 {HOST}"));
+    let events = bundle.cloister(["events", "--stats", "pod"]).run().ok();
+    let stats: Value = serde_json::from_str(&events).unwrap();
+    let interfaces = stats["data"]["network_interfaces"].as_array().unwrap();
+    assert_eq!(interfaces.len(), 1, "{events}");
+    assert_eq!(interfaces[0]["Name"], "eth0");
+    for (direction, packets) in [("RxBytes", "RxPackets"), ("TxBytes", "TxPackets")] {
+        assert!(interfaces[0][packets].as_u64().unwrap() >= 3, "{events}");
+        assert!(
+            interfaces[0][direction].as_u64().unwrap() >= 3000,
+            "{events}"
+        );
+    }
 }
 
 /// An answer of one address to a query (RFC 1035).
