@@ -1,6 +1,7 @@
 //! Many at once.
 
 use std::collections::BTreeSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::harness::{Bundle, LIMIT, Residue};
@@ -9,12 +10,19 @@ use super::harness::{Bundle, LIMIT, Residue};
 fn creates() -> usize {
     match std::env::var("CLOISTER_TEST_CREATES") {
         Ok(count) => count.parse().expect("CLOISTER_TEST_CREATES: a number"),
-        Err(_) => 20,
+        Err(_) => 12,
     }
+}
+
+/// One crowd at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static CROWD: Mutex<()> = Mutex::new(());
+    CROWD.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[test]
 fn twenty_runs_at_once_all_succeed_and_leave_nothing() {
+    let _alone = alone();
     let bundle = Bundle::alone(&["sh", "-c", "read n; echo got $n; exit $n"]);
     let before = Residue::now();
     let running: Vec<_> = (0..20)
@@ -35,6 +43,7 @@ fn twenty_runs_at_once_all_succeed_and_leave_nothing() {
 
 #[test]
 fn many_creates_at_once_succeed_or_say_why_and_leave_nothing() {
+    let _alone = alone();
     let count = creates();
     // Each may wait for all others.
     let limit = LIMIT.max(Duration::from_secs(5) * u32::try_from(count).expect("a number"));
