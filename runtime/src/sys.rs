@@ -313,31 +313,7 @@ pub fn set_mount_attributes(
         propagation,
         userns_fd: 0,
     };
-    set_attributes(mount, &attributes, recursive)
-}
-
-fn set_attributes(
-    mount: &impl AsFd,
-    attributes: &libc::mount_attr,
-    recursive: bool,
-) -> io::Result<()> {
-    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
-    // SAFETY: the path is NUL-terminated, the attributes are of the size given, and both outlive
-    // the call.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            mount.as_fd().as_raw_fd(),
-            c"".as_ptr(),
-            flags,
-            std::ptr::from_ref(attributes),
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
+    cloister_idmap::set_attributes(mount, &attributes, recursive)
 }
 
 /// A moment by the clock on the wall here, as ps(1) writes it: the time if it is within a day

@@ -339,7 +339,6 @@ pub(crate) fn unshare(namespaces: c_int) -> io::Result<()> {
 
 /// mount_setattr(2).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
 pub(crate) struct MountAttr {
     /// Attributes to set.
     pub(crate) set: u64,
@@ -347,8 +346,6 @@ pub(crate) struct MountAttr {
     pub(crate) clear: u64,
     /// MS_PRIVATE and the like, or 0.
     pub(crate) propagation: u64,
-    /// For id-mapped mounts (`cloister-idmap`); 0 otherwise.
-    user_namespace: u64,
 }
 
 impl MountAttr {
@@ -376,19 +373,13 @@ pub(crate) fn mount_setattr(
     attr: &MountAttr,
     recursive: bool,
 ) -> io::Result<()> {
-    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
-    // SAFETY: the path is NUL-terminated, `attr` is a struct mount_attr of the given size.
-    check(unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            mount.as_fd().as_raw_fd(),
-            c"".as_ptr(),
-            flags,
-            std::ptr::from_ref(attr),
-            size_of::<MountAttr>(),
-        )
-    })?;
-    Ok(())
+    let attributes = libc::mount_attr {
+        attr_set: attr.set,
+        attr_clr: attr.clear,
+        propagation: attr.propagation,
+        userns_fd: 0,
+    };
+    cloister_idmap::set_attributes(mount, &attributes, recursive)
 }
 
 /// Sends a signal to a process; 1 to 64.

@@ -1,4 +1,4 @@
-//! Id-mapped mounts (mount_setattr(2)): the ids of a mount are mapped by those of a user namespace.
+//! Attributes of mounts (mount_setattr(2)), id mappings above all: the ids of a mount are mapped by those of a user namespace.
 //!
 //! ```text
 //!   Keeper::start ──map "uid_map", "gid_map"──▶ Keeper::namespace ──map_ids──▶ the mount
@@ -154,6 +154,18 @@ pub fn map_ids(mount: impl AsFd, namespace: impl AsFd, recursive: bool) -> io::R
         propagation: 0,
         userns_fd: u64::from(namespace.as_fd().as_raw_fd().cast_unsigned()),
     };
+    set_attributes(mount, &attributes, recursive)
+}
+
+/// mount_setattr(2) on a mount, or on the whole tree of mounts.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn set_attributes(
+    mount: impl AsFd,
+    attributes: &libc::mount_attr,
+    recursive: bool,
+) -> io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is NUL-terminated, the attributes are of the size given, and both outlive
     // the call.
@@ -163,8 +175,8 @@ pub fn map_ids(mount: impl AsFd, namespace: impl AsFd, recursive: bool) -> io::R
             mount.as_fd().as_raw_fd(),
             c"".as_ptr(),
             flags,
-            &raw const attributes,
-            size_of_val(&attributes),
+            std::ptr::from_ref(attributes),
+            size_of_val(attributes),
         )
     };
     if result < 0 {
