@@ -394,6 +394,11 @@ impl<'a> Network<'a> {
             routes,
             rules,
         } = scan;
+        let has_interfaces = !links.plugged.is_empty() || !links.told.interfaces.is_empty();
+        if !has_interfaces && self.place.path.is_none() {
+            // A namespace that was made for the container alone, and left as it was.
+            return Ok(());
+        }
         let sysctls = network::sysctls(&self.place.namespace)?;
         let sysctl = |(path, value): (&str, String)| Sysctl {
             path: path.into(),
@@ -410,10 +415,7 @@ impl<'a> Network<'a> {
             sysctls: sysctls.into_iter().map(sysctl).collect(),
             ..SetNetworkRequest::default()
         };
-        let has_interfaces = !request.interfaces.is_empty() || !links.told.interfaces.is_empty();
-        // A namespace that was made for the container alone, and left as it was.
-        let is_untouched = !has_interfaces && self.place.path.is_none();
-        if is_untouched || request == links.told {
+        if request == links.told {
             return Ok(());
         }
         agent.set_network(request.clone()).await?;
