@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use cloister_protocol::{DATAGRAM_CHANNELS, DNS_PORT, TCP_CHANNELS};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -114,16 +114,27 @@ impl Port {
     }
 }
 
+/// A message after its length, which is of 16 bits, the more significant first (RFC 1035, section 4.2.2).
+async fn read_message(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
+    let mut message = vec![0; usize::from(reader.read_u16().await?)];
+    reader.read_exact(&mut message).await?;
+    Ok(message)
+}
+
+async fn write_message(writer: &mut (impl AsyncWrite + Unpin), message: &[u8]) -> io::Result<()> {
+    let length = u16::try_from(message.len()).map_err(io::Error::other)?;
+    writer
+        .write_all(&[&length.to_be_bytes(), message].concat())
+        .await
+}
+
 async fn write(
     mut host: WriteHalf<Socket>,
     mut questions: mpsc::Receiver<Question>,
 ) -> io::Result<()> {
     while let Some((channel, question)) = questions.recv().await {
-        // At most MESSAGE_MAX.
-        let size = u16::try_from(question.len()).unwrap_or(u16::MAX);
         host.write_u16(channel).await?;
-        host.write_u16(size).await?;
-        host.write_all(&question).await?;
+        write_message(&mut host, &question).await?;
     }
     Ok(())
 }
@@ -184,7 +195,7 @@ async fn take_connections(
     }
 }
 
-/// One question after the other, each with its length before it (RFC 1035, section 4.2.2).
+/// One question after the other.
 async fn answer_over_tcp(
     mut connection: TcpStream,
     channel: u16,
@@ -192,13 +203,7 @@ async fn answer_over_tcp(
     askers: &Askers,
 ) -> io::Result<()> {
     loop {
-        let question = async {
-            let length = connection.read_u16().await?;
-            let mut question = vec![0; usize::from(length)];
-            connection.read_exact(&mut question).await?;
-            io::Result::Ok(question)
-        };
-        let question = timeout(IDLE_LIMIT, question).await??;
+        let question = timeout(IDLE_LIMIT, read_message(&mut connection)).await??;
         let (sender, answer) = oneshot::channel();
         askers.note(channel, Some(Asker::Connection(sender)));
         host.send((channel, question))
@@ -210,11 +215,7 @@ async fn answer_over_tcp(
         if answer.is_empty() {
             return Ok(());
         }
-        // At most MESSAGE_MAX.
-        let size = u16::try_from(answer.len()).unwrap_or(u16::MAX);
-        connection
-            .write_all(&[&size.to_be_bytes(), answer.as_slice()].concat())
-            .await?;
+        write_message(&mut connection, &answer).await?;
     }
 }
 
@@ -225,8 +226,7 @@ async fn answers(
 ) -> io::Result<()> {
     loop {
         let channel = host.read_u16().await?;
-        let mut answer = vec![0; usize::from(host.read_u16().await?)];
-        host.read_exact(&mut answer).await?;
+        let answer = read_message(&mut host).await?;
         match askers.note(channel, None) {
             Some(Asker::Datagram(asker)) => {
                 if let Err(e) = socket.send_to(&answer, asker).await {

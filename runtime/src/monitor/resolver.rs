@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cloister_protocol::{DATAGRAM_CHANNELS, DNS_PORT, TCP_CHANNELS};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -66,8 +66,7 @@ pub(crate) async fn carry(
         let mut open = JoinSet::new();
         loop {
             let channel = reader.read_u16().await?;
-            let mut question = vec![0; usize::from(reader.read_u16().await?)];
-            reader.read_exact(&mut question).await?;
+            let question = read_message(&mut reader).await?;
             while open.try_join_next().is_some() {}
             if channel >= OVER_TCP.end || open.len() >= MAX_OPEN {
                 continue;
@@ -101,11 +100,8 @@ pub(crate) async fn carry(
     };
     let answers = async {
         while let Some((channel, answer)) = answers.recv().await {
-            // At most MESSAGE_MAX.
-            let size = u16::try_from(answer.len()).unwrap_or(u16::MAX);
             writer.write_u16(channel).await?;
-            writer.write_u16(size).await?;
-            writer.write_all(&answer).await?;
+            write_message(&mut writer, &answer).await?;
         }
         Ok(())
     };
@@ -132,7 +128,20 @@ async fn ask(namespace: &Namespace, server: Ipv4Addr, question: &[u8]) -> io::Re
     Ok(answer)
 }
 
-/// A message over TCP has its length before it (RFC 1035, section 4.2.2).
+/// A message after its length, which is of 16 bits, the more significant first (RFC 1035, section 4.2.2).
+async fn read_message(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
+    let mut message = vec![0; usize::from(reader.read_u16().await?)];
+    reader.read_exact(&mut message).await?;
+    Ok(message)
+}
+
+async fn write_message(writer: &mut (impl AsyncWrite + Unpin), message: &[u8]) -> io::Result<()> {
+    let length = u16::try_from(message.len()).map_err(io::Error::other)?;
+    writer
+        .write_all(&[&length.to_be_bytes(), message].concat())
+        .await
+}
+
 async fn ask_over_tcp(
     namespace: &Namespace,
     server: Ipv4Addr,
@@ -140,14 +149,8 @@ async fn ask_over_tcp(
 ) -> io::Result<Vec<u8>> {
     let socket = within(namespace, TcpSocket::new_v4)?;
     let mut stream: TcpStream = socket.connect((server, DNS_PORT).into()).await?;
-    // It came with a length of as many bits.
-    let length = u16::try_from(question.len()).map_err(io::Error::other)?;
-    stream
-        .write_all(&[&length.to_be_bytes(), question].concat())
-        .await?;
-    let mut answer = vec![0; usize::from(stream.read_u16().await?)];
-    stream.read_exact(&mut answer).await?;
-    Ok(answer)
+    write_message(&mut stream, question).await?;
+    read_message(&mut stream).await
 }
 
 #[cfg(test)]
