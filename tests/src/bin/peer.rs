@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use clap::{Parser, Subcommand};
+use cloister_tests::noise;
 use rustix::net::{AddressFamily, SocketType};
 
 /// How long a server may take to come, and anybody to say something.
@@ -174,24 +175,10 @@ fn one_connection(address: SocketAddr, number: u32) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A stream that can be told from any other, and from itself a little further on.
-fn pattern(length: usize) -> Vec<u8> {
-    let mut state = 0x2545_f491_u32;
-    let mut bytes = Vec::with_capacity(length + 4);
-    while bytes.len() < length {
-        state ^= state << 13;
-        state ^= state >> 17;
-        state ^= state << 5;
-        bytes.extend(state.to_le_bytes());
-    }
-    bytes.truncate(length);
-    bytes
-}
-
 fn stream(address: SocketAddr, mib: u64) -> anyhow::Result<()> {
     await_server(address)?;
     let length = mib << 20;
-    let bytes = pattern(PERIOD);
+    let bytes = noise(PERIOD);
     let mut reader = connect(address)?;
     let mut writer = reader.try_clone()?;
     let start = Instant::now();
@@ -254,7 +241,7 @@ fn datagrams(address: SocketAddr, sizes: &[usize]) -> anyhow::Result<()> {
 }
 
 fn one_datagram(socket: &UdpSocket, size: usize) -> anyhow::Result<()> {
-    let sent = pattern(size);
+    let sent = noise(size);
     let got = exchange(socket, &sent)?;
     let length = got.len();
     ensure!(got == sent, "another one of {length} bytes came back");

@@ -1,20 +1,8 @@
 //! Standard streams: separate, binary-safe, complete, with end-of-file both ways.
 
-use super::harness::{Bundle, Cmd, eventually};
+use cloister_tests::noise;
 
-/// Bytes without a pattern that a lost or repeated block would keep.
-fn noise(len: usize) -> Vec<u8> {
-    let mut state = 0x2545_f491_4f6c_dd1d_u64;
-    let mut bytes = Vec::with_capacity(len + 8);
-    while bytes.len() < len {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes.truncate(len);
-    bytes
-}
+use super::harness::{Bundle, Cmd, eventually};
 
 #[test]
 fn stdout_and_stderr_are_separate() {

@@ -196,9 +196,6 @@ fn docker_and_its_bridge() {
         }
         finished.out()
     };
-    // Each look is a program as large as the daemon: it waits for the answer, not for the socket.
-    let look = "for i in $(seq 1000); do test -S /run/docker.sock && exit; sleep 0.1; done; cat /run/dockerd.log; exit 1";
-    case.ok(["exec", "tools", "sh", "-c", look]);
     docker("import /busybox.tar busybox");
     let ping = format!("run --rm busybox ping -c 1 -w 60 {gateway}");
     assert!(docker(&ping).contains("1 packets received"));

@@ -5,22 +5,10 @@ use std::net::{TcpListener, UdpSocket};
 use std::path::Path;
 use std::time::Duration;
 
+use cloister_tests::noise;
+
 use super::super::harness::{Finished, LIMIT, Running, add_program, eventually};
 use super::*;
-
-/// A stream that can be told from any other, and from itself a little further on.
-fn pattern(length: usize) -> Vec<u8> {
-    let mut state = 0x2545_f491_u32;
-    let mut bytes = Vec::with_capacity(length + 4);
-    while bytes.len() < length {
-        state ^= state << 13;
-        state ^= state >> 17;
-        state ^= state << 5;
-        bytes.extend(state.to_le_bytes());
-    }
-    bytes.truncate(length);
-    bytes
-}
 
 #[test]
 fn pings_of_both_families_pass_both_ways() {
@@ -140,13 +128,13 @@ fn a_path_with_a_smaller_mtu_is_found_out() {
     let bundle = wire.bundle(&["sleep", "1000"]);
     start(&bundle);
     let listener = far.as_host(|| TcpListener::bind("10.98.0.2:7").unwrap());
-    std::fs::write(bundle.rootfs().join("bytes"), pattern(LENGTH)).unwrap();
+    std::fs::write(bundle.rootfs().join("bytes"), noise(LENGTH)).unwrap();
     std::thread::scope(|scope| {
         let sink = scope.spawn(|| {
             let (mut stream, _) = listener.accept().unwrap();
             let mut got = Vec::new();
             stream.read_to_end(&mut got).unwrap();
-            got == pattern(LENGTH)
+            got == noise(LENGTH)
         });
         exec(&bundle, "nc 10.98.0.2 7 </bytes");
         assert!(sink.join().unwrap());
@@ -185,37 +173,28 @@ fn two_pods_talk_through_a_bridge() {
     assert!(exec(&client, "ping -c 1 -w 20 10.90.0.1").contains("1 packets received"));
 }
 
-#[test]
-fn names_are_resolved_as_resolv_conf_says_also_after_it_has_changed() {
-    let wire = Wire::new();
-    let resolv = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(resolv.path(), "nameserver 192.0.2.1\n").unwrap();
-    let path = resolv.path().to_owned();
-    let bundle = wire.bundle(&["sleep", "1000"]).with(|spec| {
+/// A container with its name servers in a file of the host.
+fn with_resolv_conf(wire: &Wire, file: &Path) -> Bundle {
+    wire.bundle(&["sleep", "1000"]).with(|spec| {
         let mounts = spec["mounts"].as_array_mut().unwrap();
         mounts.push(serde_json::json!({
-            "destination": "/etc/resolv.conf", "type": "bind", "source": path, "options": ["rbind", "rw"]
+            "destination": "/etc/resolv.conf", "type": "bind", "source": file, "options": ["rbind", "rw"]
         }));
-    });
-    start(&bundle);
-    assert_eq!(
-        exec(&bundle, "cat /etc/resolv.conf"),
-        "nameserver 192.0.2.1\n"
-    );
-    // In place, as Docker writes it.
-    std::fs::write(&path, format!("nameserver {HOST}\n")).unwrap();
-    let socket = wire.as_host(|| UdpSocket::bind((HOST, 53)).unwrap());
-    socket
-        .set_read_timeout(Some(Duration::from_millis(100)))
-        .unwrap();
+    })
+}
+
+/// Looks a name up in the container, for which `server` answers.
+fn assert_resolves(bundle: &Bundle, server: &UdpSocket) {
+    let limit = Some(Duration::from_millis(100));
+    server.set_read_timeout(limit).unwrap();
     let done = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
                 let mut query = [0; 512];
-                if let Ok((length, from)) = socket.recv_from(&mut query) {
+                if let Ok((length, from)) = server.recv_from(&mut query) {
                     let answer = dns_answer(&query[..length]);
-                    socket.send_to(&answer, from).unwrap();
+                    server.send_to(&answer, from).unwrap();
                 }
             }
         });
@@ -228,43 +207,35 @@ fn names_are_resolved_as_resolv_conf_says_also_after_it_has_changed() {
 }
 
 #[test]
+fn names_are_resolved_as_resolv_conf_says_also_after_it_has_changed() {
+    let wire = Wire::new();
+    let resolv = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(resolv.path(), "nameserver 192.0.2.1\n").unwrap();
+    let bundle = with_resolv_conf(&wire, resolv.path());
+    start(&bundle);
+    assert_eq!(
+        exec(&bundle, "cat /etc/resolv.conf"),
+        "nameserver 192.0.2.1\n"
+    );
+    // In place, as Docker writes it.
+    std::fs::write(resolv.path(), format!("nameserver {HOST}\n")).unwrap();
+    let server = wire.as_host(|| UdpSocket::bind((HOST, 53)).unwrap());
+    assert_resolves(&bundle, &server);
+}
+
+#[test]
 fn a_name_server_at_a_loopback_address_of_the_namespace_is_asked_there() {
     const SERVER: &str = "127.0.0.11";
     let wire = Wire::new();
     let resolv = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(resolv.path(), format!("nameserver {SERVER}\n")).unwrap();
-    let path = resolv.path().to_owned();
-    let bundle = wire.bundle(&["sleep", "1000"]).with(|spec| {
-        let mounts = spec["mounts"].as_array_mut().unwrap();
-        mounts.push(serde_json::json!({
-            "destination": "/etc/resolv.conf", "type": "bind", "source": path, "options": ["rbind", "ro"]
-        }));
-    });
+    let bundle = with_resolv_conf(&wire, resolv.path());
     let (datagrams, connections) = wire.beside_pod(|| {
         let datagrams = UdpSocket::bind((SERVER, 53)).unwrap();
         (datagrams, TcpListener::bind((SERVER, 53)).unwrap())
     });
     start(&bundle);
-    datagrams
-        .set_read_timeout(Some(Duration::from_millis(100)))
-        .unwrap();
-    let done = std::sync::atomic::AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
-                let mut query = [0; 512];
-                if let Ok((length, from)) = datagrams.recv_from(&mut query) {
-                    let answer = dns_answer(&query[..length]);
-                    datagrams.send_to(&answer, from).unwrap();
-                }
-            }
-        });
-        let found = bundle
-            .cloister(["exec", "pod", "nslookup", "-type=a", "name.test"])
-            .run();
-        done.store(true, Ordering::Relaxed);
-        assert!(Finished::out(&found).contains("192.0.2.77"), "{found}");
-    });
+    assert_resolves(&bundle, &datagrams);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             connections.set_nonblocking(true).unwrap();
