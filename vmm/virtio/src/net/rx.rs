@@ -123,11 +123,7 @@ impl Receiver {
         pieces.set(hand.segments.iter().take(segments));
         let received = tap.receive(pieces, &mut flow.scratch);
         let Some(length) = self.note(received, flow) else {
-            return Ok(if self.readable {
-                None
-            } else {
-                Some(Stop::Idle)
-            });
+            return Ok((!self.readable).then_some(Stop::Idle));
         };
         if let Some(bucket) = &mut flow.rx_bucket {
             bucket.spend(length.saturating_sub(HEADER_LEN));
