@@ -79,9 +79,15 @@ async fn a_process_runs_beside_the_first_and_is_forgotten_when_its_end_was_told(
     let (code, message) = refusal(exec(&guest, "f", "true", vec![9; 3]).await);
     assert_eq!(code, Code::INVALID_ARGUMENT, "{message}");
 
-    let mut all = processes(&guest).await;
-    all.sort();
-    assert_eq!(all, ["sleep 1000", "sleep 1000"]);
+    // The shell's child may not have become it yet.
+    let both = async {
+        while processes(&guest).await != ["sleep 1000", "sleep 1000"] {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    if tokio::time::timeout(Duration::from_secs(10), both).await.is_err() {
+        panic!("{:?}", processes(&guest).await);
+    }
     let request = StatsRequest {
         container_id: "c".into(),
         ..StatsRequest::default()
