@@ -14,14 +14,19 @@ fn is_name(text: &str) -> bool {
 }
 
 /// A file of lines with a name and a number.
-struct Table<'a>(&'a str);
+#[derive(Debug, Clone, Copy)]
+pub struct Table<'a>(&'a str);
 
 impl<'a> Table<'a> {
-    fn of(files: &'a HashMap<String, String>, name: &str) -> Self {
+    /// One of the files; an empty one if there is none of that name.
+    #[must_use]
+    pub fn of(files: &'a HashMap<String, String>, name: &str) -> Self {
         Self(files.get(name).map_or("", String::as_str))
     }
 
-    fn number(&self, name: &str) -> u64 {
+    /// The number with a name; 0 if there is none.
+    #[must_use]
+    pub fn number(&self, name: &str) -> u64 {
         let mut lines = self.0.lines().filter_map(|line| line.split_once(' '));
         let found = lines.find(|(known, _)| *known == name);
         found.map_or(0, |(_, value)| value.trim().parse().unwrap_or(0))
@@ -46,16 +51,19 @@ pub fn oom_kills(files: &HashMap<String, String>) -> u64 {
     Table::of(files, "memory.events").number("oom_kill")
 }
 
+/// The number in a file that holds one; `u64::MAX` for "max", 0 if there is none.
+#[must_use]
+pub fn single(files: &HashMap<String, String>, name: &str) -> u64 {
+    match files.get(name).map_or("", |text| text.trim()) {
+        "max" => u64::MAX,
+        text => text.parse().unwrap_or(0),
+    }
+}
+
 /// What a container uses in runc's form, from the files of a cgroup v2.
 #[must_use]
 pub fn report(files: &HashMap<String, String>) -> Value {
-    let single = |name: &str| {
-        let text = files.get(name).map_or("", |text| text.trim());
-        match text {
-            "max" => u64::MAX,
-            text => text.parse().unwrap_or(0),
-        }
-    };
+    let single = |name: &str| single(files, name);
     let cpu = Table::of(files, "cpu.stat");
     let memory = Table::of(files, "memory.stat");
     let events = Table::of(files, "memory.events");

@@ -1,0 +1,277 @@
+//! A container of the shim, and the processes in it.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::oneshot;
+
+use super::command::{Cloister, CommandError, Streams};
+use super::console::{Console, ConsoleSocket};
+use super::failure::Failure;
+use super::process::{Belongings, Process};
+use super::reaper::{Ended, Reaper};
+use super::streams::{Names, Opened};
+
+/// The log of a container's commands and monitor, in its bundle: where runc's shim has it.
+const LOG: &str = "log.json";
+/// The pid of its first process, in its bundle.
+pub(crate) const PID_FILE: &str = "init.pid";
+
+/// A process that is executed, or will be.
+#[derive(Debug)]
+pub(crate) struct Exec {
+    pub(crate) process: Process,
+    /// The process object, as JSON.
+    pub(crate) document: Vec<u8>,
+}
+
+/// A container.
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub(crate) id: String,
+    pub(crate) bundle: PathBuf,
+    pub(crate) cloister: Cloister,
+    pub(crate) init: Process,
+    pub(crate) is_paused: AtomicBool,
+    execs: Mutex<HashMap<String, Arc<Exec>>>,
+    commands: AtomicU64,
+}
+
+/// Whether streams are the program's, or its terminal's.
+async fn wire(
+    names: &Names,
+    opened: Opened,
+) -> Result<(Streams, Belongings, Option<Terminal>), io::Error> {
+    let belongings = Belongings {
+        stdin_holder: opened.stdin_holder,
+        console: None,
+        logger: opened.logger,
+    };
+    if !names.terminal {
+        return Ok((opened.streams, belongings, None));
+    }
+    let terminal = Terminal {
+        socket: ConsoleSocket::new()?,
+        streams: opened.streams,
+    };
+    Ok((Streams::default(), belongings, Some(terminal)))
+}
+
+/// A terminal that is to come.
+struct Terminal {
+    socket: ConsoleSocket,
+    streams: Streams,
+}
+
+impl Terminal {
+    async fn arrive(self) -> io::Result<Console> {
+        let master = self.socket.receive().await?;
+        Console::start(master, self.streams)
+    }
+}
+
+impl Container {
+    /// One that is not there yet.
+    pub(crate) fn new(id: String, bundle: PathBuf, cloister: Cloister, names: Names) -> Self {
+        Self {
+            id,
+            bundle,
+            cloister,
+            init: Process::new(names),
+            is_paused: AtomicBool::new(false),
+            execs: Mutex::default(),
+            commands: AtomicU64::new(0),
+        }
+    }
+
+    /// Its root file system, if containerd has the shim mount it.
+    pub(crate) fn rootfs(&self) -> PathBuf {
+        self.bundle.join("rootfs")
+    }
+
+    /// Runs a command on it with a log of its own, so that the reason of a failure is its own.
+    pub(crate) async fn run(&self, reaper: &Reaper, words: &[&str]) -> Result<(), CommandError> {
+        self.run_with(reaper, words, Streams::default()).await
+    }
+
+    /// The same with streams.
+    pub(crate) async fn run_with(
+        &self,
+        reaper: &Reaper,
+        words: &[&str],
+        streams: Streams,
+    ) -> Result<(), CommandError> {
+        let log = self.scratch("log");
+        let result = self.cloister.run(reaper, &log, words, streams).await;
+        remove(&log);
+        result
+    }
+
+    /// The name of a file in the bundle that nobody else has.
+    fn scratch(&self, kind: &str) -> PathBuf {
+        let number = self.commands.fetch_add(1, Ordering::Relaxed);
+        self.bundle.join(format!("command-{number}.{kind}"))
+    }
+
+    /// Creates it; the receiver gets the end of its first process.
+    pub(crate) async fn create(
+        &self,
+        reaper: &Reaper,
+        namespace: &str,
+    ) -> Result<oneshot::Receiver<Ended>, Failure> {
+        let names = &self.init.names;
+        let opened = Opened::open(names, &self.id, namespace, reaper).await;
+        let opened = opened.map_err(|e| Failure::of(&e))?;
+        let (streams, mut belongings, terminal) =
+            wire(names, opened).await.map_err(|e| Failure::of(&e))?;
+        let pid_file = self.bundle.join(PID_FILE);
+        let mut words = vec![
+            "create".into(),
+            "--bundle".into(),
+            self.bundle.clone().into_os_string(),
+            "--pid-file".into(),
+            pid_file.clone().into_os_string(),
+        ];
+        if let Some(terminal) = &terminal {
+            words.push("--console-socket".into());
+            words.push(terminal.socket.path().into_os_string());
+        }
+        words.push((&self.id).into());
+        let expectation = reaper.expect();
+        let log = self.bundle.join(LOG);
+        let run = self.cloister.run(reaper, &log, &words, streams).await;
+        let there = match run {
+            Ok(()) => arrived(&pid_file, terminal, &mut belongings).await,
+            Err(e) => Err(Failure::from(e)),
+        };
+        match there {
+            Ok(pid) => {
+                self.init.exists(pid, belongings);
+                Ok(expectation.meet(pid.cast_signed()))
+            }
+            Err(failure) => {
+                self.init.exists(0, belongings);
+                self.init.dispose().await;
+                Err(failure)
+            }
+        }
+    }
+
+    /// Starts an executed process; the receiver gets its end.
+    pub(crate) async fn start_exec(
+        &self,
+        exec: &Exec,
+        reaper: &Reaper,
+        namespace: &str,
+    ) -> Result<oneshot::Receiver<Ended>, Failure> {
+        let names = &exec.process.names;
+        let opened = Opened::open(names, &self.id, namespace, reaper).await;
+        let opened = opened.map_err(|e| Failure::of(&e))?;
+        let (streams, mut belongings, terminal) =
+            wire(names, opened).await.map_err(|e| Failure::of(&e))?;
+        let pid_file = self.scratch("pid");
+        let document = self.scratch("json");
+        fs::write(&document, &exec.document).map_err(|e| Failure::of(&e))?;
+        let mut words = vec![
+            "exec".into(),
+            "--detach".into(),
+            "--process".into(),
+            document.clone().into_os_string(),
+            "--pid-file".into(),
+            pid_file.clone().into_os_string(),
+        ];
+        if let Some(terminal) = &terminal {
+            words.push("--console-socket".into());
+            words.push(terminal.socket.path().into_os_string());
+        }
+        words.push((&self.id).into());
+        let expectation = reaper.expect();
+        let log = self.scratch("log");
+        let run = self.cloister.run(reaper, &log, &words, streams).await;
+        let there = match run {
+            Ok(()) => arrived(&pid_file, terminal, &mut belongings).await,
+            Err(e) => Err(Failure::from(e)),
+        };
+        for file in [&document, &pid_file, &log] {
+            remove(file);
+        }
+        match there {
+            Ok(pid) => {
+                exec.process.exists(pid, belongings);
+                Ok(expectation.meet(pid.cast_signed()))
+            }
+            Err(failure) => {
+                exec.process.exists(0, belongings);
+                exec.process.dispose().await;
+                Err(failure)
+            }
+        }
+    }
+
+    /// Adds a process that is to be executed.
+    pub(crate) fn add_exec(&self, exec_id: &str, exec: Exec) -> Result<(), Failure> {
+        let mut execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
+        if execs.contains_key(exec_id) {
+            return Err(Failure::exists(format!("id {exec_id}: already exists")));
+        }
+        execs.insert(exec_id.to_owned(), Arc::new(exec));
+        Ok(())
+    }
+
+    /// An executed process.
+    pub(crate) fn exec(&self, exec_id: &str) -> Result<Arc<Exec>, Failure> {
+        let execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = execs.get(exec_id).cloned();
+        found.ok_or_else(|| {
+            let text = format!("process {exec_id} of container {}: not found", self.id);
+            Failure::not_found(text)
+        })
+    }
+
+    /// Forgets an executed process.
+    pub(crate) fn forget_exec(&self, exec_id: &str) {
+        let mut execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
+        execs.remove(exec_id);
+    }
+
+    /// All of them, by name.
+    pub(crate) fn execs(&self) -> Vec<(String, Arc<Exec>)> {
+        let execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
+        execs
+            .iter()
+            .map(|(id, exec)| (id.clone(), Arc::clone(exec)))
+            .collect()
+    }
+}
+
+/// Reads the pid of a process that stands, and takes its terminal.
+async fn arrived(
+    pid_file: &Path,
+    terminal: Option<Terminal>,
+    belongings: &mut Belongings,
+) -> Result<u32, Failure> {
+    let pid = read_pid(pid_file).map_err(|e| Failure::of(&e))?;
+    if let Some(terminal) = terminal {
+        let console = terminal.arrive().await.map_err(|e| Failure::of(&e))?;
+        belongings.console = Some(console);
+    }
+    Ok(pid)
+}
+
+/// The pid in a file.
+pub(crate) fn read_pid(path: &Path) -> io::Result<u32> {
+    let text = fs::read_to_string(path)?;
+    text.trim().parse().map_err(io::Error::other)
+}
+
+fn remove(file: &Path) {
+    match fs::remove_file(file) {
+        Ok(()) => {}
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => log::warn!("cannot remove {}: {e}", file.display()),
+    }
+}

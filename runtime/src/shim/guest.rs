@@ -1,0 +1,69 @@
+//! What is asked of a container's guest, and what its monitor has written down of its end.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::Duration;
+
+use cloister::agent::{Agent, AgentError};
+use cloister::figures::oom_kills;
+use cloister::id::{ContainerId, IdError};
+use cloister::state::{Phase, StateDir, StateError};
+
+/// How long an agent may take to answer.
+const LIMIT: Duration = Duration::from_secs(10);
+/// The least time between two reports of the OOM killer: a guest must not keep this machine busy.
+const OOM_PAUSE: Duration = Duration::from_millis(100);
+
+/// Why a guest does not answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum GuestError {
+    /// The container is none.
+    #[error(transparent)]
+    Id(#[from] IdError),
+    /// It is not there.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// Its agent does not answer.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+}
+
+async fn agent(root: &Path, id: &str) -> Result<Agent, GuestError> {
+    let dir = StateDir::open(root, &ContainerId::new(id)?)?;
+    let machine = dir.open_machine(&dir.load()?)?;
+    Ok(Agent::connect_for_listings(machine, LIMIT).await?)
+}
+
+/// The files of a container's cgroup in its guest.
+pub(crate) async fn stats(root: &Path, id: &str) -> Result<HashMap<String, String>, GuestError> {
+    Ok(agent(root, id).await?.stats(id).await?)
+}
+
+/// Calls `tell` each time the OOM killer has struck in a container. Ends with an error, at the
+/// latest with the container.
+pub(crate) async fn follow_oom(root: &Path, id: &str, tell: impl Fn()) -> Result<(), GuestError> {
+    let agent = agent(root, id).await?;
+    let mut known = oom_kills(&agent.stats(id).await?);
+    if known > 0 {
+        tell();
+    }
+    loop {
+        let count = agent.wait_oom(id, known).await?;
+        if count > known {
+            known = count;
+            tell();
+        }
+        tokio::time::sleep(OOM_PAUSE).await;
+    }
+}
+
+/// Why a container has ended, if it was not its own doing.
+pub(crate) fn lost(root: &Path, id: &str) -> Option<String> {
+    let id = ContainerId::new(id).ok()?;
+    let state = StateDir::open(root, &id).and_then(|dir| dir.load()).ok()?;
+    match state.phase {
+        Phase::Exited { error, .. } => error,
+        // Its monitor was killed before it could write anything down.
+        Phase::Creating | Phase::Created => Some("its monitor was killed".into()),
+    }
+}

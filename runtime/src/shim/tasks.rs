@@ -1,0 +1,608 @@
+//! The containers of a shim, and what containerd has done with them.
+//!
+//! What changes a container is done by the command line, `cloister`, as it is by runc's shim; what
+//! is only looked at, or waited for, is asked of its agent.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{Seek, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use cloister::process::ProcessId;
+use cloister::signal::Signal;
+use containerd_shim_protos::api::{self, Mount, Status};
+use containerd_shim_protos::topics;
+use protobuf::MessageField;
+use protobuf::well_known_types::any::Any;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::timeout;
+
+use super::command::{Cloister, Streams};
+use super::container::{Container, Exec};
+use super::events::Events;
+use super::failure::Failure;
+use super::group::Brief;
+use super::metrics::Metrics;
+use super::mounts;
+use super::options::Options;
+use super::process::Process;
+use super::reaper::{Ended, Reaper};
+use super::streams::Names;
+use super::{guest, paths, timestamp};
+
+/// How long the processes that were executed in a container may take to end with it.
+const EXECS_LIMIT: Duration = Duration::from_secs(5);
+
+/// What the shim serves.
+pub(crate) struct Tasks {
+    namespace: String,
+    debug: bool,
+    reaper: Reaper,
+    events: Events,
+    containers: Mutex<HashMap<String, Arc<Container>>>,
+    /// Told when containerd needs the shim no more.
+    pub(crate) done: Notify,
+}
+
+/// How a process has ended, and what stood for it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Deleted {
+    pub(crate) pid: u32,
+    pub(crate) ended: Ended,
+}
+
+/// What a container is created from.
+#[derive(Debug)]
+pub(crate) struct Creation {
+    pub(crate) id: String,
+    pub(crate) bundle: PathBuf,
+    pub(crate) rootfs: Vec<Mount>,
+    pub(crate) names: Names,
+    pub(crate) checkpoint: String,
+    pub(crate) options: Option<Any>,
+}
+
+impl Tasks {
+    /// None yet.
+    pub(crate) fn new(namespace: &str, debug: bool, reaper: Reaper, events: Events) -> Self {
+        Self {
+            namespace: namespace.to_owned(),
+            debug,
+            reaper,
+            events,
+            containers: Mutex::default(),
+            done: Notify::new(),
+        }
+    }
+
+    fn containers(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Container>>> {
+        // Maps are whole between any two of their calls.
+        self.containers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A container.
+    pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>, Failure> {
+        let found = self.containers().get(id).cloned();
+        found.ok_or_else(|| Failure::not_found(format!("container {id}: not found")))
+    }
+
+    /// Creates a container; gives the pid of the process that stands for it.
+    pub(crate) async fn create(self: &Arc<Self>, creation: Creation) -> Result<u32, Failure> {
+        let Creation {
+            id,
+            bundle,
+            rootfs,
+            names,
+            checkpoint,
+            options,
+        } = creation;
+        if !checkpoint.is_empty() {
+            return Err(Failure::unimplemented(
+                "restore is not supported: a container's processes are in a virtual machine",
+            ));
+        }
+        if self.containers().contains_key(&id) {
+            return Err(Failure::exists(format!("container {id}: already exists")));
+        }
+        let options = Options::parse(options.as_ref(), &bundle);
+        let options = options.map_err(|e| Failure::invalid(cloister::text::chain(&e)))?;
+        options.keep(&bundle).map_err(|e| Failure::of(&e))?;
+        let brief = Brief::of(&bundle).map_err(|e| Failure::of(&e))?;
+        let cloister = Cloister {
+            root: paths::root(&options, &self.namespace),
+            config: options.config,
+            systemd_cgroup: options.systemd_cgroup || brief.has_systemd_cgroup(),
+            debug: self.debug,
+        };
+        let container = Arc::new(Container::new(id, bundle, cloister, names));
+        mounts::mount_all(&rootfs, &container.rootfs()).map_err(|e| Failure::of(&e))?;
+        let ended = match container.create(&self.reaper, &self.namespace).await {
+            Ok(ended) => ended,
+            Err(failure) => {
+                if let Err(e) = mounts::unmount_all(&container.rootfs()) {
+                    log::warn!("{}", cloister::text::chain(&e));
+                }
+                return Err(failure);
+            }
+        };
+        let pid = container.init.pid();
+        self.containers()
+            .insert(container.id.clone(), Arc::clone(&container));
+        let names = &container.init.names;
+        let event = containerd_shim_protos::events::task::TaskCreate {
+            container_id: container.id.clone(),
+            bundle: container.bundle.display().to_string(),
+            rootfs,
+            io: MessageField::some(containerd_shim_protos::events::task::TaskIO {
+                stdin: names.stdin.clone(),
+                stdout: names.stdout.clone(),
+                stderr: names.stderr.clone(),
+                terminal: names.terminal,
+                ..Default::default()
+            }),
+            pid,
+            ..Default::default()
+        };
+        self.events
+            .publish(topics::TASK_CREATE_EVENT_TOPIC, "TaskCreate", &event);
+        tokio::spawn(Arc::clone(self).follow_init(container, ended));
+        Ok(pid)
+    }
+
+    /// Waits for the end of a container and tells it, after those of what was executed in it.
+    async fn follow_init(
+        self: Arc<Self>,
+        container: Arc<Container>,
+        ended: oneshot::Receiver<Ended>,
+    ) {
+        let ended = self.end_of(&container.init, ended).await;
+        if let Some(reason) = guest::lost(&container.cloister.root, &container.id) {
+            log::error!("container {}: {reason}", container.id);
+        }
+        let execs = async {
+            for (_, exec) in container.execs() {
+                if exec.process.pid() != 0 {
+                    exec.process.wait().await;
+                }
+            }
+        };
+        if timeout(EXECS_LIMIT, execs).await.is_err() {
+            log::warn!(
+                "container {} has ended before what it executes",
+                container.id
+            );
+        }
+        self.tell_end(&container, &container.id, &container.init, ended)
+            .await;
+    }
+
+    /// Waits for the end of what was executed in a container and tells it.
+    async fn follow_exec(
+        self: Arc<Self>,
+        container: Arc<Container>,
+        exec_id: String,
+        exec: Arc<Exec>,
+        ended: oneshot::Receiver<Ended>,
+    ) {
+        let ended = self.end_of(&exec.process, ended).await;
+        self.tell_end(&container, &exec_id, &exec.process, ended)
+            .await;
+    }
+
+    async fn end_of(&self, process: &Process, ended: oneshot::Receiver<Ended>) -> Ended {
+        // Every child is collected: only a shim that ends drops its waiters.
+        let ended = ended.await.unwrap_or_else(|_| Ended {
+            code: 255,
+            at: SystemTime::now(),
+        });
+        process.finish().await;
+        ended
+    }
+
+    async fn tell_end(&self, container: &Container, id: &str, process: &Process, ended: Ended) {
+        // Whoever starts it tells that first.
+        let start = process.start.lock().await;
+        let event = containerd_shim_protos::events::task::TaskExit {
+            container_id: container.id.clone(),
+            id: id.to_owned(),
+            pid: process.pid(),
+            exit_status: ended.code,
+            exited_at: MessageField::some(timestamp(ended.at)),
+            ..Default::default()
+        };
+        self.events
+            .publish(topics::TASK_EXIT_EVENT_TOPIC, "TaskExit", &event);
+        process.tell(ended);
+        drop(start);
+    }
+
+    /// Starts the program of a container, or what is to be executed in it; gives the pid of the
+    /// process that stands for it.
+    pub(crate) async fn start(self: &Arc<Self>, id: &str, exec_id: &str) -> Result<u32, Failure> {
+        let container = self.container(id)?;
+        if exec_id.is_empty() {
+            self.start_init(&container).await
+        } else {
+            self.start_exec(container, exec_id).await
+        }
+    }
+
+    async fn start_init(self: &Arc<Self>, container: &Arc<Container>) -> Result<u32, Failure> {
+        let init = &container.init;
+        let guard = init.start.lock().await;
+        if init.status() != Status::CREATED {
+            let text = format!("container {} has been started", container.id);
+            return Err(Failure::precondition(text));
+        }
+        container
+            .run(&self.reaper, &["start", &container.id])
+            .await?;
+        init.mark_started();
+        let pid = init.pid();
+        let event = containerd_shim_protos::events::task::TaskStart {
+            container_id: container.id.clone(),
+            pid,
+            ..Default::default()
+        };
+        self.events
+            .publish(topics::TASK_START_EVENT_TOPIC, "TaskStart", &event);
+        drop(guard);
+        tokio::spawn(Arc::clone(self).follow_oom(Arc::clone(container)));
+        Ok(pid)
+    }
+
+    async fn start_exec(
+        self: &Arc<Self>,
+        container: Arc<Container>,
+        exec_id: &str,
+    ) -> Result<u32, Failure> {
+        let exec = container.exec(exec_id)?;
+        let guard = exec.process.start.lock().await;
+        if exec.process.status() != Status::CREATED {
+            return Err(Failure::precondition(format!(
+                "process {exec_id} has been started"
+            )));
+        }
+        let ended = container
+            .start_exec(&exec, &self.reaper, &self.namespace)
+            .await?;
+        exec.process.mark_started();
+        let pid = exec.process.pid();
+        let event = containerd_shim_protos::events::task::TaskExecStarted {
+            container_id: container.id.clone(),
+            exec_id: exec_id.to_owned(),
+            pid,
+            ..Default::default()
+        };
+        self.events.publish(
+            topics::TASK_EXEC_STARTED_EVENT_TOPIC,
+            "TaskExecStarted",
+            &event,
+        );
+        drop(guard);
+        let follow = Arc::clone(self).follow_exec(container, exec_id.to_owned(), exec, ended);
+        tokio::spawn(follow);
+        Ok(pid)
+    }
+
+    /// Tells each time the OOM killer has struck in a container, until it has ended.
+    async fn follow_oom(self: Arc<Self>, container: Arc<Container>) {
+        let tell = || {
+            let event = containerd_shim_protos::events::task::TaskOOM {
+                container_id: container.id.clone(),
+                ..Default::default()
+            };
+            self.events
+                .publish(topics::TASK_OOM_EVENT_TOPIC, "TaskOOM", &event);
+        };
+        tokio::select! {
+            _ = container.init.wait() => {}
+            result = guest::follow_oom(&container.cloister.root, &container.id, tell) => {
+                // The end of the container is the end of the connection.
+                if let Err(e) = result && container.init.ended().is_none() {
+                    let error = cloister::text::chain(&e);
+                    log::warn!("container {}: OOM kills are not noticed: {error}", container.id);
+                }
+            }
+        }
+    }
+
+    /// Adds a process that is to be executed in a container.
+    pub(crate) fn exec(
+        &self,
+        id: &str,
+        exec_id: &str,
+        names: Names,
+        document: Vec<u8>,
+    ) -> Result<(), Failure> {
+        let container = self.container(id)?;
+        if exec_id.is_empty() || exec_id.contains('/') {
+            return Err(Failure::invalid(format!("exec_id {exec_id:?} is no name")));
+        }
+        if container.init.ended().is_some() {
+            let text = format!("container {id} has ended");
+            return Err(Failure::precondition(text));
+        }
+        let exec = Exec {
+            process: Process::new(names),
+            document,
+        };
+        container.add_exec(exec_id, exec)?;
+        let event = containerd_shim_protos::events::task::TaskExecAdded {
+            container_id: id.to_owned(),
+            exec_id: exec_id.to_owned(),
+            ..Default::default()
+        };
+        self.events
+            .publish(topics::TASK_EXEC_ADDED_EVENT_TOPIC, "TaskExecAdded", &event);
+        Ok(())
+    }
+
+    /// What containerd wants to know of a process.
+    pub(crate) fn state(&self, id: &str, exec_id: &str) -> Result<api::StateResponse, Failure> {
+        let container = self.container(id)?;
+        let exec = match exec_id {
+            "" => None,
+            exec_id => Some(container.exec(exec_id)?),
+        };
+        let process = exec.as_ref().map_or(&container.init, |exec| &exec.process);
+        let status = match process.status() {
+            Status::RUNNING if container.is_paused.load(Ordering::Relaxed) => Status::PAUSED,
+            status => status,
+        };
+        let ended = process.ended();
+        let names = &process.names;
+        Ok(api::StateResponse {
+            id: container.id.clone(),
+            bundle: container.bundle.display().to_string(),
+            pid: process.pid(),
+            status: status.into(),
+            stdin: names.stdin.clone(),
+            stdout: names.stdout.clone(),
+            stderr: names.stderr.clone(),
+            terminal: names.terminal,
+            exit_status: ended.map_or(0, |ended| ended.code),
+            exited_at: ended.map(|ended| timestamp(ended.at)).into(),
+            exec_id: exec_id.to_owned(),
+            ..api::StateResponse::default()
+        })
+    }
+
+    /// Waits for the end of a process.
+    pub(crate) async fn wait(&self, id: &str, exec_id: &str) -> Result<Ended, Failure> {
+        let container = self.container(id)?;
+        if exec_id.is_empty() {
+            return Ok(container.init.wait().await);
+        }
+        let exec = container.exec(exec_id)?;
+        Ok(exec.process.wait().await)
+    }
+
+    /// Sends a signal.
+    pub(crate) async fn kill(
+        &self,
+        id: &str,
+        exec_id: &str,
+        number: u32,
+        all: bool,
+    ) -> Result<(), Failure> {
+        let container = self.container(id)?;
+        let signal = Signal::from_number(number)
+            .ok_or_else(|| Failure::invalid(format!("{number} is no signal")))?;
+        let finished = || Failure::not_found("process already finished");
+        if !exec_id.is_empty() {
+            let exec = container.exec(exec_id)?;
+            if exec.process.ended().is_some() {
+                return Err(finished());
+            }
+            let pid = exec.process.pid();
+            if pid == 0 {
+                let text = format!("process {exec_id} has not been started");
+                return Err(Failure::precondition(text));
+            }
+            // The process that stands for it passes signals on.
+            let sent = ProcessId::of(pid.cast_signed()).and_then(|process| process.signal(signal));
+            return match sent {
+                Ok(true) => Ok(()),
+                Ok(false) | Err(_) => Err(finished()),
+            };
+        }
+        // Its namespace may have outlived it, for others are in it.
+        if container.init.ended().is_some() && !all {
+            return Err(finished());
+        }
+        let number = number.to_string();
+        let mut words = vec!["kill"];
+        if all {
+            words.push("--all");
+        }
+        words.extend([id, &*number]);
+        Ok(container.run(&self.reaper, &words).await?)
+    }
+
+    /// Stops every process of a container where it is.
+    pub(crate) async fn pause(&self, id: &str) -> Result<(), Failure> {
+        let container = self.container(id)?;
+        container.run(&self.reaper, &["pause", id]).await?;
+        container.is_paused.store(true, Ordering::Relaxed);
+        let event = containerd_shim_protos::events::task::TaskPaused {
+            container_id: id.to_owned(),
+            ..Default::default()
+        };
+        self.events
+            .publish(topics::TASK_PAUSED_EVENT_TOPIC, "TaskPaused", &event);
+        Ok(())
+    }
+
+    /// Lets the processes of a container go on.
+    pub(crate) async fn resume(&self, id: &str) -> Result<(), Failure> {
+        let container = self.container(id)?;
+        container.run(&self.reaper, &["resume", id]).await?;
+        container.is_paused.store(false, Ordering::Relaxed);
+        let event = containerd_shim_protos::events::task::TaskResumed {
+            container_id: id.to_owned(),
+            ..Default::default()
+        };
+        self.events
+            .publish(topics::TASK_RESUMED_EVENT_TOPIC, "TaskResumed", &event);
+        Ok(())
+    }
+
+    /// Changes the limits of a container: a `linux.resources` object as JSON.
+    pub(crate) async fn update(&self, id: &str, resources: &[u8]) -> Result<(), Failure> {
+        let container = self.container(id)?;
+        let stdin = || {
+            let mut file = File::from(rustix::fs::memfd_create(
+                "resources",
+                rustix::fs::MemfdFlags::CLOEXEC,
+            )?);
+            file.write_all(resources)?;
+            file.rewind()?;
+            std::io::Result::Ok(file)
+        };
+        let streams = Streams {
+            stdin: Some(stdin().map_err(|e| Failure::of(&e))?.into()),
+            ..Streams::default()
+        };
+        let words = ["update", "--resources", "-", id];
+        Ok(container.run_with(&self.reaper, &words, streams).await?)
+    }
+
+    /// The processes of this machine that stand for those of a container, by what they execute.
+    pub(crate) fn pids(&self, id: &str) -> Result<Vec<(u32, String)>, Failure> {
+        let container = self.container(id)?;
+        let execs = container.execs();
+        let execs = execs
+            .iter()
+            .map(|(name, exec)| (&exec.process, name.clone()));
+        let all = std::iter::once((&container.init, String::new())).chain(execs);
+        Ok(all
+            .filter(|(process, _)| process.pid() != 0 && process.ended().is_none())
+            .map(|(process, name)| (process.pid(), name))
+            .collect())
+    }
+
+    /// What a container uses.
+    pub(crate) async fn stats(&self, id: &str) -> Result<Any, Failure> {
+        let container = self.container(id)?;
+        if container.init.ended().is_some() {
+            return Err(Failure::not_found(format!("container {id} has ended")));
+        }
+        let files = guest::stats(&container.cloister.root, id).await;
+        let files = files.map_err(|e| Failure::of(&e))?;
+        Ok(Metrics(&files).message(paths::has_cgroup_v2()))
+    }
+
+    /// containerd writes nothing more to the standard input of a process.
+    pub(crate) fn close_io(&self, id: &str, exec_id: &str) -> Result<(), Failure> {
+        let container = self.container(id)?;
+        match exec_id {
+            "" => container.init.close_stdin(),
+            exec_id => container.exec(exec_id)?.process.close_stdin(),
+        }
+        Ok(())
+    }
+
+    /// Sets the size of the terminal of a process.
+    pub(crate) fn resize(
+        &self,
+        id: &str,
+        exec_id: &str,
+        columns: u32,
+        rows: u32,
+    ) -> Result<(), Failure> {
+        let container = self.container(id)?;
+        let size = |number| u16::try_from(number).unwrap_or(u16::MAX);
+        let (columns, rows) = (size(columns), size(rows));
+        let result = match exec_id {
+            "" => container.init.resize(columns, rows),
+            exec_id => container.exec(exec_id)?.process.resize(columns, rows),
+        };
+        // As runc's shim: what has no terminal, or not yet, has no size.
+        result.unwrap_or(Ok(())).map_err(|e| Failure::of(&e))
+    }
+
+    /// Forgets a process that has ended; a container goes with all it had.
+    pub(crate) async fn delete(&self, id: &str, exec_id: &str) -> Result<Deleted, Failure> {
+        let container = self.container(id)?;
+        if !exec_id.is_empty() {
+            let exec = container.exec(exec_id)?;
+            let deleted = deletable(&exec.process)?;
+            exec.process.dispose().await;
+            container.forget_exec(exec_id);
+            return Ok(deleted);
+        }
+        let deleted = deletable(&container.init)?;
+        // A container that was never started is there until now.
+        container
+            .run(&self.reaper, &["delete", "--force", id])
+            .await?;
+        let ended = container.init.wait().await;
+        for (_, exec) in container.execs() {
+            exec.process.dispose().await;
+        }
+        container.init.dispose().await;
+        mounts::unmount_all(&container.rootfs()).map_err(|e| Failure::of(&e))?;
+        self.containers().remove(id);
+        let deleted = Deleted { ended, ..deleted };
+        let event = containerd_shim_protos::events::task::TaskDelete {
+            container_id: id.to_owned(),
+            pid: deleted.pid,
+            exit_status: ended.code,
+            exited_at: MessageField::some(timestamp(ended.at)),
+            ..Default::default()
+        };
+        self.events
+            .publish(topics::TASK_DELETE_EVENT_TOPIC, "TaskDelete", &event);
+        Ok(deleted)
+    }
+
+    /// containerd needs the shim no more, if there is no container left.
+    pub(crate) fn shutdown(&self) {
+        if self.containers().is_empty() {
+            self.done.notify_one();
+        }
+    }
+
+    /// Whether the shim may end at a signal.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.containers().is_empty()
+    }
+}
+
+/// Whether a process can be forgotten: it has ended, or was never started.
+fn deletable(process: &Process) -> Result<Deleted, Failure> {
+    let never = Ended {
+        code: 0,
+        at: SystemTime::now(),
+    };
+    match process.status() {
+        Status::STOPPED | Status::CREATED => Ok(Deleted {
+            pid: process.pid(),
+            ended: process.ended().unwrap_or(never),
+        }),
+        _ => Err(Failure::precondition(
+            "task must be stopped before deletion: running",
+        )),
+    }
+}
+
+/// The bundle is gone, or was never there.
+pub(crate) fn bundle_exists(bundle: &Path) -> Result<(), Failure> {
+    match bundle.metadata() {
+        Ok(metadata) if metadata.is_dir() => Ok(()),
+        Ok(_) => Err(Failure::invalid(format!(
+            "bundle {} is no directory",
+            bundle.display()
+        ))),
+        Err(e) => Err(Failure::not_found(format!(
+            "bundle {}: {e}",
+            bundle.display()
+        ))),
+    }
+}
