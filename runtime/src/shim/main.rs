@@ -62,10 +62,9 @@ fn run() -> anyhow::Result<()> {
     match args.action {
         Action::Serve => {
             // SAFETY: this is the beginning of the process: only arguments were looked at.
-            let inherited = unsafe { cloister::descriptors::take(1) };
+            let inherited = unsafe { cloister::sys::take_inherited(start::LISTENER) };
             let listener = inherited.context("the shim is started by its action start")?;
-            let listener = listener.into_iter().next();
-            serve::serve(&args, listener.context("no socket was inherited")?)
+            serve::serve(&args, listener)
         }
         Action::Start => start::start(args),
         Action::Delete => delete::delete(&args),
