@@ -39,6 +39,7 @@ install: build install-programs ## install below DESTDIR and PREFIX (default /us
 install-programs: build
 	install -D -m 0755 $(OUT)/cloister $(DESTDIR)$(PREFIX)/bin/cloister
 	install -D -m 0755 $(OUT)/containerd-shim-cloister-v2 $(DESTDIR)$(PREFIX)/bin/containerd-shim-cloister-v2
+	install -D -m 0755 $(OUT)/cloister-pause $(DESTDIR)$(PREFIX)/libexec/cloister/cloister-pause
 	install -D -m 0755 $(OUT)/cloister-vmm $(DESTDIR)$(PREFIX)/libexec/cloister/cloister-vmm
 	install -D -m 0755 $(OUT)/cloister-fs $(DESTDIR)$(PREFIX)/libexec/cloister/cloister-fs
 	install -D -m 0644 $(IMAGE)/vmlinux $(DESTDIR)$(PREFIX)/share/cloister/vmlinux

@@ -54,6 +54,12 @@ impl Install {
         self.prefix.join("libexec/cloister/cloister-fs")
     }
 
+    /// The program that a sandbox without a container of its caller runs.
+    #[must_use]
+    pub fn pause(&self) -> PathBuf {
+        self.prefix.join("libexec/cloister/cloister-pause")
+    }
+
     /// The guest's kernel.
     #[must_use]
     pub fn kernel(&self) -> PathBuf {

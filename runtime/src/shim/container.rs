@@ -36,6 +36,8 @@ pub(crate) struct Container {
     pub(crate) bundle: PathBuf,
     pub(crate) cloister: Cloister,
     pub(crate) init: Process,
+    /// Whether it is the sandbox itself, of which there are no task events.
+    pub(crate) is_sandbox: bool,
     pub(crate) is_paused: AtomicBool,
     execs: Mutex<HashMap<String, Arc<Exec>>>,
     commands: AtomicU64,
@@ -76,12 +78,19 @@ impl Terminal {
 
 impl Container {
     /// One that is not there yet.
-    pub(crate) fn new(id: String, bundle: PathBuf, cloister: Cloister, names: Names) -> Self {
+    pub(crate) fn new(
+        id: String,
+        bundle: PathBuf,
+        cloister: Cloister,
+        names: Names,
+        is_sandbox: bool,
+    ) -> Self {
         Self {
             id,
             bundle,
             cloister,
             init: Process::new(names),
+            is_sandbox,
             is_paused: AtomicBool::new(false),
             execs: Mutex::default(),
             commands: AtomicU64::new(0),

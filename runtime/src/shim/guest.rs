@@ -39,6 +39,11 @@ pub(crate) async fn stats(root: &Path, id: &str) -> Result<HashMap<String, Strin
     Ok(agent(root, id).await?.stats(id).await?)
 }
 
+/// Whether a container's guest answers.
+pub(crate) async fn ping(root: &Path, id: &str) -> Result<(), GuestError> {
+    agent(root, id).await.map(drop)
+}
+
 /// Calls `tell` each time the OOM killer has struck in a container. Ends with an error, at the
 /// latest with the container.
 pub(crate) async fn follow_oom(root: &Path, id: &str, tell: impl Fn()) -> Result<(), GuestError> {

@@ -15,6 +15,7 @@
 
 mod args;
 mod bootstrap;
+mod callers;
 mod command;
 mod console;
 mod container;
@@ -28,8 +29,10 @@ mod metrics;
 mod mounts;
 mod options;
 mod paths;
+mod pod;
 mod process;
 mod reaper;
+mod sandbox;
 mod serve;
 mod service;
 mod start;

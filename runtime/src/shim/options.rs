@@ -8,9 +8,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::shim::oci;
+use protobuf::Message;
 use protobuf::well_known_types::any::Any;
-use protobuf::{CodedInputStream, Message};
 use serde::{Deserialize, Serialize};
+
+use super::callers::RuntimeOptions;
 
 /// The file in a bundle that keeps the options, for whoever cleans up.
 const FILE: &str = "cloister-options.json";
@@ -88,8 +90,8 @@ impl Options {
         };
         match name(&given.type_url) {
             RUNTIME | RUNTIME_BEFORE => {
-                let options = RuntimeOptions::parse(&given.value).map_err(malformed)?;
-                options.follow(bundle)
+                let options = RuntimeOptions::parse_from_bytes(&given.value).map_err(malformed)?;
+                follow(options, bundle)
             }
             RUNC => {
                 let options = oci::Options::parse_from_bytes(&given.value).map_err(malformed)?;
@@ -113,48 +115,23 @@ impl Options {
     }
 }
 
-/// `runtimeoptions.v1.Options` of containerd's API.
-#[derive(Debug, Default)]
-struct RuntimeOptions {
-    config_path: String,
-    config_body: Vec<u8>,
-}
-
-impl RuntimeOptions {
-    fn parse(bytes: &[u8]) -> Result<Self, protobuf::Error> {
-        let mut this = Self::default();
-        let mut stream = CodedInputStream::from_bytes(bytes);
-        while let Some(tag) = stream.read_raw_tag_or_eof()? {
-            // The number of the field, and that it has a length.
-            match tag {
-                // type_url: a section of containerd's own configuration.
-                0x0a => drop(stream.read_bytes()?),
-                0x12 => this.config_path = stream.read_string()?,
-                0x1a => this.config_body = stream.read_bytes()?,
-                tag => protobuf::rt::skip_field_for_tag(tag, &mut stream)?,
-            }
-        }
-        Ok(this)
-    }
-
-    fn follow(self, bundle: &Path) -> Result<Options, OptionsError> {
-        let config = if !self.config_path.is_empty() {
-            Some(PathBuf::from(self.config_path))
-        } else if !self.config_body.is_empty() {
-            let path = bundle.join(CONFIG_FILE);
-            fs::write(&path, &self.config_body).map_err(|source| OptionsError::Keep {
-                path: path.clone(),
-                source,
-            })?;
-            Some(path)
-        } else {
-            None
-        };
-        Ok(Options {
-            config,
-            ..Options::default()
-        })
-    }
+fn follow(given: RuntimeOptions, bundle: &Path) -> Result<Options, OptionsError> {
+    let config = if !given.config_path.is_empty() {
+        Some(PathBuf::from(given.config_path))
+    } else if !given.config_body.is_empty() {
+        let path = bundle.join(CONFIG_FILE);
+        fs::write(&path, &given.config_body).map_err(|source| OptionsError::Keep {
+            path: path.clone(),
+            source,
+        })?;
+        Some(path)
+    } else {
+        None
+    };
+    Ok(Options {
+        config,
+        ..Options::default()
+    })
 }
 
 fn follow_runcs(options: oci::Options) -> Result<Options, OptionsError> {

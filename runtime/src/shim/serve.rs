@@ -21,6 +21,7 @@ use ttrpc::asynchronous::transport::Listener;
 use super::args::Args;
 use super::events::Events;
 use super::reaper::Reaper;
+use super::sandbox::SandboxService;
 use super::service::TaskService;
 use super::tasks::Tasks;
 
@@ -89,7 +90,8 @@ async fn run(args: &Args, listener: UnixListener, signals: SignalFd) -> anyhow::
     let listener = tokio::net::UnixListener::from_std(listener)?;
     let mut server = Server::new()
         .add_listener(Listener::from(listener))
-        .register_service(TaskService(Arc::clone(&tasks)).services());
+        .register_service(TaskService(Arc::clone(&tasks)).services())
+        .register_service(SandboxService::new(Arc::clone(&tasks)).services());
     server.start().await?;
     let signals = watch(signals)?;
     loop {

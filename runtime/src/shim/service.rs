@@ -35,7 +35,7 @@ impl TaskService {
 }
 
 /// Does to the end what was begun, whoever waits for it.
-async fn whole<T: Send + 'static>(
+pub(crate) async fn whole<T: Send + 'static>(
     work: impl Future<Output = Result<T, Failure>> + Send + 'static,
 ) -> ttrpc::Result<T> {
     match tokio::spawn(work).await {
@@ -75,6 +75,7 @@ impl Task for TaskService {
             },
             checkpoint: request.checkpoint,
             options: request.options.into_option(),
+            is_sandbox: false,
         };
         bundle_exists(&creation.bundle)?;
         let tasks = Arc::clone(&self.0);

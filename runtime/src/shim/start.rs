@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 use super::args::Args;
 use super::bootstrap::{INPUT_MAX, Input};
 use super::group::Brief;
+use super::options::Options;
 use super::paths;
 
 /// Where the socket is found by the shim.
@@ -63,6 +64,10 @@ pub(crate) fn start(mut args: Args) -> anyhow::Result<()> {
         Some(bundle) => bundle.clone(),
         None => std::env::current_dir().context("the bundle")?,
     };
+    if let Some(given) = &input.options {
+        // For a sandbox, whose creation does not tell them again.
+        Options::parse(Some(given), &bundle)?.keep(&bundle)?;
+    }
     let brief = Brief::of(&bundle).with_context(|| bundle.display().to_string())?;
     let group = brief.group(&args.id);
     let sockets = paths::sockets(sockets.as_deref().filter(|dir| !dir.is_empty()));

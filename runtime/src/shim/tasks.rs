@@ -15,8 +15,8 @@ use cloister::process::ProcessId;
 use cloister::signal::Signal;
 use containerd_shim_protos::api::{self, Mount, Status};
 use containerd_shim_protos::topics;
-use protobuf::MessageField;
 use protobuf::well_known_types::any::Any;
+use protobuf::{Message, MessageField};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::timeout;
 
@@ -26,12 +26,12 @@ use super::events::Events;
 use super::failure::Failure;
 use super::group::Brief;
 use super::metrics::Metrics;
-use super::mounts;
 use super::options::Options;
 use super::process::Process;
 use super::reaper::{Ended, Reaper};
 use super::streams::Names;
 use super::{guest, paths, timestamp};
+use super::{mounts, pod};
 
 /// How long the processes that were executed in a container may take to end with it.
 const EXECS_LIMIT: Duration = Duration::from_secs(5);
@@ -62,7 +62,10 @@ pub(crate) struct Creation {
     pub(crate) rootfs: Vec<Mount>,
     pub(crate) names: Names,
     pub(crate) checkpoint: String,
+    /// The runtime's options; without them, those that the shim was started with.
     pub(crate) options: Option<Any>,
+    /// Whether it is the sandbox itself.
+    pub(crate) is_sandbox: bool,
 }
 
 impl Tasks {
@@ -100,6 +103,7 @@ impl Tasks {
             names,
             checkpoint,
             options,
+            is_sandbox,
         } = creation;
         if !checkpoint.is_empty() {
             return Err(Failure::unimplemented(
@@ -109,9 +113,16 @@ impl Tasks {
         if self.containers().contains_key(&id) {
             return Err(Failure::exists(format!("container {id}: already exists")));
         }
-        let options = Options::parse(options.as_ref(), &bundle);
-        let options = options.map_err(|e| Failure::invalid(cloister::text::chain(&e)))?;
+        let options = match options.filter(|any| !any.type_url.is_empty()) {
+            Some(given) => Options::parse(Some(&given), &bundle)
+                .map_err(|e| Failure::invalid(cloister::text::chain(&e)))?,
+            None => Options::kept(&bundle),
+        };
         options.keep(&bundle).map_err(|e| Failure::of(&e))?;
+        if let Some(sandbox) = self.sandbox_bundle() {
+            pod::complete_member(&bundle, &sandbox)
+                .map_err(|e| Failure::invalid(cloister::text::chain(&e)))?;
+        }
         let brief = Brief::of(&bundle).map_err(|e| Failure::of(&e))?;
         let cloister = Cloister {
             root: paths::root(&options, &self.namespace),
@@ -119,7 +130,8 @@ impl Tasks {
             systemd_cgroup: options.systemd_cgroup || brief.has_systemd_cgroup(),
             debug: self.debug,
         };
-        let container = Arc::new(Container::new(id, bundle, cloister, names));
+        let container = Container::new(id, bundle, cloister, names, is_sandbox);
+        let container = Arc::new(container);
         mounts::mount_all(&rootfs, &container.rootfs()).map_err(|e| Failure::of(&e))?;
         let ended = match container.create(&self.reaper, &self.namespace).await {
             Ok(ended) => ended,
@@ -148,8 +160,12 @@ impl Tasks {
             pid,
             ..Default::default()
         };
-        self.events
-            .publish(topics::TASK_CREATE_EVENT_TOPIC, "TaskCreate", &event);
+        self.publish(
+            &container,
+            topics::TASK_CREATE_EVENT_TOPIC,
+            "TaskCreate",
+            &event,
+        );
         tokio::spawn(Arc::clone(self).follow_init(container, ended));
         Ok(pid)
     }
@@ -215,8 +231,7 @@ impl Tasks {
             exited_at: MessageField::some(timestamp(ended.at)),
             ..Default::default()
         };
-        self.events
-            .publish(topics::TASK_EXIT_EVENT_TOPIC, "TaskExit", &event);
+        self.publish(container, topics::TASK_EXIT_EVENT_TOPIC, "TaskExit", &event);
         process.tell(ended);
         drop(start);
     }
@@ -249,8 +264,12 @@ impl Tasks {
             pid,
             ..Default::default()
         };
-        self.events
-            .publish(topics::TASK_START_EVENT_TOPIC, "TaskStart", &event);
+        self.publish(
+            container,
+            topics::TASK_START_EVENT_TOPIC,
+            "TaskStart",
+            &event,
+        );
         drop(guard);
         tokio::spawn(Arc::clone(self).follow_oom(Arc::clone(container)));
         Ok(pid)
@@ -297,8 +316,7 @@ impl Tasks {
                 container_id: container.id.clone(),
                 ..Default::default()
             };
-            self.events
-                .publish(topics::TASK_OOM_EVENT_TOPIC, "TaskOOM", &event);
+            self.publish(&container, topics::TASK_OOM_EVENT_TOPIC, "TaskOOM", &event);
         };
         tokio::select! {
             _ = container.init.wait() => {}
@@ -542,13 +560,7 @@ impl Tasks {
         container
             .run(&self.reaper, &["delete", "--force", id])
             .await?;
-        let ended = container.init.wait().await;
-        for (_, exec) in container.execs() {
-            exec.process.dispose().await;
-        }
-        container.init.dispose().await;
-        mounts::unmount_all(&container.rootfs()).map_err(|e| Failure::of(&e))?;
-        self.containers().remove(id);
+        let ended = self.forget(&container).await?;
         let deleted = Deleted { ended, ..deleted };
         let event = containerd_shim_protos::events::task::TaskDelete {
             container_id: id.to_owned(),
@@ -560,6 +572,45 @@ impl Tasks {
         self.events
             .publish(topics::TASK_DELETE_EVENT_TOPIC, "TaskDelete", &event);
         Ok(deleted)
+    }
+
+    /// Forgets a container that was deleted; tells how it has ended.
+    async fn forget(&self, container: &Container) -> Result<Ended, Failure> {
+        let ended = container.init.wait().await;
+        for (_, exec) in container.execs() {
+            exec.process.dispose().await;
+        }
+        container.init.dispose().await;
+        mounts::unmount_all(&container.rootfs()).map_err(|e| Failure::of(&e))?;
+        self.containers().remove(&container.id);
+        Ok(ended)
+    }
+
+    /// Ends a sandbox and all that is in it, and forgets it; there may be none.
+    pub(crate) async fn remove_sandbox(&self, id: &str) -> Result<(), Failure> {
+        let Ok(container) = self.container(id) else {
+            return Ok(());
+        };
+        container
+            .run(&self.reaper, &["delete", "--force", id])
+            .await?;
+        self.forget(&container).await?;
+        Ok(())
+    }
+
+    /// The bundle of the sandbox that was described to this shim, if one was.
+    fn sandbox_bundle(&self) -> Option<PathBuf> {
+        let containers = self.containers();
+        let mut all = containers.values();
+        let sandbox = all.find(|container| container.is_sandbox)?;
+        Some(sandbox.bundle.clone())
+    }
+
+    /// Tells of a task; a sandbox is none.
+    fn publish(&self, container: &Container, topic: &str, name: &str, event: &impl Message) {
+        if !container.is_sandbox {
+            self.events.publish(topic, name, event);
+        }
     }
 
     /// containerd needs the shim no more, if there is no container left.
