@@ -12,6 +12,7 @@ use std::time::Duration;
 use log::LevelFilter;
 use serde::{Deserialize, Serialize};
 
+use crate::annotations::CHOOSABLE;
 use crate::network;
 use crate::paths::Install;
 
@@ -20,10 +21,12 @@ use crate::paths::Install;
 enum Kind {
     Text,
     Number,
+    /// Texts; in the environment with commas between them.
+    List,
 }
 
 /// Every key.
-const KEYS: [(&str, Kind); 15] = [
+const KEYS: [(&str, Kind); 16] = [
     ("vmm", Kind::Text),
     ("fs", Kind::Text),
     ("kernel", Kind::Text),
@@ -38,6 +41,7 @@ const KEYS: [(&str, Kind); 15] = [
     ("network_receive_limit", Kind::Text),
     ("network_send_limit", Kind::Text),
     ("default_apparmor_profile", Kind::Text),
+    ("allowed_annotations", Kind::List),
     ("log_level", Kind::Text),
 ];
 
@@ -94,6 +98,8 @@ pub struct Config {
     pub network_send_limit: Option<u64>,
     /// What becomes of a caller's own AppArmor profile.
     pub default_apparmor_profile: DefaultProfile,
+    /// The keys that a container's annotations may set (`io.cloister.<key>`).
+    pub allowed_annotations: Vec<String>,
     /// What is logged, as [`LevelFilter`] writes it.
     pub log_level: String,
 }
@@ -158,6 +164,7 @@ struct File {
     network_receive_limit: Option<String>,
     network_send_limit: Option<String>,
     default_apparmor_profile: Option<String>,
+    allowed_annotations: Option<Vec<String>>,
     log_level: Option<String>,
 }
 
@@ -211,7 +218,7 @@ fn overlay(
         };
         let text = value.to_str().ok_or_else(|| wrong("not UTF-8"))?;
         let number = match kind {
-            Kind::Text => 0,
+            Kind::Text | Kind::List => 0,
             Kind::Number => text
                 .parse::<u64>()
                 .map_err(|_| wrong("not a whole number"))?,
@@ -232,6 +239,10 @@ fn overlay(
             "network_receive_limit" => file.network_receive_limit = Some(text.into()),
             "network_send_limit" => file.network_send_limit = Some(text.into()),
             "default_apparmor_profile" => file.default_apparmor_profile = Some(text.into()),
+            "allowed_annotations" => {
+                let keys = text.split(',').map(str::trim).filter(|key| !key.is_empty());
+                file.allowed_annotations = Some(keys.map(Into::into).collect());
+            }
             _ => file.log_level = Some(text.into()),
         }
     }
@@ -259,6 +270,16 @@ impl File {
                 });
             }
         };
+        let allowed_annotations = self.allowed_annotations.unwrap_or_default();
+        if let Some(other) = allowed_annotations
+            .iter()
+            .find(|key| !CHOOSABLE.contains(&key.as_str()))
+        {
+            return Err(ConfigError::Value {
+                key: "allowed_annotations",
+                message: format!("{other:?} given, {} possible", CHOOSABLE.join(", ")),
+            });
+        }
         Ok(Config {
             vmm: absolute(self.vmm, install.vmm())?,
             fs: absolute(self.fs, install.fs())?,
@@ -282,6 +303,7 @@ impl File {
             network_receive_limit: bandwidth("network_receive_limit", self.network_receive_limit)?,
             network_send_limit: bandwidth("network_send_limit", self.network_send_limit)?,
             default_apparmor_profile,
+            allowed_annotations,
             log_level,
         })
     }
@@ -406,6 +428,11 @@ mod tests {
                 "configuration key network_send_limit: \"10 Mbit\" given, bits a second possible",
             ),
             (
+                "allowed_annotations = [\"vmm\"]",
+                None,
+                "configuration key allowed_annotations: \"vmm\" given, vcpus, memory_mib possible",
+            ),
+            (
                 "default_apparmor_profile = \"load\"",
                 None,
                 "configuration key default_apparmor_profile: \"load\" given, warn or refuse possible",
@@ -431,10 +458,12 @@ mod tests {
                 Kind::Text if key.ends_with("_limit") => "\"10M\"",
                 Kind::Text => "\"/x\"",
                 Kind::Number => "33",
+                Kind::List => "[\"vcpus\"]",
             };
             let from_file = load(&format!("{key} = {value}"), &[]).unwrap();
             let name = format!("CLOISTER_{}", key.to_ascii_uppercase());
-            let from_environment = load("", &[(&name, value.trim_matches('"'))]).unwrap();
+            let from_environment =
+                load("", &[(&name, value.trim_matches(['"', '[', ']']))]).unwrap();
             assert_eq!(from_file, from_environment, "{key}");
             assert_ne!(from_file, load("", &[]).unwrap(), "{key}");
             assert!(

@@ -118,7 +118,7 @@ impl Job {
 }
 
 /// What of a container's specification concerns the host.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Container {
     /// `ociVersion`.

@@ -13,6 +13,7 @@
 
 pub mod agent;
 pub mod agent_log;
+pub mod annotations;
 pub mod bundle;
 pub mod cgroup;
 pub mod config;

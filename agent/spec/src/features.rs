@@ -12,12 +12,17 @@ use crate::table::ROOT;
 use crate::text::NEWEST;
 
 /// Annotations of a specification that change what the runtime does: those by which a container finds
-/// the virtual machine of its pod, and properties of a unit of systemd. One that ends with a dot is a prefix (features.md#unsafe-annotations-in-configjson).
-const UNSAFE_ANNOTATIONS: [&str; 5] = [
+/// the virtual machine of its pod, and those that say how large that is, and properties of a unit of
+/// systemd. One that ends with a dot is a prefix (features.md#unsafe-annotations-in-configjson).
+const UNSAFE_ANNOTATIONS: [&str; 9] = [
+    "io.cloister.",
     "io.kubernetes.cri-o.ContainerType",
     "io.kubernetes.cri-o.SandboxID",
     "io.kubernetes.cri.container-type",
+    "io.kubernetes.cri.sandbox-cpu-period",
+    "io.kubernetes.cri.sandbox-cpu-quota",
     "io.kubernetes.cri.sandbox-id",
+    "io.kubernetes.cri.sandbox-memory",
     "org.systemd.property.",
 ];
 

@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
+use cloister::annotations;
 use cloister::bundle::Bundle;
 use cloister::config::Config;
 use cloister::id::ContainerId;
@@ -81,10 +82,11 @@ impl Request<'_> {
         let bundle = Bundle::load(&options.bundle, options.config.as_deref(), &globals.root)?;
         warn(globals, SPEC_FILE, &bundle.warnings, &bundle.defaults)?;
         self.check_terminal(bundle.container.terminal)?;
-        vm_config(&globals.config, &bundle.container)
+        let config = annotations::apply(&globals.config, &bundle.container.annotations)?;
+        vm_config(&config, &bundle.container)
             .context("the configuration makes no virtual machine")?;
         let pid_file = options.pid_file.as_deref().map(pid_file).transpose()?;
-        parts_are_there(&globals.config)?;
+        parts_are_there(&config)?;
 
         let dir = StateDir::create(&globals.root, &id)?;
         let claimed = Claimed(Some(dir));
@@ -121,7 +123,7 @@ impl Request<'_> {
             start: self.mode != Mode::Create,
             remove: !self.keep,
             pid_file,
-            config: globals.config.clone(),
+            config,
             log_format: globals.log_format,
             timeline: globals.timeline.clone(),
             exec_ns: globals.exec_ns,

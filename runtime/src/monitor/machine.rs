@@ -58,7 +58,7 @@ const TASKS: u64 = 1024;
 /// # Errors
 /// The setting that does not hold, by name.
 pub fn vm_config(config: &Config, container: &Container) -> Result<VmConfig, ConfigError> {
-    let size = size::of(config, container.resources.as_ref());
+    let size = size::of(config, container);
     let vm = VmConfig {
         api_version: API_VERSION,
         vcpus: size.vcpus,

@@ -4,7 +4,9 @@
 use cloister_vmm_api::MAX_VCPUS;
 use oci_spec::runtime::LinuxResources;
 
+use crate::annotations::PodLimits;
 use crate::config::Config;
+use crate::launch::Container;
 use crate::state::VmSize;
 
 /// What the guest needs for itself when its memory is measured by the container's limit, in MiB:
@@ -14,12 +16,22 @@ const GUEST_MIB: u64 = 64;
 const DEFAULT_PERIOD_US: u64 = 100_000;
 pub(super) const MIB: u64 = 1 << 20;
 
-/// The size for a container with these limits.
-pub(super) fn of(config: &Config, resources: Option<&LinuxResources>) -> VmSize {
+/// The size for a container with its limits, or for the pod that it is the sandbox of.
+pub(super) fn of(config: &Config, container: &Container) -> VmSize {
+    let resources = container.resources.as_ref();
+    // A container that has come this far has annotations that can be read.
+    let pod = PodLimits::of(&container.annotations).unwrap_or_default();
+    let memory = resources.and_then(memory_limit).max(pod.memory);
+    let paid = resources.and_then(processors).max(pod_processors(pod));
     VmSize {
-        memory_mib: memory_mib(config, resources),
-        vcpus: vcpus(config, resources),
+        memory_mib: memory_mib(config, memory),
+        vcpus: vcpus(config, paid),
     }
+}
+
+fn pod_processors(pod: PodLimits) -> Option<u64> {
+    let quota = pod.cpu_quota?;
+    Some(quota.div_ceil(pod.cpu_period.unwrap_or(DEFAULT_PERIOD_US)))
 }
 
 /// A limit of memory, in bytes, if there is one.
@@ -37,8 +49,8 @@ fn processors(resources: &LinuxResources) -> Option<u64> {
     Some(quota.div_ceil(period.unwrap_or(DEFAULT_PERIOD_US)))
 }
 
-fn memory_mib(config: &Config, resources: Option<&LinuxResources>) -> u32 {
-    let Some(limit) = resources.and_then(memory_limit) else {
+fn memory_mib(config: &Config, limit: Option<u64>) -> u32 {
+    let Some(limit) = limit else {
         return config.memory_mib;
     };
     // More than the machine has is of no use to a guest.
@@ -51,8 +63,8 @@ fn memory_mib(config: &Config, resources: Option<&LinuxResources>) -> u32 {
 }
 
 /// As many processors as the quota pays for, as far as the machine has them.
-fn vcpus(config: &Config, resources: Option<&LinuxResources>) -> u8 {
-    let Some(paid) = resources.and_then(processors) else {
+fn vcpus(config: &Config, paid: Option<u64>) -> u8 {
+    let Some(paid) = paid else {
         return config.vcpus;
     };
     let machine = std::thread::available_parallelism().map_or(1, usize::from);
@@ -91,6 +103,22 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_pod_gets_what_its_caller_tells_or_its_own_limits_if_they_are_more() {
+        let config = Config::load(None, std::path::Path::new("/nonexistent"), |_| None).unwrap();
+        let size = |memory: &str, resources: serde_json::Value| {
+            let mut container = Container::default();
+            let name = "io.kubernetes.cri.sandbox-memory".to_owned();
+            container.annotations.insert(name, memory.to_owned());
+            container.resources = serde_json::from_value(resources).unwrap();
+            of(&config, &container).memory_mib
+        };
+        assert_eq!(size("0", json!({})), 128);
+        assert_eq!(size(&(200 * MIB).to_string(), json!({})), 264);
+        let own = json!({"memory": {"limit": 300 * MIB}});
+        assert_eq!(size(&(200 * MIB).to_string(), own), 364);
+    }
 
     #[test]
     fn limits_beyond_the_size_are_told_with_what_there_is() {
