@@ -214,6 +214,17 @@ fn end_as(report: &Report) -> u8 {
     }
 }
 
+/// Says of a lost container what its guest cannot know: that this machine had no memory left for it.
+fn lost(message: String, cgroup: Option<&SandboxCgroup>) -> String {
+    // What cannot be read is not what it was lost by.
+    match cgroup.map(SandboxCgroup::oom_kills) {
+        Some(Ok(kills)) if kills > 0 => {
+            format!("this machine's OOM killer ended a process of the virtual machine: {message}")
+        }
+        _ => message,
+    }
+}
+
 struct Monitor {
     launch: Launch,
     /// Whether the log goes to the caller's standard error, and must not when the caller is gone:
@@ -450,7 +461,7 @@ impl Monitor {
                 signal: *signal,
             },
             Err(failure) if end.was_created => Report::Lost {
-                message: failure.message(&self.machine_paths),
+                message: lost(failure.message(&self.machine_paths), cgroup.as_ref()),
             },
             Err(failure) => Report::Failed {
                 message: failure.message(&self.machine_paths),

@@ -62,13 +62,28 @@ pub(crate) async fn follow_oom(root: &Path, id: &str, tell: impl Fn()) -> Result
     }
 }
 
-/// Why a container has ended, if it was not its own doing.
-pub(crate) fn lost(root: &Path, id: &str) -> Option<String> {
+/// The end of a container that was not its own doing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Loss {
+    /// What there is to say.
+    pub(crate) reason: String,
+    /// Whether it was this machine that had no memory left.
+    pub(crate) is_oom: bool,
+}
+
+/// How a container was lost, if it was.
+pub(crate) fn lost(root: &Path, id: &str) -> Option<Loss> {
     let id = ContainerId::new(id).ok()?;
     let state = StateDir::open(root, &id).and_then(|dir| dir.load()).ok()?;
-    match state.phase {
-        Phase::Exited { error, .. } => error,
+    let reason = match state.phase {
+        Phase::Exited { error, .. } => error?,
         // Its monitor was killed before it could write anything down.
-        Phase::Creating | Phase::Created => Some("its monitor was killed".into()),
-    }
+        Phase::Creating | Phase::Created => "its monitor was killed".into(),
+    };
+    // One that cannot be read has not told of the OOM killer.
+    let kills = state.cgroup.map(|cgroup| cgroup.oom_kills().unwrap_or(0));
+    Some(Loss {
+        reason,
+        is_oom: kills.is_some_and(|kills| kills > 0),
+    })
 }

@@ -162,7 +162,8 @@ impl SandboxService {
                 "runtime": super::info::NAME,
                 "bundle": described.bundle,
                 "lost": container.as_ref().filter(|_| ended.is_some())
-                    .and_then(|container| guest::lost(&container.cloister.root, id)),
+                    .and_then(|container| guest::lost(&container.cloister.root, id))
+                    .map(|loss| loss.reason),
             });
             info.insert("info".to_owned(), text.to_string());
         }

@@ -35,6 +35,9 @@ use super::{mounts, pod};
 
 /// How long the processes that were executed in a container may take to end with it.
 const EXECS_LIMIT: Duration = Duration::from_secs(5);
+/// What a container ends with whose virtual machine this machine's OOM killer has ended: what a shell
+/// says of a process that was killed.
+const OOM_KILLED: u32 = 137;
 
 /// What the shim serves.
 pub(crate) struct Tasks {
@@ -176,9 +179,13 @@ impl Tasks {
         container: Arc<Container>,
         ended: oneshot::Receiver<Ended>,
     ) {
-        let ended = self.end_of(&container.init, ended).await;
-        if let Some(reason) = guest::lost(&container.cloister.root, &container.id) {
-            log::error!("container {}: {reason}", container.id);
+        let mut ended = self.end_of(&container.init, ended).await;
+        if let Some(loss) = guest::lost(&container.cloister.root, &container.id) {
+            log::error!("container {}: {}", container.id, loss.reason);
+            if loss.is_oom {
+                ended.code = OOM_KILLED;
+                self.tell_oom(&container);
+            }
         }
         let execs = async {
             for (_, exec) in container.execs() {
@@ -309,15 +316,17 @@ impl Tasks {
         Ok(pid)
     }
 
+    fn tell_oom(&self, container: &Container) {
+        let event = containerd_shim_protos::events::task::TaskOOM {
+            container_id: container.id.clone(),
+            ..Default::default()
+        };
+        self.publish(container, topics::TASK_OOM_EVENT_TOPIC, "TaskOOM", &event);
+    }
+
     /// Tells each time the OOM killer has struck in a container, until it has ended.
     async fn follow_oom(self: Arc<Self>, container: Arc<Container>) {
-        let tell = || {
-            let event = containerd_shim_protos::events::task::TaskOOM {
-                container_id: container.id.clone(),
-                ..Default::default()
-            };
-            self.publish(&container, topics::TASK_OOM_EVENT_TOPIC, "TaskOOM", &event);
-        };
+        let tell = || self.tell_oom(&container);
         tokio::select! {
             _ = container.init.wait() => {}
             result = guest::follow_oom(&container.cloister.root, &container.id, tell) => {
