@@ -13,7 +13,7 @@ OUT := target/$(TARGET)/release
 IMAGE := target/guest-image
 STAGE := target/stage
 
-.PHONY: help setup build image install stage demo test bed bench clean
+.PHONY: help setup build image install deb stage demo test bed bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -45,6 +45,18 @@ install-programs: build
 	install -D -m 0644 $(IMAGE)/vmlinux $(DESTDIR)$(PREFIX)/share/cloister/vmlinux
 	install -D -m 0644 $(IMAGE)/initramfs.cpio $(DESTDIR)$(PREFIX)/share/cloister/initramfs.cpio
 	install -D -m 0644 $(IMAGE)/manifest.json $(DESTDIR)$(PREFIX)/share/cloister/manifest.json
+
+DEB_ROOT := target/deb
+
+deb: ## build a Debian package below target
+	rm -rf $(DEB_ROOT)
+	@$(MAKE) --no-print-directory install DESTDIR=$(DEB_ROOT) PREFIX=/usr
+	printf '# See /usr/share/doc/cloister/configuration.md.\n' >$(DEB_ROOT)-config
+	install -D -m 0644 $(DEB_ROOT)-config $(DEB_ROOT)/etc/cloister/config.toml
+	install -D -m 0644 -t $(DEB_ROOT)/usr/share/doc/cloister docs/*.md LICENSE
+	install -D -m 0644 -t $(DEB_ROOT)/usr/share/doc/cloister/deploy/containerd deploy/containerd/*.toml
+	install -D -m 0644 -t $(DEB_ROOT)/usr/share/doc/cloister/deploy deploy/*.yaml
+	@deploy/debian/build $(DEB_ROOT) target
 
 # What the bed puts on its PATH.
 stage:

@@ -33,6 +33,9 @@ enum Sink {
     Nowhere,
 }
 
+/// What the targets of our own lines begin with: the names of our crates and programs.
+const OURS: [&str; 2] = ["cloister", "containerd_shim_cloister"];
+
 struct Logger {
     format: LogFormat,
 }
@@ -80,7 +83,8 @@ pub fn stop() {
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         // Libraries report as errors what callers here handle.
-        metadata.target().starts_with("cloister") || log::max_level() >= LevelFilter::Debug
+        let is_own = |name: &str| metadata.target().starts_with(name);
+        OURS.into_iter().any(is_own) || log::max_level() >= LevelFilter::Debug
     }
 
     fn log(&self, record: &Record<'_>) {
