@@ -18,7 +18,8 @@ mod generated {
 }
 
 pub(crate) use generated::callers::{
-    DNSConfig, LinuxContainerResources, NamespaceMode, PodSandboxConfig, RuntimeOptions,
+    DNSConfig, Data, LinuxContainerResources, NamespaceMode, PodSandboxConfig, RuntimeOptions,
+    StreamInit, WindowUpdate,
 };
 #[cfg(test)]
 pub(crate) use generated::callers::{

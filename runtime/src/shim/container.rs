@@ -14,6 +14,7 @@ use super::console::{Console, ConsoleSocket};
 use super::failure::Failure;
 use super::process::{Belongings, Process};
 use super::reaper::{Ended, Reaper};
+use super::streaming::Streaming;
 use super::streams::{Names, Opened};
 
 /// The log of a container's commands and monitor, in its bundle: where runc's shim has it.
@@ -52,6 +53,7 @@ async fn wire(
         stdin_holder: opened.stdin_holder,
         console: None,
         logger: opened.logger,
+        named: opened.named,
     };
     if !names.terminal {
         return Ok((opened.streams, belongings, None));
@@ -131,9 +133,10 @@ impl Container {
         &self,
         reaper: &Reaper,
         namespace: &str,
+        streaming: &Streaming,
     ) -> Result<oneshot::Receiver<Ended>, Failure> {
         let names = &self.init.names;
-        let opened = Opened::open(names, &self.id, namespace, reaper).await;
+        let opened = Opened::open(names, &self.id, namespace, reaper, streaming).await;
         let opened = opened.map_err(|e| Failure::of(&e))?;
         let (streams, mut belongings, terminal) =
             wire(names, opened).await.map_err(|e| Failure::of(&e))?;
@@ -176,9 +179,10 @@ impl Container {
         exec: &Exec,
         reaper: &Reaper,
         namespace: &str,
+        streaming: &Streaming,
     ) -> Result<oneshot::Receiver<Ended>, Failure> {
         let names = &exec.process.names;
-        let opened = Opened::open(names, &self.id, namespace, reaper).await;
+        let opened = Opened::open(names, &self.id, namespace, reaper, streaming).await;
         let opened = opened.map_err(|e| Failure::of(&e))?;
         let (streams, mut belongings, terminal) =
             wire(names, opened).await.map_err(|e| Failure::of(&e))?;

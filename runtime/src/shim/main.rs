@@ -36,6 +36,7 @@ mod sandbox;
 mod serve;
 mod service;
 mod start;
+mod streaming;
 mod streams;
 mod tasks;
 

@@ -5,7 +5,6 @@
 //!      └────────────────end───────────────▲
 //! ```
 
-use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use containerd_shim_protos::api::Status;
@@ -13,7 +12,8 @@ use tokio::sync::watch;
 
 use super::console::Console;
 use super::reaper::Ended;
-use super::streams::{Logger, Names};
+use super::streaming::Named;
+use super::streams::{Holder, Logger, Names};
 
 /// What changes.
 #[derive(Debug, Default)]
@@ -21,9 +21,10 @@ struct Inner {
     /// The process that stands for it; 0 until it is there.
     pid: u32,
     is_started: bool,
-    stdin_holder: Option<OwnedFd>,
+    stdin_holder: Option<Holder>,
     console: Option<Console>,
     logger: Option<Logger>,
+    named: Vec<Named>,
 }
 
 /// A process.
@@ -39,9 +40,10 @@ pub(crate) struct Process {
 /// What belongs to a process once it is there.
 #[derive(Debug, Default)]
 pub(crate) struct Belongings {
-    pub(crate) stdin_holder: Option<OwnedFd>,
+    pub(crate) stdin_holder: Option<Holder>,
     pub(crate) console: Option<Console>,
     pub(crate) logger: Option<Logger>,
+    pub(crate) named: Vec<Named>,
 }
 
 impl Process {
@@ -67,6 +69,7 @@ impl Process {
         inner.stdin_holder = belongings.stdin_holder;
         inner.console = belongings.console;
         inner.logger = belongings.logger;
+        inner.named = belongings.named;
     }
 
     /// Its program runs.
@@ -141,6 +144,7 @@ impl Process {
             let mut inner = self.lock();
             inner.stdin_holder = None;
             inner.console = None;
+            inner.named.clear();
             inner.logger.take()
         };
         if let Some(logger) = logger {

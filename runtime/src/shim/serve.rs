@@ -23,6 +23,7 @@ use super::events::Events;
 use super::reaper::Reaper;
 use super::sandbox::SandboxService;
 use super::service::TaskService;
+use super::streaming::Streaming;
 use super::tasks::Tasks;
 
 /// The FIFO in the bundle that containerd reads the log from.
@@ -81,17 +82,20 @@ async fn run(args: &Args, listener: UnixListener, signals: SignalFd) -> anyhow::
     let (events, publisher) = Events::new(&args.namespace);
     let publisher = publisher.map(|publisher| tokio::spawn(publisher.run()));
     let reaper = Reaper::default();
+    let streaming = Streaming::default();
     let tasks = Arc::new(Tasks::new(
         &args.namespace,
         args.debug,
         reaper.clone(),
+        streaming.clone(),
         events,
     ));
     let listener = tokio::net::UnixListener::from_std(listener)?;
     let mut server = Server::new()
         .add_listener(Listener::from(listener))
         .register_service(TaskService(Arc::clone(&tasks)).services())
-        .register_service(SandboxService::new(Arc::clone(&tasks)).services());
+        .register_service(SandboxService::new(Arc::clone(&tasks)).services())
+        .register_service(streaming.services());
     server.start().await?;
     let signals = watch(signals)?;
     loop {

@@ -1,4 +1,5 @@
-//! The standard streams of a process, as containerd names them: FIFOs, files, and logging programs.
+//! The standard streams of a process, as containerd names them: FIFOs, files, logging programs, and
+//! streams of its own.
 //!
 //! A process without a terminal gets them as they are: its monitor reads and writes them itself,
 //! and nothing is copied here. A FIFO is opened for reading and writing, so that it neither breaks
@@ -25,6 +26,7 @@ use tokio::time::timeout;
 
 use super::command::Streams;
 use super::reaper::{Ended, Reaper};
+use super::streaming::{Named, Streaming};
 
 /// How long a logging program may take until it says that it is ready.
 const READY_LIMIT: Duration = Duration::from_secs(30);
@@ -54,7 +56,9 @@ pub(crate) enum StreamError {
         source: io::Error,
     },
     /// A scheme that is none of ours.
-    #[error("cannot open {0}: fifo, file, binary and binary-v2 are the schemes that are supported")]
+    #[error(
+        "cannot open {0}: fifo, file, binary, binary-v2 and ttrpc+unix are the schemes that are supported"
+    )]
     Scheme(String),
     /// The logging program did not start.
     #[error("cannot start the logging program {}", path.display())]
@@ -81,6 +85,8 @@ enum Target {
         /// Whether it writes a byte when it is ready; otherwise closing is enough.
         says_so: bool,
     },
+    /// A stream that containerd connects to the shim, by its name.
+    Stream(String),
 }
 
 impl Target {
@@ -108,6 +114,11 @@ impl Target {
                     .collect(),
                 says_so: scheme == "binary-v2",
             }),
+            // Where it is connected to is the shim itself.
+            "ttrpc+unix" => form_urlencoded::parse(query.as_bytes())
+                .find(|(key, value)| key == "streaming_id" && !value.is_empty())
+                .map(|(_, id)| Self::Stream(id.into_owned()))
+                .ok_or_else(|| StreamError::Scheme(name.to_owned())),
             _ => Err(StreamError::Scheme(name.to_owned())),
         }
     }
@@ -125,8 +136,20 @@ pub(crate) struct Logger {
 pub(crate) struct Opened {
     pub(crate) streams: Streams,
     /// Keeps standard input from ending until containerd says so.
-    pub(crate) stdin_holder: Option<OwnedFd>,
+    pub(crate) stdin_holder: Option<Holder>,
     pub(crate) logger: Option<Logger>,
+    /// Those that containerd connects.
+    pub(crate) named: Vec<Named>,
+}
+
+/// What keeps standard input from ending.
+#[derive(Debug)]
+#[expect(dead_code, reason = "it is there to be dropped")]
+pub(crate) enum Holder {
+    /// A writer of a FIFO.
+    Fifo(OwnedFd),
+    /// The name by which containerd connects to it.
+    Stream(Named),
 }
 
 impl Opened {
@@ -136,10 +159,11 @@ impl Opened {
         id: &str,
         namespace: &str,
         reaper: &Reaper,
+        streaming: &Streaming,
     ) -> Result<Self, StreamError> {
         let mut this = Self::default();
         if !names.stdin.is_empty() {
-            let (reader, holder) = open_stdin(&names.stdin)?;
+            let (reader, holder) = open_stdin(&names.stdin, streaming)?;
             this.streams.stdin = Some(reader);
             this.stdin_holder = holder;
         }
@@ -162,31 +186,56 @@ impl Opened {
             }
             Target::Fifo(path) => {
                 this.streams.stdout = Some(open_fifo(&path, &names.stdout)?);
-                this.streams.stderr = open_stderr(&names.stderr)?;
+                this.open_stderr(&names.stderr, streaming)?;
             }
-            Target::Nowhere => this.streams.stderr = open_stderr(&names.stderr)?,
+            Target::Stream(id) => {
+                this.streams.stdout = Some(this.open_output(&id, &names.stdout, streaming)?);
+                this.open_stderr(&names.stderr, streaming)?;
+            }
+            Target::Nowhere => this.open_stderr(&names.stderr, streaming)?,
         }
         Ok(this)
     }
+
+    fn open_stderr(&mut self, name: &str, streaming: &Streaming) -> Result<(), StreamError> {
+        self.streams.stderr = match Target::parse(name)? {
+            Target::Nowhere => None,
+            Target::Fifo(path) => Some(open_fifo(&path, name)?),
+            Target::File(path) => Some(open_file(&path, name)?),
+            Target::Stream(id) => Some(self.open_output(&id, name, streaming)?),
+            Target::Program { .. } => return Err(StreamError::Scheme(name.to_owned())),
+        };
+        Ok(())
+    }
+
+    fn open_output(
+        &mut self,
+        id: &str,
+        name: &str,
+        streaming: &Streaming,
+    ) -> Result<OwnedFd, StreamError> {
+        let (writer, named) = streaming.output(id).map_err(|source| StreamError::Open {
+            name: name.to_owned(),
+            source,
+        })?;
+        self.named.push(named);
+        Ok(writer)
+    }
 }
 
-fn open_stderr(name: &str) -> Result<Option<OwnedFd>, StreamError> {
-    Ok(match Target::parse(name)? {
-        Target::Nowhere => None,
-        Target::Fifo(path) => Some(open_fifo(&path, name)?),
-        Target::File(path) => Some(open_file(&path, name)?),
-        Target::Program { .. } => return Err(StreamError::Scheme(name.to_owned())),
-    })
-}
-
-/// A reader, and, of a FIFO, a writer that keeps it from ending.
-fn open_stdin(name: &str) -> Result<(OwnedFd, Option<OwnedFd>), StreamError> {
+/// A reader, and, unless it is a file, what keeps it from ending.
+fn open_stdin(name: &str, streaming: &Streaming) -> Result<(OwnedFd, Option<Holder>), StreamError> {
     let failed = |source| StreamError::Open {
         name: name.to_owned(),
         source,
     };
-    let Target::Fifo(path) = Target::parse(name)? else {
-        return Err(StreamError::Scheme(name.to_owned()));
+    let path = match Target::parse(name)? {
+        Target::Fifo(path) => path,
+        Target::Stream(id) => {
+            let (reader, named) = streaming.input(&id).map_err(failed)?;
+            return Ok((reader, Some(Holder::Stream(named))));
+        }
+        _ => return Err(StreamError::Scheme(name.to_owned())),
     };
     // Neither waits for the other end.
     let open = |read: bool| {
@@ -200,7 +249,7 @@ fn open_stdin(name: &str) -> Result<(OwnedFd, Option<OwnedFd>), StreamError> {
     let is_fifo = reader.metadata().map_err(failed)?.file_type().is_fifo();
     let holder = is_fifo.then(|| open(false)).transpose().map_err(failed)?;
     let reader = blocking(reader.into()).map_err(failed)?;
-    Ok((reader, holder.map(OwnedFd::from)))
+    Ok((reader, holder.map(|holder| Holder::Fifo(holder.into()))))
 }
 
 /// For writing. What is no FIFO is appended to.
@@ -347,10 +396,20 @@ mod tests {
                 "binary-v2:///bin/my%20logger?--a=b%20c&--flag=",
                 program(true),
             ),
+            (
+                "ttrpc+unix:///run/s/a?streaming_id=c-stdout",
+                Target::Stream("c-stdout".into()),
+            ),
         ] {
             assert_eq!(Target::parse(name).unwrap(), expected, "{name}");
         }
-        for name in ["http://host/x", "file://host/x", "npipe:///x"] {
+        for name in [
+            "http://host/x",
+            "file://host/x",
+            "npipe:///x",
+            "ttrpc+unix:///x",
+            "grpc+unix:///x?streaming_id=y",
+        ] {
             let error = Target::parse(name).unwrap_err().to_string();
             assert!(
                 error.starts_with(&format!("cannot open {name}: ")),
@@ -370,7 +429,7 @@ mod tests {
             stdout: path.to_string_lossy().into_owned(),
             ..Names::default()
         };
-        let opened = Opened::open(&names, "c", "n", &Reaper::default())
+        let opened = Opened::open(&names, "c", "n", &Reaper::default(), &Streaming::default())
             .await
             .unwrap();
         let stdout = opened.streams.stdout.unwrap();
@@ -393,7 +452,7 @@ mod tests {
             stdout: format!("file://{}", path.display()),
             ..Names::default()
         };
-        let opened = Opened::open(&names, "c", "n", &Reaper::default())
+        let opened = Opened::open(&names, "c", "n", &Reaper::default(), &Streaming::default())
             .await
             .unwrap();
         rustix::io::write(opened.streams.stdout.unwrap(), b"out ").unwrap();
@@ -416,7 +475,9 @@ mod tests {
             ..Names::default()
         };
         let reaper = Reaper::default();
-        let opened = Opened::open(&names, "c", "n", &reaper).await.unwrap();
+        let opened = Opened::open(&names, "c", "n", &reaper, &Streaming::default())
+            .await
+            .unwrap();
         let logger = opened.logger.unwrap();
         rustix::io::write(opened.streams.stdout.unwrap(), b"out ").unwrap();
         rustix::io::write(opened.streams.stderr.unwrap(), b"err").unwrap();
@@ -427,7 +488,9 @@ mod tests {
             stdout: "binary-v2:///bin/true".into(),
             ..Names::default()
         };
-        let error = Opened::open(&names, "c", "n", &reaper).await.unwrap_err();
+        let error = Opened::open(&names, "c", "n", &reaper, &Streaming::default())
+            .await
+            .unwrap_err();
         assert!(matches!(error, StreamError::NotReady(_)), "{error}");
     }
 }

@@ -29,6 +29,7 @@ use super::metrics::Metrics;
 use super::options::Options;
 use super::process::Process;
 use super::reaper::{Ended, Reaper};
+use super::streaming::Streaming;
 use super::streams::Names;
 use super::{guest, paths, timestamp};
 use super::{mounts, pod};
@@ -44,6 +45,7 @@ pub(crate) struct Tasks {
     namespace: String,
     debug: bool,
     reaper: Reaper,
+    streaming: Streaming,
     events: Events,
     containers: Mutex<HashMap<String, Arc<Container>>>,
     /// Told when containerd needs the shim no more.
@@ -73,11 +75,18 @@ pub(crate) struct Creation {
 
 impl Tasks {
     /// None yet.
-    pub(crate) fn new(namespace: &str, debug: bool, reaper: Reaper, events: Events) -> Self {
+    pub(crate) fn new(
+        namespace: &str,
+        debug: bool,
+        reaper: Reaper,
+        streaming: Streaming,
+        events: Events,
+    ) -> Self {
         Self {
             namespace: namespace.to_owned(),
             debug,
             reaper,
+            streaming,
             events,
             containers: Mutex::default(),
             done: Notify::new(),
@@ -136,7 +145,10 @@ impl Tasks {
         let container = Container::new(id, bundle, cloister, names, is_sandbox);
         let container = Arc::new(container);
         mounts::mount_all(&rootfs, &container.rootfs()).map_err(|e| Failure::of(&e))?;
-        let ended = match container.create(&self.reaper, &self.namespace).await {
+        let ended = match container
+            .create(&self.reaper, &self.namespace, &self.streaming)
+            .await
+        {
             Ok(ended) => ended,
             Err(failure) => {
                 if let Err(e) = mounts::unmount_all(&container.rootfs()) {
@@ -295,7 +307,7 @@ impl Tasks {
             )));
         }
         let ended = container
-            .start_exec(&exec, &self.reaper, &self.namespace)
+            .start_exec(&exec, &self.reaper, &self.namespace, &self.streaming)
             .await?;
         exec.process.mark_started();
         let pid = exec.process.pid();
