@@ -5,6 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use cloister::agent::{Agent, AgentError};
+use cloister::cgroup::CgroupError;
+use cloister::cgroup::stats::Stats;
 use cloister::figures::oom_kills;
 use cloister::id::{ContainerId, IdError};
 use cloister::state::{Phase, StateDir, StateError};
@@ -26,6 +28,9 @@ pub(crate) enum GuestError {
     /// Its agent does not answer.
     #[error(transparent)]
     Agent(#[from] AgentError),
+    /// Its cgroup cannot be read.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
 }
 
 async fn agent(root: &Path, id: &str) -> Result<Agent, GuestError> {
@@ -37,6 +42,14 @@ async fn agent(root: &Path, id: &str) -> Result<Agent, GuestError> {
 /// The files of a container's cgroup in its guest.
 pub(crate) async fn stats(root: &Path, id: &str) -> Result<HashMap<String, String>, GuestError> {
     Ok(agent(root, id).await?.stats(id).await?)
+}
+
+/// What the processes of a container's own virtual machine use on this machine; nothing if it is in
+/// another's, or if nobody counts.
+pub(crate) fn machine(root: &Path, id: &str) -> Result<Option<Stats>, GuestError> {
+    let state = StateDir::open(root, &ContainerId::new(id)?)?.load()?;
+    let cgroup = state.cgroup.filter(|_| state.vmm.is_some());
+    Ok(cgroup.map(|cgroup| cgroup.stats()).transpose()?)
 }
 
 /// Whether a container's guest answers.

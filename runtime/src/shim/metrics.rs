@@ -1,23 +1,86 @@
 //! What a container uses, as containerd's callers read it: a message for cgroup v2 machines, and
-//! one for v1. The figures are those of the guest's cgroup, which is v2.
+//! one for v1. The figures are those of the guest's cgroup, which is v2; the container that a virtual
+//! machine was made for has the machine's overhead beside its own.
 
 use std::collections::HashMap;
 
+use cloister::cgroup::stats::Stats;
 use cloister::figures::{Table, single};
 use containerd_shim_protos::{cgroups, cgroups_v2};
 use protobuf::well_known_types::any::Any;
 use protobuf::{Message, MessageField};
 
+/// What a virtual machine uses beyond what its containers do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Overhead {
+    /// Processor time, in microseconds.
+    pub(crate) cpu_usec: u64,
+    /// Memory, in bytes.
+    pub(crate) memory: u64,
+    /// How much memory all of it together may use, in bytes, if there is a limit.
+    pub(crate) memory_limit: Option<u64>,
+}
+
+impl Overhead {
+    /// What is left of a machine's use when that of its containers is taken away, by their files.
+    pub(crate) fn of<'a>(
+        machine: &Stats,
+        containers: impl IntoIterator<Item = &'a HashMap<String, String>>,
+    ) -> Self {
+        let mut this = Self {
+            cpu_usec: machine.cpu.usage.total / 1000,
+            memory: machine.memory.usage.usage,
+            // No limit is the largest number of either version of cgroups.
+            memory_limit: Some(machine.memory.usage.limit)
+                .filter(|limit| (1..NO_LIMIT).contains(limit)),
+        };
+        for files in containers {
+            let cpu = Table::of(files, "cpu.stat").number("usage_usec");
+            this.cpu_usec = this.cpu_usec.saturating_sub(cpu);
+            this.memory = this.memory.saturating_sub(single(files, "memory.current"));
+        }
+        this
+    }
+}
+
+/// cgroup v1 has no word for no limit but a number that is larger than any memory.
+const NO_LIMIT: u64 = 1 << 62;
+
 /// The files of a guest's cgroup, of which nothing is believed.
-pub(crate) struct Metrics<'a>(pub(crate) &'a HashMap<String, String>);
+pub(crate) struct Metrics<'a> {
+    pub(crate) files: &'a HashMap<String, String>,
+    pub(crate) overhead: Overhead,
+}
 
 impl Metrics<'_> {
     fn number(&self, file: &str) -> u64 {
-        single(self.0, file)
+        single(self.files, file)
     }
 
     fn table(&self, file: &str) -> Table<'_> {
-        Table::of(self.0, file)
+        Table::of(self.files, file)
+    }
+
+    fn cpu_total(&self) -> u64 {
+        let own = self.table("cpu.stat").number("usage_usec");
+        own.saturating_add(self.overhead.cpu_usec)
+    }
+
+    /// The machine works for the container as a kernel does.
+    fn cpu_system(&self) -> u64 {
+        let own = self.table("cpu.stat").number("system_usec");
+        own.saturating_add(self.overhead.cpu_usec)
+    }
+
+    fn memory_usage(&self) -> u64 {
+        let own = self.number("memory.current");
+        own.saturating_add(self.overhead.memory)
+    }
+
+    /// The limit of what the usage is of.
+    fn memory_limit(&self) -> u64 {
+        let own = || self.number("memory.max");
+        self.overhead.memory_limit.unwrap_or_else(own)
     }
 
     /// In the form of this machine's cgroups.
@@ -55,9 +118,9 @@ impl Metrics<'_> {
                 ..PidsStat::default()
             }),
             cpu: MessageField::some(CPUStat {
-                usage_usec: cpu.number("usage_usec"),
+                usage_usec: self.cpu_total(),
                 user_usec: cpu.number("user_usec"),
-                system_usec: cpu.number("system_usec"),
+                system_usec: self.cpu_system(),
                 nr_periods: cpu.number("nr_periods"),
                 nr_throttled: cpu.number("nr_throttled"),
                 throttled_usec: cpu.number("throttled_usec"),
@@ -88,8 +151,8 @@ impl Metrics<'_> {
                 pgsteal: memory.number("pgsteal"),
                 pgactivate: memory.number("pgactivate"),
                 pgdeactivate: memory.number("pgdeactivate"),
-                usage: self.number("memory.current"),
-                usage_limit: self.number("memory.max"),
+                usage: self.memory_usage(),
+                usage_limit: self.memory_limit(),
                 swap_usage: self.number("memory.swap.current"),
                 swap_limit: self.number("memory.swap.max"),
                 ..MemoryStat::default()
@@ -174,8 +237,8 @@ impl Metrics<'_> {
             }),
             cpu: MessageField::some(CPUStat {
                 usage: MessageField::some(CPUUsage {
-                    total: ns("usage_usec"),
-                    kernel: ns("system_usec"),
+                    total: self.cpu_total().saturating_mul(1000),
+                    kernel: self.cpu_system().saturating_mul(1000),
                     user: ns("user_usec"),
                     ..CPUUsage::default()
                 }),
@@ -206,8 +269,8 @@ impl Metrics<'_> {
                 total_inactive_file: memory.number("inactive_file"),
                 total_active_file: memory.number("active_file"),
                 usage: MessageField::some(MemoryEntry {
-                    usage: self.number("memory.current"),
-                    limit: self.number("memory.max"),
+                    usage: self.memory_usage(),
+                    limit: self.memory_limit(),
                     max: self.number("memory.peak"),
                     failcnt: events.number("max"),
                     ..MemoryEntry::default()
@@ -244,14 +307,14 @@ impl Metrics<'_> {
 
     /// io.stat: a line for each device.
     fn io(&self) -> Vec<Io> {
-        let lines = self.0.get("io.stat").map_or("", String::as_str).lines();
+        let lines = self.files.get("io.stat").map_or("", String::as_str).lines();
         lines.take(LINES_MAX).filter_map(Io::parse).collect()
     }
 
     /// hugetlb.SIZE.current and .max: the size, and both.
     fn hugetlb(&self) -> Vec<(String, u64, u64)> {
         let mut sizes: Vec<&str> = self
-            .0
+            .files
             .keys()
             .filter_map(|name| name.strip_prefix("hugetlb.")?.strip_suffix(".current"))
             .filter(|size| size.len() <= 16 && size.bytes().all(|b| b.is_ascii_alphanumeric()))
@@ -330,7 +393,10 @@ mod tests {
     #[test]
     fn both_forms_say_the_same() {
         let files = files();
-        let metrics = Metrics(&files);
+        let metrics = Metrics {
+            files: &files,
+            overhead: Overhead::default(),
+        };
         let any = metrics.message(true);
         assert_eq!(any.type_url, "io.containerd.cgroups.v2.Metrics");
         let v2 = cgroups_v2::metrics::Metrics::parse_from_bytes(&any.value).unwrap();
@@ -353,8 +419,40 @@ mod tests {
 
     #[test]
     fn nothing_is_nothing() {
-        let files = HashMap::new();
-        assert_eq!(Metrics(&files).v2().memory.usage, 0);
-        assert_eq!(Metrics(&files).v1().pids.current, 0);
+        let metrics = Metrics {
+            files: &HashMap::new(),
+            overhead: Overhead::default(),
+        };
+        assert_eq!(metrics.v2().memory.usage, 0);
+        assert_eq!(metrics.v1().pids.current, 0);
+    }
+
+    #[test]
+    fn a_machines_overhead_is_what_its_containers_leave_of_its_use() {
+        let files = files();
+        let mut machine = Stats::default();
+        machine.cpu.usage.total = 100_000;
+        machine.memory.usage.usage = 10_000;
+        machine.memory.usage.limit = u64::MAX;
+        let overhead = Overhead::of(&machine, [&files]);
+        let expected = Overhead {
+            cpu_usec: 70,
+            memory: 10_000 - 4096,
+            memory_limit: None,
+        };
+        assert_eq!(overhead, expected);
+        // A guest that says more than there can be takes nothing away from others.
+        assert_eq!(Overhead::of(&machine, [&files; 4]).cpu_usec, 0);
+        machine.memory.usage.limit = 50_000;
+        let metrics = Metrics {
+            files: &files,
+            overhead: Overhead::of(&machine, [&files]),
+        };
+        let v2 = metrics.v2();
+        assert_eq!((v2.cpu.usage_usec, v2.cpu.user_usec), (100, 20));
+        assert_eq!((v2.memory.usage, v2.memory.usage_limit), (10_000, 50_000));
+        let v1 = metrics.v1();
+        assert_eq!(v1.cpu.usage.kernel, 80_000);
+        assert_eq!(v1.memory.usage.limit, 50_000);
     }
 }

@@ -25,7 +25,7 @@ use super::container::{Container, Exec};
 use super::events::Events;
 use super::failure::Failure;
 use super::group::Brief;
-use super::metrics::Metrics;
+use super::metrics::{Metrics, Overhead};
 use super::options::Options;
 use super::process::Process;
 use super::reaper::{Ended, Reaper};
@@ -532,9 +532,37 @@ impl Tasks {
         if container.init.ended().is_some() {
             return Err(Failure::not_found(format!("container {id} has ended")));
         }
-        let files = guest::stats(&container.cloister.root, id).await;
-        let files = files.map_err(|e| Failure::of(&e))?;
-        Ok(Metrics(&files).message(paths::has_cgroup_v2()))
+        let root = &container.cloister.root;
+        let files = guest::stats(root, id).await.map_err(|e| Failure::of(&e))?;
+        let overhead = match guest::machine(root, id).map_err(|e| Failure::of(&e))? {
+            Some(machine) => {
+                let others = self.uses_of_others(id).await;
+                Overhead::of(&machine, others.iter().chain([&files]))
+            }
+            None => Overhead::default(),
+        };
+        let metrics = Metrics {
+            files: &files,
+            overhead,
+        };
+        Ok(metrics.message(paths::has_cgroup_v2()))
+    }
+
+    /// What the other containers of the virtual machine use.
+    async fn uses_of_others(&self, id: &str) -> Vec<HashMap<String, String>> {
+        let others: Vec<_> = self.containers().values().map(Arc::clone).collect();
+        let mut uses = Vec::new();
+        for other in others {
+            if other.id == id || other.init.ended().is_some() {
+                continue;
+            }
+            match guest::stats(&other.cloister.root, &other.id).await {
+                Ok(files) => uses.push(files),
+                // It may be at its end.
+                Err(e) => log::debug!("container {}: {}", other.id, cloister::text::chain(&e)),
+            }
+        }
+        uses
     }
 
     /// containerd writes nothing more to the standard input of a process.
