@@ -3,7 +3,7 @@
 //! What changes a container is done by the command line, `cloister`, as it is by runc's shim; what
 //! is only looked at, or waited for, is asked of its agent.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
@@ -48,8 +48,25 @@ pub(crate) struct Tasks {
     streaming: Streaming,
     events: Events,
     containers: Mutex<HashMap<String, Arc<Container>>>,
+    /// The ids of those that are on their way.
+    creating: Mutex<HashSet<String>>,
     /// Told when containerd needs the shim no more.
     pub(crate) done: Notify,
+}
+
+/// Nobody else creates a container of this id until it is dropped.
+struct Reservation {
+    tasks: Arc<Tasks>,
+    id: String,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        let creating = self.tasks.creating.lock();
+        creating
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&self.id);
+    }
 }
 
 /// How a process has ended, and what stood for it.
@@ -89,6 +106,7 @@ impl Tasks {
             streaming,
             events,
             containers: Mutex::default(),
+            creating: Mutex::default(),
             done: Notify::new(),
         }
     }
@@ -98,6 +116,18 @@ impl Tasks {
         self.containers
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps an id for whoever creates a container.
+    fn reserve(self: &Arc<Self>, id: &str) -> Result<Reservation, Failure> {
+        let mut creating = self.creating.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.containers().contains_key(id) || !creating.insert(id.to_owned()) {
+            return Err(Failure::exists(format!("container {id}: already exists")));
+        }
+        Ok(Reservation {
+            tasks: Arc::clone(self),
+            id: id.to_owned(),
+        })
     }
 
     /// A container.
@@ -122,9 +152,8 @@ impl Tasks {
                 "restore is not supported: a container's processes are in a virtual machine",
             ));
         }
-        if self.containers().contains_key(&id) {
-            return Err(Failure::exists(format!("container {id}: already exists")));
-        }
+        // Until it is among the containers: its mounts must not be made, or taken away, twice.
+        let _reservation = self.reserve(&id)?;
         let options = match options.filter(|any| !any.type_url.is_empty()) {
             Some(given) => Options::parse(Some(&given), &bundle)
                 .map_err(|e| Failure::invalid(cloister::text::chain(&e)))?,
