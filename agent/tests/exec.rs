@@ -85,7 +85,10 @@ async fn a_process_runs_beside_the_first_and_is_forgotten_when_its_end_was_told(
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    if tokio::time::timeout(Duration::from_secs(10), both).await.is_err() {
+    if tokio::time::timeout(Duration::from_secs(10), both)
+        .await
+        .is_err()
+    {
         panic!("{:?}", processes(&guest).await);
     }
     let request = StatsRequest {
