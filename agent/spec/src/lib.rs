@@ -78,7 +78,15 @@ pub fn check_process(bytes: &[u8], file: &str, side: Side) -> Result<Checked, Er
 /// # Errors
 /// As [`check`].
 pub fn check_resources(bytes: &[u8], file: &str, side: Side) -> Result<Checked, Error> {
-    check_against(bytes, file, side, table::RESOURCES, |_, _| {})
+    check_against(
+        bytes,
+        file,
+        side,
+        table::RESOURCES,
+        |resources, findings| {
+            rules::changeable(resources, "", findings);
+        },
+    )
 }
 
 fn check_against(

@@ -343,22 +343,26 @@ fn resources(document: &Value, findings: &mut Findings) {
             "is smaller than memory.limit",
         );
     }
-    if let Some(weight) = number("/linux/resources/blockIO/weight")
-        && weight != 0
-        && !(10..=1000).contains(&weight)
-    {
+    if let Some(resources) = document.pointer("/linux/resources") {
+        changeable(resources, "linux.resources.", findings);
+    }
+}
+
+/// What holds of a resources object at any time; `place` is what its fields' names begin with. A
+/// change of swap may mean the limit that there is.
+pub(crate) fn changeable(resources: &Value, place: &str, findings: &mut Findings) {
+    let weight = resources.pointer("/blockIO/weight").and_then(Value::as_i64);
+    if let Some(weight) = weight.filter(|weight| *weight != 0 && !(10..=1000).contains(weight)) {
         findings.invalid(
-            "linux.resources.blockIO.weight",
+            format_args!("{place}blockIO.weight"),
             format!("{weight} is not between 10 and 1000"),
         );
     }
-    let unified = document
-        .pointer("/linux/resources/unified")
-        .and_then(Value::as_object);
+    let unified = resources.get("unified").and_then(Value::as_object);
     for (file, _) in unified.into_iter().flatten() {
         if file.contains('/') || !file.contains('.') {
             findings.invalid(
-                format_args!("linux.resources.unified[{file:?}]"),
+                format_args!("{place}unified[{file:?}]"),
                 format!("the specified key has not the form CONTROLLER.VALUE `{file}`"),
             );
         }

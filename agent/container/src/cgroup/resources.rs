@@ -174,7 +174,7 @@ fn block_io_weight(cgroup: &Cgroup, weight: u16) -> Result<(), Failure> {
     match cgroup.write("io.bfq.weight", &text) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             // From 10..1000 to 1..10000.
-            let weight = 1 + (u32::from(weight) - 10) * 9999 / 990;
+            let weight = 1 + (u32::from(weight.clamp(10, 1000)) - 10) * 9999 / 990;
             let text = format!("default {weight}");
             write_result(cgroup.write("io.weight", &text), FIELD, "io.weight", &text)
         }

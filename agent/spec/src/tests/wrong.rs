@@ -1,8 +1,8 @@
 //! Values that no specification may have.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::with;
+use super::{Side, check_resources, with};
 
 #[test]
 fn wrong_values_name_their_field() {
@@ -344,4 +344,23 @@ fn lists_of_processors() {
             )
         );
     }
+}
+
+#[test]
+fn a_change_of_resources_is_held_against_the_same_limits() {
+    let verdict = |resources: Value| {
+        let bytes = resources.to_string();
+        match check_resources(bytes.as_bytes(), "resources", Side::Host) {
+            Ok(_) => "accepted".into(),
+            Err(error) => error.to_string(),
+        }
+    };
+    let text = verdict(json!({"blockIO": {"weight": 5}}));
+    assert!(
+        text.contains("blockIO.weight: 5 is not between 10 and 1000"),
+        "{text}"
+    );
+    let text = verdict(json!({"unified": {"memory": "1"}}));
+    assert!(text.contains("CONTROLLER.VALUE"), "{text}");
+    assert_eq!(verdict(json!({"memory": {"swap": 4096}})), "accepted");
 }
