@@ -74,7 +74,7 @@ pub(crate) struct Cli {
     pub(crate) cgroup_manager: CgroupManager,
 
     /// Whether to run without root's rights: only `false`, or `auto`, which means the same
-    #[arg(long, value_name = "WHEN", value_enum, default_value_t, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
     pub(crate) rootless: Rootless,
 
     /// Print the version

@@ -1,13 +1,23 @@
 //! Spellings that Go's command lines take and clap does not.
 //!
-//! A long option may have one dash (`-no-subreaper`, as go-runc writes it), and everything behind
-//! the first word that is no option is left alone for commands that execute another's words.
+//! A long option may have one dash (`-no-subreaper`, as go-runc writes it), one that takes no value
+//! may be given a truth value (`--debug=false`), and everything behind the first word that is no
+//! option is left alone for commands that execute another's words.
 
 use std::ffi::OsString;
 
 use clap::Command;
 
-/// Gives options with one dash their second one.
+/// The words of Go's strconv.ParseBool.
+fn truth(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
+}
+
+/// Gives options with one dash their second one, and takes their truth values away.
 pub(crate) fn normalize(args: impl Iterator<Item = OsString>, command: &Command) -> Vec<OsString> {
     let mut normal: Vec<OsString> = Vec::new();
     let mut level = Some(command);
@@ -43,12 +53,15 @@ pub(crate) fn normalize(args: impl Iterator<Item = OsString>, command: &Command)
             continue;
         }
         let name = text.trim_start_matches('-');
-        let name = name.split_once('=').map_or(name, |(name, _)| name);
+        let (name, value) = match name.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (name, None),
+        };
         let long = current
             .get_opts()
             .chain(current.get_arguments())
             .find(|option| name.len() > 1 && option.get_long() == Some(name));
-        let short = (text.len() == 2)
+        let short = (name.len() == 1)
             .then(|| {
                 let letter = name.chars().next();
                 current
@@ -56,16 +69,26 @@ pub(crate) fn normalize(args: impl Iterator<Item = OsString>, command: &Command)
                     .find(|option| option.get_short() == letter)
             })
             .flatten();
-        let takes_value = |option: &clap::Arg| {
-            option.get_action().takes_values()
-                && !option.is_require_equals_set()
-                && !text.contains('=')
+        let option = long.or(short);
+        let takes_value = option.is_some_and(|option| option.get_action().takes_values());
+        is_value = takes_value && value.is_none();
+        let dashes = match long {
+            Some(_) => "--",
+            None => text
+                .strip_suffix(text.trim_start_matches('-'))
+                .unwrap_or("-"),
         };
-        is_value = long.or(short).is_some_and(takes_value);
-        if long.is_some() && !text.starts_with("--") {
-            normal.push(format!("-{text}").into());
-        } else {
-            normal.push(arg);
+        let truth = value
+            .filter(|_| option.is_some() && !takes_value)
+            .and_then(truth);
+        match truth {
+            Some(true) => normal.push(format!("{dashes}{name}").into()),
+            // As if it were not there.
+            Some(false) => {}
+            None if long.is_some() && !text.starts_with("--") => {
+                normal.push(format!("-{text}").into());
+            }
+            None => normal.push(arg),
         }
     }
     normal
@@ -91,6 +114,17 @@ mod tests {
             "c --root /r --debug run --no-subreaper --pid-file p --bundle=b id",
         );
         check("c list -q -f json", "c list -q -f json");
+    }
+
+    #[test]
+    fn truth_values_are_taken_away() {
+        check(
+            "c --debug=true -systemd-cgroup=0 exec -detach=T -t=false id --tty=false",
+            "c --debug exec --detach id --tty=false",
+        );
+        check("c list -q=1 --quiet=maybe", "c list -q --quiet=maybe");
+        check("c --rootless false list", "c --rootless false list");
+        check("c --log=true state x", "c --log=true state x");
     }
 
     #[test]
