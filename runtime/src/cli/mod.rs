@@ -88,11 +88,14 @@ pub(crate) struct Globals {
 /// Runs the command line to its exit code.
 pub(crate) fn main(exec_ns: u64) -> ExitCode {
     let args = normalize::normalize(std::env::args_os(), &Cli::command());
-    let cli = match Cli::try_parse_from(args) {
+    let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
         Err(e) => {
             // Help goes to standard output and is no failure; if it cannot be printed, nothing can.
             let _ = e.print();
+            if e.use_stderr() {
+                log_usage(&args, &e);
+            }
             return ExitCode::from(u8::from(e.use_stderr()));
         }
     };
@@ -104,6 +107,27 @@ pub(crate) fn main(exec_ns: u64) -> ExitCode {
             print_error(&format!("{error:#}"), has_log_file, format);
             ExitCode::from(code)
         }
+    }
+}
+
+/// Callers read from their log what was wrong with their words, as with anything else.
+fn log_usage(args: &[OsString], error: &clap::Error) {
+    let known = Cli::command()
+        .ignore_errors(true)
+        .try_get_matches_from(args);
+    let Ok(known) = known else {
+        return;
+    };
+    let Some(path) = known.get_one::<PathBuf>("log") else {
+        return;
+    };
+    // What cannot be logged has been printed.
+    if let Ok(file) = logger::open(path) {
+        let format = known.get_one("log_format").copied().unwrap_or_default();
+        logger::start(Some(file), format, LevelFilter::Error);
+        let text = error.to_string();
+        let line = text.lines().next().unwrap_or_default();
+        log::error!("{}", line.trim_start_matches("error: "));
     }
 }
 

@@ -47,6 +47,22 @@ fn options_that_are_none_are_not_taken_for_containers() {
 }
 
 #[test]
+fn what_is_wrong_with_the_words_is_logged_too() {
+    let setup = Setup::new(&["cat"]);
+    let log = setup.path("log.json");
+    let args = ["--log", log.to_str().unwrap(), "--log-format", "json"];
+    let words = [&args[..], &["create", "--frobnicate", "x"]].concat();
+    setup.run(&words).fails(1, &["--frobnicate"]);
+    let line: serde_json::Value = serde_json::from_str(&read(&log)).unwrap();
+    assert_eq!(line["level"], "error");
+    let text = line["msg"].as_str().unwrap();
+    assert!(
+        text.starts_with("unexpected argument '--frobnicate'"),
+        "{text}"
+    );
+}
+
+#[test]
 fn an_error_is_logged_once_and_printed_plain_beside_a_log_file() {
     let setup = Setup::new(&["cat"]);
     let log = setup.path("log.json");
