@@ -35,6 +35,7 @@ impl Socket {
     /// Begins to connect to a port of the host. [`connected`](Self::connected) ends it.
     pub(crate) fn connect_host(port: u32) -> io::Result<Self> {
         let fd = vsock_socket()?;
+        sys::be_patient(&fd)?;
         let host = VsockAddr {
             cid: cloister_protocol::HOST_CID,
             port,

@@ -5,7 +5,7 @@
 )]
 
 use std::io;
-use std::os::fd::{IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use cloister_protocol::VM_CONTROL_PORT;
@@ -130,6 +130,37 @@ pub(crate) fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<Ow
     // owns it.
     let fd = unsafe { AsyncFd::register_with_interest(fd, interest) }?;
     Ok(fd)
+}
+
+/// How long the host may take to take a connection, in seconds: it has a limit of its own for a guest
+/// that boots, and the kernel's 2 s are not enough where many machines start at once.
+const CONNECT_LIMIT_S: libc::time_t = 600;
+/// linux/vm_sockets.h: `SO_VM_SOCKETS_CONNECT_TIMEOUT_OLD`, a `timeval`.
+const SO_VM_SOCKETS_CONNECT_TIMEOUT: libc::c_int = 6;
+
+#[expect(clippy::cast_possible_truncation, reason = "the size is 16")]
+const TIMEVAL_LEN: libc::socklen_t = size_of::<libc::timeval>() as libc::socklen_t;
+
+/// Gives the host time to take the connection of a vsock socket.
+pub(crate) fn be_patient(socket: impl AsFd) -> io::Result<()> {
+    let limit = libc::timeval {
+        tv_sec: CONNECT_LIMIT_S,
+        tv_usec: 0,
+    };
+    // SAFETY: the pointer and the length are those of a live timeval, which the kernel reads.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::AF_VSOCK,
+            SO_VM_SOCKETS_CONNECT_TIMEOUT,
+            (&raw const limit).cast(),
+            TIMEVAL_LEN,
+        )
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// The address of a vsock port.
