@@ -30,6 +30,12 @@ struct Stat {
 }
 
 impl ProcessId {
+    /// Stands for a process that is not there: no process has pid 0.
+    pub const NOBODY: Self = Self {
+        pid: 0,
+        start_time: 0,
+    };
+
     /// Names a process that runs now.
     ///
     /// # Errors
@@ -162,6 +168,8 @@ mod tests {
         assert!(!other.alive());
         assert!(other.open().unwrap().is_none());
         assert!(!other.signal(Signal::KILL).unwrap(), "and is not killed");
+        let nobody = ProcessId::NOBODY;
+        assert!(!nobody.alive() && !nobody.signal(Signal::KILL).unwrap());
     }
 
     #[test]

@@ -26,6 +26,7 @@
 //! nothing can keep it from ending.
 
 mod notes;
+mod salvage;
 
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};

@@ -50,12 +50,20 @@ fn delete_one(globals: &Globals, force: bool, id: &ContainerId) -> Result<u8, Fa
         Err(StateError::NotFound(_)) if force => return Ok(0),
         Err(e) => return Err(e.into()),
     };
+    let mut holders = Vec::new();
     let state = match dir.load() {
         Ok(state) => state,
-        // Somebody was killed before there was anything to write down.
-        Err(StateError::NotFound(_)) if force => {
+        // Somebody was killed before there was anything to write down. As runc: what is left of it
+        // goes, and it is told that there was no container.
+        Err(e @ StateError::NotFound(_)) => {
             dir.remove()?;
-            return Ok(0);
+            return if force { Ok(0) } else { Err(e.into()) };
+        }
+        Err(e @ (StateError::Damaged(..) | StateError::Version { .. })) if force => {
+            let e = anyhow::Error::new(e);
+            log::warn!("container {id}: {e:#}; it is deleted by what can be read of it");
+            holders = dir.holders()?;
+            dir.salvage()?
         }
         Err(e) => return Err(e.into()),
     };
@@ -77,7 +85,10 @@ fn delete_one(globals: &Globals, force: bool, id: &ContainerId) -> Result<u8, Fa
         }
     }
     kill_processes(&state)?;
-    for process in state.processes() {
+    for process in &holders {
+        process.signal(Signal::KILL)?;
+    }
+    for process in state.processes().chain(holders) {
         if !process.wait_ended(GONE_LIMIT)? {
             let text = format!("process {} was killed and does not end", process.pid);
             return Err(anyhow::anyhow!(text).into());

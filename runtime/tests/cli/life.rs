@@ -124,6 +124,43 @@ fn a_created_container_is_deleted_without_force_and_a_running_one_with() {
 }
 
 #[test]
+fn a_container_whose_state_cannot_be_read_is_deleted_by_force_with_its_processes() {
+    let setup = Setup::new(&["sleep"]);
+    let newer = |text: &str| {
+        let mut state: serde_json::Value = serde_json::from_str(text).unwrap();
+        state["version"] = 99.into();
+        state["monitor"]["new"] = true.into();
+        state.to_string()
+    };
+    let cases: [(&dyn Fn(&str) -> String, &str); 3] = [
+        (&newer, "version 99 of the state file is not understood"),
+        (&|text| text[..text.len() / 2].to_owned(), "is damaged"),
+        (&|_| String::new(), "is damaged"),
+    ];
+    for (damage, message) in cases {
+        setup.run_detached(&["run", "--detach", "x"]).ok();
+        let path = setup.root().join("x/state.json");
+        fs::write(&path, damage(&read(&path))).unwrap();
+        setup.run(&["delete", "x"]).fails(1, &[message]);
+        assert!(path.exists());
+        setup.run(&["delete", "--force", "x"]).fails(0, &[message]);
+        setup.assert_nothing_left("x");
+    }
+}
+
+#[test]
+fn what_is_left_of_a_container_that_never_was_is_removed() {
+    let setup = Setup::new(&["sleep"]);
+    for (options, code) in [(&["delete", "x"][..], 1), (&["delete", "--force", "x"], 0)] {
+        fs::create_dir_all(setup.root().join("x/execs")).unwrap();
+        let finished = setup.run(options);
+        let told = finished.err.contains("container does not exist: x");
+        assert_eq!((finished.code, told), (Some(code), code != 0));
+        setup.assert_nothing_left("x");
+    }
+}
+
+#[test]
 fn the_monitor_dies_by_the_signal_that_killed_the_workload() {
     use std::os::unix::process::ExitStatusExt;
     // The child of a process that ends is this process' child then.

@@ -127,6 +127,40 @@ fn kill_all(victim: &str) {
 }
 
 #[test]
+fn a_container_of_another_version_is_deleted_by_force_with_all_it_has() {
+    let bundle = Bundle::alone(&["sleep", "600"]).with(|spec| {
+        // So that there is a cgroup on this machine.
+        spec["linux"]["resources"]["cpu"] = serde_json::json!({"shares": 512});
+    });
+    let before = Residue::now();
+    let state_file = bundle.state_root().join("v/state.json");
+    let newer = |text: &str| {
+        let mut state: serde_json::Value = serde_json::from_str(text).expect("JSON");
+        state["version"] = 99.into();
+        state.to_string()
+    };
+    let text = "version 99 of the state file is not understood";
+    bundle.command("run", &["--detach"], "v").run().ok();
+    let state = fs::read_to_string(&state_file).expect("a state file");
+    fs::write(&state_file, newer(&state)).expect("a state file");
+    bundle.cloister(["delete", "v"]).run().fails(1, &[text]);
+    assert_eq!(pids("cloister-vmm").len(), 1, "nothing was done");
+    let delete = bundle.cloister(["delete", "--force", "v"]).run();
+    delete.fails(0, &[text]);
+    before.assert_nothing_new();
+    // A file that says nothing at all, of a container without a cgroup.
+    let bundle = bundle.with(|spec| {
+        let resources = spec["linux"]["resources"].as_object_mut();
+        resources.expect("resources").remove("cpu");
+    });
+    bundle.command("run", &["--detach"], "v").run().ok();
+    fs::write(&state_file, "{").expect("a state file");
+    let delete = bundle.cloister(["delete", "--force", "v"]).run();
+    delete.fails(0, &["state.json is damaged"]);
+    before.assert_nothing_new();
+}
+
+#[test]
 fn a_killed_exec_command_takes_its_process_along_and_nothing_else() {
     let bundle = Bundle::alone(&["sleep", "600"]);
     bundle.command("run", &["--detach"], "e").run().ok();
