@@ -13,7 +13,10 @@ use serde::{Deserialize, Serialize};
 use crate::signal::Signal;
 use crate::sys::signal_process;
 
-/// A process and the moment it was born, which together are never used again.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// A process and the moment it was born, which together are not used again before the next boot:
+/// whoever keeps one for longer keeps [`boot_id`] beside it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProcessId {
@@ -119,6 +122,14 @@ impl ProcessId {
             }
         }
     }
+}
+
+/// What tells this boot of the machine from all others (random(4)).
+///
+/// # Errors
+/// If `/proc` is not mounted.
+pub fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string(BOOT_ID)?.trim_ascii().to_owned())
 }
 
 fn stat(pid: i32) -> io::Result<Stat> {

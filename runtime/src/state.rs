@@ -43,10 +43,10 @@ pub use self::notes::{Note, mark_started, prepare_notes};
 use crate::cgroup::SandboxCgroup;
 use crate::id::ContainerId;
 use crate::paths::ContainerPaths;
-use crate::process::ProcessId;
+use crate::process::{self, ProcessId};
 
 /// The version of [`State`]'s form.
-pub const STATE_VERSION: u32 = 3;
+pub const STATE_VERSION: u32 = 4;
 
 /// How long to wait before a lock is asked for again.
 const LOCK_PAUSE: Duration = Duration::from_millis(5);
@@ -72,6 +72,8 @@ pub struct State {
     pub created: String,
     /// The specification's annotations.
     pub annotations: HashMap<String, String>,
+    /// The boot of this machine in which its processes were born.
+    pub boot_id: String,
     /// The container's process on the host.
     pub monitor: ProcessId,
     /// The container whose virtual machine it is in, if that is not its own.
@@ -151,6 +153,26 @@ impl State {
             bundle: self.bundle.clone(),
             annotations: self.annotations.clone(),
         }
+    }
+
+    /// Whether its processes were born since this machine was booted.
+    ///
+    /// # Errors
+    /// If the boot cannot be told.
+    pub fn is_of_this_boot(&self) -> Result<bool, StateError> {
+        let current = process::boot_id().map_err(|e| StateError::Access("/proc".into(), e))?;
+        Ok(self.boot_id == current)
+    }
+
+    /// With nobody in the place of processes of another boot, whose pids and times of birth may be
+    /// those of others by now.
+    fn without_the_dead(mut self) -> Result<Self, StateError> {
+        if !self.is_of_this_boot()? {
+            self.monitor = ProcessId::NOBODY;
+            self.vmm = None;
+            self.fs = None;
+        }
+        Ok(self)
     }
 
     /// The processes that are the container's own.
@@ -401,7 +423,7 @@ impl StateDir {
             .map_err(|e| StateError::Access(self.paths.dir().to_owned(), e))
     }
 
-    /// Reads what the monitor has written.
+    /// Reads what the monitor has written. Processes of another boot are not in it.
     ///
     /// # Errors
     /// [`StateError::NotFound`] if it has not written anything.
@@ -424,7 +446,8 @@ impl StateDir {
         if version != STATE_VERSION {
             return Err(StateError::Version { path, got: version });
         }
-        serde_json::from_slice(&text).map_err(damaged)
+        let state: State = serde_json::from_slice(&text).map_err(damaged)?;
+        state.without_the_dead()
     }
 
     /// The status of a container whose monitor has written `state`.

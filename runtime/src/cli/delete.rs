@@ -101,9 +101,11 @@ fn delete_one(globals: &Globals, force: bool, id: &ContainerId) -> Result<u8, Fa
             result => result?,
         }
     }
-    for exec in dir.execs()? {
-        exec.signal(Signal::KILL)?;
-        exec.wait_ended(GONE_LIMIT)?;
+    if state.is_of_this_boot()? {
+        for exec in dir.execs()? {
+            exec.signal(Signal::KILL)?;
+            exec.wait_ended(GONE_LIMIT)?;
+        }
     }
     restore_network(&globals.root, &state)?;
     let limit = globals.config.request_timeout.min(ORDER_LIMIT);

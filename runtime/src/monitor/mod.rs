@@ -64,7 +64,7 @@ use crate::cgroup::{Driver, Plan as CgroupPlan, SandboxCgroup};
 use crate::launch::{self, ExecLaunch, Job, Launch, LaunchError, Received, Report};
 use crate::logger;
 use crate::paths::ContainerPaths;
-use crate::process::ProcessId;
+use crate::process::{self, ProcessId};
 use crate::signal::Signal;
 use crate::state::{self, NetworkPlace, Phase, STATE_VERSION, State};
 use crate::sys::{self, SignalFd};
@@ -603,6 +603,7 @@ impl Monitor {
             rootfs: container.rootfs.clone(),
             created: rfc3339_nano_now(),
             annotations: container.annotations.clone(),
+            boot_id: process::boot_id().map_err(Failure::Own)?,
             monitor: ProcessId::current().map_err(Failure::Own)?,
             sandbox: container.sandbox.clone(),
             vmm: machine.map(|machine| machine.vmm.id),

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{Phase, STATE_VERSION, State, StateDir, StateError};
-use crate::process::ProcessId;
+use crate::process::{self, ProcessId};
 
 impl StateDir {
     /// What of the state file has the form that this version knows; the rest is as if it were not
@@ -30,7 +30,8 @@ impl StateDir {
                 self.id
             );
         }
-        Ok(State {
+        let boot = || process::boot_id().map_err(|e| StateError::Access("/proc".into(), e));
+        let state = State {
             version: STATE_VERSION,
             id: self.id.to_string(),
             oci_version: field(&fields, "oci_version").unwrap_or_default(),
@@ -38,16 +39,19 @@ impl StateDir {
             rootfs: field(&fields, "rootfs").unwrap_or_default(),
             created: field(&fields, "created").unwrap_or_default(),
             annotations: field(&fields, "annotations").unwrap_or_default(),
-            monitor: process(&fields, "monitor").unwrap_or(ProcessId::NOBODY),
+            // Earlier versions did not tell.
+            boot_id: field(&fields, "boot_id").map_or_else(boot, Ok)?,
+            monitor: born(&fields, "monitor").unwrap_or(ProcessId::NOBODY),
             sandbox: field(&fields, "sandbox"),
-            vmm: process(&fields, "vmm"),
-            fs: process(&fields, "fs"),
+            vmm: born(&fields, "vmm"),
+            fs: born(&fields, "fs"),
             vm: field(&fields, "vm"),
             cgroup,
             network: field(&fields, "network"),
             hooks: field(&fields, "hooks"),
             phase: field(&fields, "phase").unwrap_or(Phase::Creating),
-        })
+        };
+        state.without_the_dead()
     }
 
     /// The monitors and the VMM that have files of the container open, whatever its state file says.
@@ -87,7 +91,7 @@ fn field<T: DeserializeOwned>(fields: &Value, name: &str) -> Option<T> {
 }
 
 /// A process, whatever else another version says of it.
-fn process(fields: &Value, name: &str) -> Option<ProcessId> {
+fn born(fields: &Value, name: &str) -> Option<ProcessId> {
     let process = fields.get(name)?;
     let pid = process.get("pid")?.as_i64()?;
     Some(ProcessId {

@@ -14,6 +14,7 @@ pub(crate) fn state(id: &str) -> State {
         rootfs: "/bundle/rootfs".into(),
         created: "2026-01-02T03:04:05.678Z".into(),
         annotations: HashMap::new(),
+        boot_id: process::boot_id().unwrap(),
         monitor: me,
         sandbox: None,
         vmm: Some(me),
@@ -90,6 +91,22 @@ fn the_status_follows_from_files_and_liveness() {
         error: None,
     };
     assert_eq!(dir.status(&state), Status::Stopped);
+}
+
+#[test]
+fn processes_of_another_boot_are_nobody() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = StateDir::create(root.path(), &id("a")).unwrap();
+    let mut state = state("a");
+    write(dir.paths(), &state).unwrap();
+    assert_eq!(dir.status(&dir.load().unwrap()), Status::Created);
+    state.boot_id = "7a1f3a8e-0000-4000-8000-000000000000".into();
+    write(dir.paths(), &state).unwrap();
+    for seen in [dir.load().unwrap(), dir.salvage().unwrap()] {
+        assert!(!seen.is_of_this_boot().unwrap());
+        assert_eq!(dir.status(&seen), Status::Stopped);
+        assert!(seen.processes().all(|process| !process.alive()));
+    }
 }
 
 #[test]

@@ -149,6 +149,26 @@ fn a_container_whose_state_cannot_be_read_is_deleted_by_force_with_its_processes
 }
 
 #[test]
+fn a_container_of_another_boot_has_stopped_and_nobody_is_killed_for_it() {
+    let setup = Setup::new(&["sleep"]);
+    setup.run_detached(&["create", "x"]).ok();
+    let path = setup.root().join("x/state.json");
+    let mut state: serde_json::Value = serde_json::from_str(&read(&path)).unwrap();
+    state["boot_id"] = "7a1f3a8e-0000-4000-8000-000000000000".into();
+    fs::write(&path, state.to_string()).unwrap();
+    assert_eq!(setup.state("x")["status"], "stopped");
+    assert_eq!(setup.state("x")["pid"], 0);
+    setup.run(&["delete", "x"]).ok();
+    assert!(!setup.root().join("x").exists());
+    // What has the pids of the monitor and the VMM now, and was born at the same tick.
+    for name in ["monitor", "vmm", "fs"] {
+        rustix::process::test_kill_process(pid_of(&state[name]["pid"])).unwrap();
+    }
+    kill_process(pid_of(&state["monitor"]["pid"]), Signal::KILL).unwrap();
+    setup.assert_nothing_left("x");
+}
+
+#[test]
 fn what_is_left_of_a_container_that_never_was_is_removed() {
     let setup = Setup::new(&["sleep"]);
     for (options, code) in [(&["delete", "x"][..], 1), (&["delete", "--force", "x"], 0)] {
