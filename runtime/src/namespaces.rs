@@ -343,11 +343,12 @@ fn find_sandbox(candidates: &[Candidate], annotation: &'static str, id: &str) ->
 
 fn candidates(root: &Path) -> Result<Candidates, NamespaceError> {
     let mut found = Candidates::default();
-    for dir in StateDir::all(root).map_err(NamespaceError::List)? {
-        let id = dir.id().to_string();
-        match dir.load() {
-            Ok(state) if matches!(dir.status(&state), Status::Creating | Status::Stopped) => {}
-            Ok(state) => found.live.push(Candidate { id, state }),
+    for (id, dir) in StateDir::each(root).map_err(NamespaceError::List)? {
+        let id = id.to_string();
+        let loaded = dir.and_then(|dir| Ok((dir.load()?, dir)));
+        match loaded {
+            Ok((state, dir)) if matches!(dir.status(&state), Status::Creating | Status::Stopped) => {}
+            Ok((state, _)) => found.live.push(Candidate { id, state }),
             // It is about to be created, or was deleted meanwhile.
             Err(StateError::NotFound(_)) => {}
             Err(error) => found.unread.push((id, error)),

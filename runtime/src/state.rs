@@ -44,6 +44,7 @@ use crate::cgroup::SandboxCgroup;
 use crate::id::ContainerId;
 use crate::paths::ContainerPaths;
 use crate::process::{self, ProcessId};
+use crate::text::chain;
 
 /// The version of [`State`]'s form.
 pub const STATE_VERSION: u32 = 4;
@@ -321,11 +322,28 @@ impl StateDir {
         }
     }
 
-    /// Every container below `root`, in the order of their ids.
+    /// Every container below `root`, in the order of their ids. One whose directory cannot be opened
+    /// is left out, with a warning.
     ///
     /// # Errors
     /// If `root` cannot be read; a root that does not exist holds no containers.
     pub fn all(root: &Path) -> Result<Vec<Self>, StateError> {
+        let mut found = Vec::new();
+        for (id, dir) in Self::each(root)? {
+            match dir {
+                Ok(dir) => found.push(dir),
+                Err(e) => log::warn!("container {id}: {}", chain(&e)),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Every container below `root`, in the order of their ids, with its directory or why it cannot
+    /// be opened.
+    ///
+    /// # Errors
+    /// If `root` cannot be read; a root that does not exist holds no containers.
+    pub fn each(root: &Path) -> Result<Vec<(ContainerId, Result<Self, StateError>)>, StateError> {
         let access = |e| StateError::Access(root.to_owned(), e);
         let entries = match fs::read_dir(root) {
             Ok(entries) => entries,
@@ -346,10 +364,9 @@ impl StateDir {
         let mut found = Vec::new();
         for id in ids {
             match Self::open(root, &id) {
-                Ok(dir) => found.push(dir),
                 // It was deleted meanwhile.
                 Err(StateError::NotFound(_)) => {}
-                Err(e) => return Err(e),
+                dir => found.push((id, dir)),
             }
         }
         Ok(found)

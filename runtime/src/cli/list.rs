@@ -21,14 +21,14 @@ pub(crate) fn list(globals: &Globals, options: &ListOptions) -> Result<u8, Fatal
     let users = Users::read();
     let mut views = Vec::new();
     for dir in StateDir::all(&globals.root)? {
-        match View::of(&dir) {
-            Ok(mut view) => {
-                view.owner = users.name(dir.owner()?);
+        match View::of(&dir).and_then(|view| Ok((view, dir.owner()?))) {
+            Ok((mut view, owner)) => {
+                view.owner = users.name(owner);
                 views.push(view);
             }
             // It is just being made, or just being removed.
             Err(StateError::NotFound(_)) => {}
-            Err(e) => log::warn!("container {}: {e}", dir.id()),
+            Err(e) => log::warn!("container {}: {:#}", dir.id(), anyhow::Error::new(e)),
         }
     }
     let text = if options.quiet {

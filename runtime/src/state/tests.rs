@@ -167,3 +167,31 @@ fn only_what_can_be_a_container_is_listed() {
     assert_eq!(ids, ["a", "b"]);
     assert!(StateDir::all(&root.path().join("none")).unwrap().is_empty());
 }
+
+#[test]
+fn one_that_cannot_be_opened_does_not_hide_the_others() {
+    use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+    // Not even root opens what has too long a path (PATH_MAX is 4096).
+    let top = tempfile::tempdir().unwrap();
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mut root = top.path().to_owned();
+    let mut dir = openat(CWD, &root, flags, Mode::empty()).unwrap();
+    while root.as_os_str().len() < 3900 {
+        let left = (4000 - root.as_os_str().len()).min(200);
+        let name = "d".repeat(left);
+        mkdirat(&dir, &*name, Mode::RWXU).unwrap();
+        dir = openat(&dir, &*name, flags, Mode::empty()).unwrap();
+        root.push(name);
+    }
+    let long = "b".repeat(200);
+    for name in ["a", &long, "c"] {
+        mkdirat(&dir, name, Mode::RWXU).unwrap();
+    }
+    let all = StateDir::all(&root).unwrap();
+    let ids: Vec<_> = all.iter().map(|dir| dir.id().as_str()).collect();
+    assert_eq!(ids, ["a", "c"]);
+    let each = StateDir::each(&root).unwrap();
+    assert!(matches!(&each[1], (id, Err(StateError::Access(..))) if id.as_str() == long));
+    // Which needs no such path.
+    fs::remove_dir_all(top.path()).unwrap();
+}
