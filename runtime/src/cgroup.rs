@@ -234,6 +234,9 @@ impl SandboxCgroup {
     /// # Errors
     /// If one of them cannot be set. Others may be set then.
     pub fn update(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
+        // Of a pair of limits, the half that is not named stays as well.
+        let resources = limits::complete(self.version, resources, self.overhead, &self.paths)?;
+        let resources = &resources;
         for warning in limits::check(self.version, resources)? {
             log::warn!("{warning}");
         }

@@ -7,6 +7,7 @@
 //! kernel has refused as invalid: several depend on one another (a quota and its burst, a limit of
 //! memory and one of memory and swap), and which order is right depends on what was set before.
 
+mod pairs;
 mod v1;
 mod v2;
 
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
 use serde::{Deserialize, Serialize};
 
+pub(super) use self::pairs::complete;
 pub(super) use self::v2::{PERIOD, weight_of_shares, with_overhead};
 use super::file::{self, is_gone, parse_list};
 use super::{CgroupError, Hierarchies, Version};
@@ -275,8 +277,7 @@ pub(super) fn apply(
 ) -> Result<(), CgroupError> {
     let mut again = Vec::new();
     for setting in settings {
-        let path = paths.get(&setting.controller);
-        let Some(path) = path.or_else(|| unified_only(paths)) else {
+        let Some(path) = place(paths, &setting.controller) else {
             if setting.optional {
                 continue;
             }
@@ -297,6 +298,11 @@ pub(super) fn apply(
     again
         .into_iter()
         .try_for_each(|(setting, path)| setting.write(path))
+}
+
+/// Where the files of a controller are.
+fn place<'a>(paths: &'a BTreeMap<String, PathBuf>, controller: &str) -> Option<&'a PathBuf> {
+    paths.get(controller).or_else(|| unified_only(paths))
 }
 
 /// The path for all controllers with cgroup v2. In a hybrid the unified hierarchy has none.

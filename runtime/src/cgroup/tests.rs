@@ -234,9 +234,22 @@ fn limits_are_set_and_changed() {
         assert!(joined.lift_quota().unwrap().is_none());
         assert_eq!(read("cpu", files[1]), expected[1]);
         // Both grow and shrink, whatever the order that needs.
-        for (quota, period) in [(400_000, 200_000), (10_000, 10_000), (-1, 100_000)] {
+        for (quota, period) in [(400_000, 200_000), (10_000, 10_000), (50_000, 100_000)] {
             let update = json!({"cpu": {"quota": quota, "period": period}});
             cgroup.update(&resources(update)).unwrap();
+        }
+        // Half of it leaves the other half.
+        let bandwidth = || match version {
+            Version::V1 => format!("{} {}", read("cpu", files[1]), read("cpu", "cpu.cfs_period_us")),
+            Version::V2 => read("cpu", files[1]),
+        };
+        for (update, expected) in [
+            (json!({"cpu": {"period": 200_000}}), "50000 200000"),
+            (json!({"cpu": {"quota": 60_000}}), "60000 200000"),
+            (json!({"cpu": {"quota": -1, "period": 100_000}}), without),
+        ] {
+            cgroup.update(&resources(update)).unwrap();
+            assert!(bandwidth().starts_with(expected), "{}", bandwidth());
         }
         let expected = match version {
             Version::V1 => "-1",
@@ -253,6 +266,21 @@ fn limits_are_set_and_changed() {
                 result => result.unwrap(),
             }
         }
+        let alone = json!({"memory": {"swap": 96 << 20}});
+        match cgroup.update(&resources(alone)) {
+            Err(CgroupError::Missing { field, .. }) if field.contains("swap") => {}
+            result => {
+                result.unwrap();
+                let (file, expected) = match version {
+                    Version::V1 => ("memory.memsw.limit_in_bytes", 112),
+                    Version::V2 => ("memory.swap.max", 32),
+                };
+                let swap: u64 = read("memory", file).parse().unwrap();
+                assert_eq!(swap, expected << 20);
+            }
+        }
+        let limit = memory("memory.limit_in_bytes", "memory.max");
+        assert_eq!(limit, (80_u64 << 20).to_string());
         let none = json!({"memory": {"limit": -1}});
         cgroup.update(&resources(none)).unwrap();
         let limit = memory("memory.limit_in_bytes", "memory.max");

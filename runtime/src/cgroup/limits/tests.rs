@@ -425,3 +425,70 @@ fn a_limit_below_what_is_used_is_refused_if_asked() {
         "linux.resources.memory.limit: 5000 with overhead is not above what is used, 5000"
     );
 }
+
+#[test]
+fn the_other_half_of_a_pair_stays_as_the_cgroup_has_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |key: &str| (key.to_owned(), dir.path().to_owned());
+    let unified = BTreeMap::from([path(Hierarchies::UNIFIED)]);
+    let separate = BTreeMap::from([path("cpu"), path("memory")]);
+    let write = |files: &[(&str, &str)]| {
+        for (name, text) in files {
+            fs::write(dir.path().join(name), text).unwrap();
+        }
+    };
+    let lines = |version, value: Value| {
+        let paths = match version {
+            Version::V1 => &separate,
+            Version::V2 => &unified,
+        };
+        let whole = complete(version, &resources(value), OVERHEAD, paths).unwrap();
+        super::tests::lines(version, serde_json::to_value(whole).unwrap())
+    };
+    write(&[("cpu.max", "30000 200000\n"), ("memory.max", "6000\n")]);
+    let v2 = |value| lines(Version::V2, value);
+    assert_eq!(v2(json!({"cpu": {"period": 50_000}})), ["cpu.max=30000 50000"]);
+    assert_eq!(v2(json!({"cpu": {"quota": 40_000}})), ["cpu.max=40000 200000"]);
+    assert_eq!(v2(json!({"cpu": {"quota": -1}})), ["cpu.max=max 200000"]);
+    assert_eq!(
+        v2(json!({"cpu": {"quota": 1000, "period": 2000}})),
+        ["cpu.max=1000 2000"]
+    );
+    assert!(v2(json!({"cpu": {"quota": 0}})).is_empty());
+    assert_eq!(
+        v2(json!({"memory": {"swap": 8000}})),
+        ["memory.swap.max=3000", "memory.max=6000"],
+        "memory and swap together are 8000"
+    );
+    assert_eq!(v2(json!({"memory": {"swap": -1}})), ["memory.swap.max=max?"]);
+    write(&[("cpu.max", "max 100000\n"), ("memory.max", "max\n")]);
+    assert_eq!(v2(json!({"cpu": {"period": 50_000}})), ["cpu.max=max 50000"]);
+    assert_eq!(
+        v2(json!({"memory": {"swap": 8000}})),
+        ["memory.swap.max=8000", "memory.max=max"]
+    );
+    write(&[("cpu.max", "max\n")]);
+    let broken = resources(json!({"cpu": {"period": 50_000}}));
+    let error = complete(Version::V2, &broken, OVERHEAD, &unified).unwrap_err();
+    assert!(error.to_string().ends_with("cpu.max: \"max\" is not understood"));
+
+    write(&[
+        ("cpu.cfs_quota_us", "30000\n"),
+        ("cpu.cfs_period_us", "200000\n"),
+        ("memory.limit_in_bytes", "6000\n"),
+    ]);
+    let v1 = |value| lines(Version::V1, value);
+    assert_eq!(
+        v1(json!({"cpu": {"period": 50_000}})),
+        ["cpu.cfs_period_us=50000", "cpu.cfs_quota_us=30000"]
+    );
+    assert_eq!(
+        v1(json!({"memory": {"swap": 8000}})),
+        ["memory.limit_in_bytes=6000", "memory.memsw.limit_in_bytes=9000"]
+    );
+    write(&[("memory.limit_in_bytes", "9223372036854771712\n")]);
+    assert_eq!(v1(json!({"memory": {"swap": 8000}}))[0], "memory.limit_in_bytes=-1");
+    // What cannot be read is not there to be written either, which is said then.
+    fs::remove_file(dir.path().join("cpu.max")).unwrap();
+    assert_eq!(v2(json!({"cpu": {"quota": 5000}})), ["cpu.max=5000 100000"]);
+}
