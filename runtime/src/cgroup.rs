@@ -234,23 +234,32 @@ impl SandboxCgroup {
     /// # Errors
     /// If one of them cannot be set. Others may be set then.
     pub fn update(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
+        self.check_update(resources)?.apply()
+    }
+
+    /// Checks limits as far as that is possible without setting any, so that whoever has to change
+    /// them elsewhere as well need not begin with what would be refused here.
+    ///
+    /// # Errors
+    /// If one of them cannot be set.
+    pub fn check_update(&self, resources: &LinuxResources) -> Result<Update<'_>, CgroupError> {
         // Of a pair of limits, the half that is not named stays as well.
         let resources = limits::complete(self.version, resources, self.overhead, &self.paths)?;
-        let resources = &resources;
-        for warning in limits::check(self.version, resources)? {
+        for warning in limits::check(self.version, &resources)? {
             log::warn!("{warning}");
         }
-        limits::settings(self.version, resources, self.overhead)?;
-        if let (Version::V2, Some(dir)) = (self.version, self.any_path()) {
-            limits::check_usage(dir, resources, self.overhead)?;
+        let settings = limits::settings(self.version, &resources, self.overhead)?;
+        // systemd may make those of a controller that the unit has not had before.
+        if self.unit.is_none() {
+            limits::check_files(&settings, &self.paths)?;
         }
-        let rounded = match &self.unit {
-            Some(unit) => systemd::update(unit, self.version, resources, self.overhead)
-                .map_err(failed(unit))?,
-            None => resources.clone(),
-        };
-        let settings = limits::settings(self.version, &rounded, self.overhead)?;
-        limits::apply(&settings, &self.paths)
+        if let (Version::V2, Some(dir)) = (self.version, self.any_path()) {
+            limits::check_usage(dir, &resources, self.overhead)?;
+        }
+        Ok(Update {
+            cgroup: self,
+            resources,
+        })
     }
 
     /// Stops every process in the cgroup, and waits until they stand. The caller must not be one
@@ -401,6 +410,43 @@ impl SandboxCgroup {
         // First: stopping a unit ends what is in it.
         tree::move_back(&self.origin, &self.paths, pid);
         self.remove()
+    }
+}
+
+/// Limits that were checked and are about to be set.
+#[derive(Debug)]
+#[must_use = "nothing is set yet"]
+pub struct Update<'a> {
+    cgroup: &'a SandboxCgroup,
+    resources: LinuxResources,
+}
+
+impl Update<'_> {
+    /// The limits, both halves of those that come in pairs.
+    #[must_use]
+    pub fn resources(&self) -> &LinuxResources {
+        &self.resources
+    }
+
+    /// Sets them.
+    ///
+    /// # Errors
+    /// If the system takes one of them not. Others may be set then.
+    pub fn apply(&self) -> Result<(), CgroupError> {
+        let SandboxCgroup {
+            version,
+            ref paths,
+            ref unit,
+            overhead,
+            ..
+        } = *self.cgroup;
+        let rounded = match unit {
+            Some(unit) => systemd::update(unit, version, &self.resources, overhead)
+                .map_err(failed(unit))?,
+            None => self.resources.clone(),
+        };
+        let settings = limits::settings(version, &rounded, overhead)?;
+        limits::apply(&settings, paths)
     }
 }
 

@@ -109,6 +109,11 @@ impl Setting {
                 }
             }
         }
+        self.missing(dir)
+    }
+
+    /// What to say of a setting for which there is no file.
+    fn missing(&self, dir: &Path) -> Result<(), CgroupError> {
         if self.optional {
             return Ok(());
         }
@@ -270,6 +275,23 @@ pub(super) fn check_usage(
     Ok(())
 }
 
+/// Looks whether there are the files of settings.
+pub(super) fn check_files(
+    settings: &[Setting],
+    paths: &BTreeMap<String, PathBuf>,
+) -> Result<(), CgroupError> {
+    for setting in settings {
+        let Some(dir) = place(paths, &setting.controller) else {
+            setting.missing(Path::new(""))?;
+            continue;
+        };
+        if !setting.choices.iter().any(|(file, _)| dir.join(file).exists()) {
+            setting.missing(dir)?;
+        }
+    }
+    Ok(())
+}
+
 /// Writes settings. Those of a controller without a hierarchy are errors.
 pub(super) fn apply(
     settings: &[Setting],
@@ -278,15 +300,8 @@ pub(super) fn apply(
     let mut again = Vec::new();
     for setting in settings {
         let Some(path) = place(paths, &setting.controller) else {
-            if setting.optional {
-                continue;
-            }
-            let file = setting.choices.first().map_or("", |(file, _)| file);
-            return Err(CgroupError::Missing {
-                field: setting.field.clone(),
-                path: file.into(),
-                controller: setting.controller.clone(),
-            });
+            setting.missing(Path::new(""))?;
+            continue;
         };
         match setting.write(path) {
             Err(CgroupError::Set { error, .. }) if error.kind() == io::ErrorKind::InvalidInput => {

@@ -4,8 +4,10 @@ use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, anyhow, bail};
+use cloister::cgroup::Update;
 use cloister::monitor::beyond;
 use cloister_spec::Side;
+use oci_spec::runtime::LinuxResources;
 use serde_json::{Map, Value, json};
 
 use super::args::UpdateOptions;
@@ -29,15 +31,20 @@ pub(crate) fn update(globals: &Globals, options: &UpdateOptions) -> Result<u8, F
     let document = serde_json::to_vec(&resources)?;
     let checked = cloister_spec::check_resources(&document, &name, Side::Host)?;
     warn(globals, &name, &checked.warnings, &checked.defaults)?;
+    let resources: LinuxResources = serde_json::from_value(checked.value)?;
+    // What this machine refuses is not to hold in the guest alone.
+    let cgroup = container.state.cgroup.as_ref();
+    let on_host = cgroup
+        .map(|cgroup| cgroup.check_update(&resources))
+        .transpose()?;
     container.ask(async |agent| agent.update(id, document).await)??;
-    let resources = serde_json::from_value(checked.value)?;
-    // After the guest, which refuses more.
-    if let Some(cgroup) = &container.state.cgroup {
-        cgroup.update(&resources)?;
+    if let Some(update) = &on_host {
+        update.apply()?;
     }
     // The limit holds, and what it allows cannot be had.
     if let Some(size) = container.dir.vm_size(&container.state)? {
-        for limit in beyond(size, &resources) {
+        let resources = on_host.as_ref().map_or(&resources, Update::resources);
+        for limit in beyond(size, resources) {
             log::warn!("container {id}: {name}: {limit}");
         }
     }

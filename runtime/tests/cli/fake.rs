@@ -336,6 +336,16 @@ impl Agent for Machine {
         })
     }
 
+    /// Notes what it is asked for.
+    async fn update(
+        &self,
+        _: &TtrpcContext,
+        request: UpdateRequest,
+    ) -> ttrpc::Result<UpdateResponse> {
+        std::fs::write(std::env::temp_dir().join("updated"), request.resources).unwrap();
+        Ok(UpdateResponse::default())
+    }
+
     async fn resize_terminal(
         &self,
         _: &TtrpcContext,

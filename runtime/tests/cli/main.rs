@@ -10,4 +10,5 @@ mod commands;
 mod fake;
 mod harness;
 mod life;
+mod limits;
 mod refusals;

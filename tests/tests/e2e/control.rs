@@ -133,6 +133,23 @@ fn limits_can_be_changed() {
             .to_owned()
     };
     assert_eq!(read("cpu.max"), "50000 200000");
+    // The same on this machine, for the virtual machine.
+    let state = fs::read(bundle.state_root().join("test/state.json")).unwrap();
+    let state: Value = serde_json::from_slice(&state).unwrap();
+    let on_host = || match state["cgroup"]["paths"][""].as_str() {
+        Some(dir) => fs::read_to_string(format!("{dir}/cpu.max")).unwrap(),
+        None => {
+            let dir = state["cgroup"]["paths"]["cpu"].as_str().unwrap();
+            ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+                .map(|file| fs::read_to_string(format!("{dir}/{file}")).unwrap())
+                .join(" ")
+        }
+    };
+    let on_host = || {
+        let text = on_host();
+        text.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(on_host(), "50000 200000");
     bundle
         .cloister([
             "update",
@@ -155,11 +172,18 @@ fn limits_can_be_changed() {
         .run()
         .ok();
     assert_eq!(read("cpu.max"), "30000 200000");
+    assert_eq!(on_host(), "30000 200000");
     bundle
         .cloister(["update", "--cpu-period", "100000", "test"])
         .run()
         .ok();
     assert_eq!(read("cpu.max"), "30000 100000");
+    assert_eq!(on_host(), "30000 100000");
+    // What this machine refuses does not hold in the guest alone.
+    let both = ["--cpu-share", "4096", "--cpuset-cpus", "77"];
+    let refused = bundle.cloister(["update"]).args(both).args(["test"]).run();
+    refused.fails(1, &["linux.resources.cpu.cpus: CPU 77 does not exist"]);
+    assert_eq!(read("cpu.weight"), "79");
     assert_eq!(read("memory.max"), (40 << 20).to_string());
     bundle
         .cloister(["update", "--resources", "-", "test"])
