@@ -34,7 +34,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::error::CgroupError;
 pub use self::hierarchy::{Hierarchies, Version};
-pub use self::limits::Overhead;
+pub use self::limits::{NO_CGROUP, Overhead, of_this_machine, refuse_of_this_machine};
 pub use self::plan::{Driver, Plan, Unit};
 pub use self::quota::LiftedQuota;
 use self::stats::Stats;
@@ -441,8 +441,9 @@ impl Update<'_> {
             ..
         } = *self.cgroup;
         let rounded = match unit {
-            Some(unit) => systemd::update(unit, version, &self.resources, overhead)
-                .map_err(failed(unit))?,
+            Some(unit) => {
+                systemd::update(unit, version, &self.resources, overhead).map_err(failed(unit))?
+            }
             None => self.resources.clone(),
         };
         let settings = limits::settings(version, &rounded, overhead)?;

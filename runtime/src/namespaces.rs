@@ -347,7 +347,8 @@ fn candidates(root: &Path) -> Result<Candidates, NamespaceError> {
         let id = id.to_string();
         let loaded = dir.and_then(|dir| Ok((dir.load()?, dir)));
         match loaded {
-            Ok((state, dir)) if matches!(dir.status(&state), Status::Creating | Status::Stopped) => {}
+            Ok((state, dir))
+                if matches!(dir.status(&state), Status::Creating | Status::Stopped) => {}
             Ok((state, _)) => found.live.push(Candidate { id, state }),
             // It is about to be created, or was deleted meanwhile.
             Err(StateError::NotFound(_)) => {}

@@ -61,6 +61,10 @@ impl Overhead {
     }
 }
 
+/// Why a limit of this machine does not hold.
+pub const NO_CGROUP: &str =
+    "limits this machine's processes alone, and the container has no cgroup here";
+
 /// A value for a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Setting {
@@ -202,6 +206,33 @@ pub(super) fn check(
     Ok(warnings)
 }
 
+/// The fields that limit nothing but on this machine, since they name processors, memory nodes or
+/// devices of it.
+///
+/// # Errors
+/// If one of them is none that could be had.
+pub fn of_this_machine(resources: &LinuxResources) -> Result<Vec<String>, CgroupError> {
+    let settings = v2::of_this_machine(resources)?;
+    let mut fields: Vec<_> = settings.into_iter().map(|setting| setting.field).collect();
+    // A file of `unified` may have several lines.
+    fields.dedup();
+    Ok(fields)
+}
+
+/// Refuses fields that limit nothing but on this machine, for want of a cgroup on it.
+///
+/// # Errors
+/// If there is such a field.
+pub fn refuse_of_this_machine(resources: &LinuxResources) -> Result<(), CgroupError> {
+    match of_this_machine(resources)?.into_iter().next() {
+        Some(field) => Err(CgroupError::Invalid {
+            field,
+            reason: NO_CGROUP.to_owned(),
+        }),
+        None => Ok(()),
+    }
+}
+
 /// The kernel takes processors that are not there, and then uses all.
 fn check_list(field: &str, list: &str, what: &str, online: &str) -> Result<(), CgroupError> {
     let wanted = parse_list(list).ok_or_else(|| invalid(field, format!("{list:?} is no list")))?;
@@ -285,7 +316,11 @@ pub(super) fn check_files(
             setting.missing(Path::new(""))?;
             continue;
         };
-        if !setting.choices.iter().any(|(file, _)| dir.join(file).exists()) {
+        if !setting
+            .choices
+            .iter()
+            .any(|(file, _)| dir.join(file).exists())
+        {
             setting.missing(dir)?;
         }
     }

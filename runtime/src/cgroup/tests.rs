@@ -240,7 +240,11 @@ fn limits_are_set_and_changed() {
         }
         // Half of it leaves the other half.
         let bandwidth = || match version {
-            Version::V1 => format!("{} {}", read("cpu", files[1]), read("cpu", "cpu.cfs_period_us")),
+            Version::V1 => format!(
+                "{} {}",
+                read("cpu", files[1]),
+                read("cpu", "cpu.cfs_period_us")
+            ),
             Version::V2 => read("cpu", files[1]),
         };
         for (update, expected) in [

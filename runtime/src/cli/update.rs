@@ -4,8 +4,8 @@ use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, anyhow, bail};
-use cloister::cgroup::Update;
-use cloister::monitor::beyond;
+use cloister::cgroup::{Update, of_this_machine, refuse_of_this_machine};
+use cloister::monitor::{beyond, in_another};
 use cloister_spec::Side;
 use oci_spec::runtime::LinuxResources;
 use serde_json::{Map, Value, json};
@@ -33,10 +33,18 @@ pub(crate) fn update(globals: &Globals, options: &UpdateOptions) -> Result<u8, F
     warn(globals, &name, &checked.warnings, &checked.defaults)?;
     let resources: LinuxResources = serde_json::from_value(checked.value)?;
     // What this machine refuses is not to hold in the guest alone.
-    let cgroup = container.state.cgroup.as_ref();
-    let on_host = cgroup
-        .map(|cgroup| cgroup.check_update(&resources))
-        .transpose()?;
+    let on_host = match &container.state.cgroup {
+        Some(cgroup) => Some(cgroup.check_update(&resources)?),
+        None => {
+            refuse_of_this_machine(&resources)?;
+            None
+        }
+    };
+    if let Some(sandbox) = &container.state.sandbox {
+        for field in of_this_machine(&resources)? {
+            log::warn!("container {id}: {field}: {}", in_another(sandbox));
+        }
+    }
     container.ask(async |agent| agent.update(id, document).await)??;
     if let Some(update) = &on_host {
         update.apply()?;

@@ -97,9 +97,15 @@ pub(crate) fn overhead(config: &Config, container: &Container) -> Result<Overhea
     })
 }
 
-/// Whether there is anything to limit on this machine.
+/// Whether there is anything to limit on this machine. What `unified` limits in the guest is not: a
+/// cgroup for it could be had for want of a controller alone.
 pub(crate) fn has_limits(resources: &LinuxResources) -> bool {
-    resources.memory().is_some() || resources.cpu().is_some() || resources.block_io().is_some()
+    let unified = resources.unified().iter().flatten();
+    let mut files = unified.map(|(file, _)| file);
+    resources.memory().is_some()
+        || resources.cpu().is_some()
+        || resources.block_io().is_some()
+        || files.any(|file| file.starts_with("cpuset.") || file.starts_with("io."))
 }
 
 /// Why a virtual machine could not be started.
@@ -399,4 +405,25 @@ fn open_path(what: &'static str, path: &Path) -> Result<OwnedFd, MachineError> {
             error: errno.into(),
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn files_that_limit_on_this_machine_alone_want_a_cgroup_there() {
+        for (unified, expected) in [
+            (json!({"cpuset.cpus": "0"}), true),
+            (json!({"io.max": "8:0 rbps=1048576"}), true),
+            (json!({"memory.oom.group": "1", "pids.max": "9"}), false),
+            (json!({"ionice": "x"}), false),
+            (json!({}), false),
+        ] {
+            let resources = serde_json::from_value(json!({"unified": unified})).unwrap();
+            assert_eq!(has_limits(&resources), expected, "{unified}");
+        }
+    }
 }

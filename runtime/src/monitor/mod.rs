@@ -60,7 +60,7 @@ use self::streams::Inherited;
 use self::timeline::Timeline;
 use crate::agent::Exit;
 use crate::agent_log;
-use crate::cgroup::{Driver, Plan as CgroupPlan, SandboxCgroup};
+use crate::cgroup::{self, Driver, Plan as CgroupPlan, SandboxCgroup};
 use crate::launch::{self, ExecLaunch, Job, Launch, LaunchError, Received, Report};
 use crate::logger;
 use crate::paths::ContainerPaths;
@@ -212,6 +212,15 @@ fn end_as(report: &Report) -> u8 {
         Report::Lost { .. } => EXIT_LOST,
         Report::Failed { .. } | Report::Created | Report::Started => EXIT_FAILED,
     }
+}
+
+/// Why a limit of this machine does not hold for a container in the virtual machine of another.
+#[must_use]
+pub fn in_another(sandbox: &str) -> String {
+    format!(
+        "limits this machine's processes alone, and those of its virtual machine are in the cgroup of \
+         container {sandbox}"
+    )
 }
 
 /// Says of a lost container what its guest cannot know: that this machine had no memory left for it.
@@ -415,10 +424,20 @@ impl Monitor {
             id,
             ..
         } = &self.launch;
+        let resources = container.resources.clone().unwrap_or_default();
+        let why = match (cgroup_driver, &container.sandbox) {
+            (_, Some(sandbox)) => Some(in_another(sandbox)),
+            (None, None) => Some(cgroup::NO_CGROUP.to_owned()),
+            (Some(_), None) => None,
+        };
+        if let Some(why) = why {
+            for field in cgroup::of_this_machine(&resources)? {
+                log::warn!("container {id}: {field}: {why}");
+            }
+        }
         let Some(cgroup_driver) = cgroup_driver else {
             return Ok(None);
         };
-        let resources = container.resources.clone().unwrap_or_default();
         let is_wanted = !container.cgroups_path.is_empty()
             || *cgroup_driver == Driver::Systemd
             || machine::has_limits(&resources);

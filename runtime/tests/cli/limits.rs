@@ -25,7 +25,11 @@ fn cgroups_path(setup: &Setup) -> Option<String> {
 fn cgroup(name: &str, controller: &str) -> Option<PathBuf> {
     let root = Path::new("/sys/fs/cgroup");
     let is_v2 = root.join("cgroup.controllers").exists();
-    let root = if is_v2 { root.to_owned() } else { root.join(controller) };
+    let root = if is_v2 {
+        root.to_owned()
+    } else {
+        root.join(controller)
+    };
     let probe = root.join(format!("{name}-probe"));
     fs::create_dir(&probe).ok()?;
     fs::remove_dir(&probe).ok()?;
@@ -62,4 +66,54 @@ fn what_this_machine_refuses_is_not_asked_of_the_guest() {
     setup.run(&["delete", "--force", "x"]).ok();
     assert!(!dir.exists());
     setup.assert_nothing_left("x");
+}
+
+/// Resources with every limit that means nothing in a guest, and their fields.
+fn of_this_machine() -> (Value, [&'static str; 4]) {
+    let resources = json!({
+        "cpu": {"cpus": "0", "mems": "0"},
+        "blockIO": {
+            "weight": 500,
+            "throttleReadBpsDevice": [{"major": 1, "minor": 0, "rate": 1_000_000}],
+        },
+        "unified": {"io.max": "1:0 wbps=1000000", "pids.max": "100"},
+    });
+    let fields = [
+        "linux.resources.cpu.cpus",
+        "linux.resources.cpu.mems",
+        "linux.resources.blockIO.throttleReadBpsDevice[0]",
+        "linux.resources.unified[\\\"io.max\\\"]",
+    ];
+    (resources, fields)
+}
+
+#[test]
+fn limits_of_this_machine_are_not_passed_over_without_a_cgroup() {
+    let (resources, fields) = of_this_machine();
+    let setup = Setup::new(&["sleep"]).with(|spec| spec["linux"]["resources"] = resources.clone());
+    let disabled = ["--cgroup-manager", "disabled", "run", "--detach", "x"];
+    let warned = setup.run_detached(&disabled).fails(0, &fields);
+    assert_eq!(warned.matches("has no cgroup here").count(), 4, "{warned}");
+
+    let updated = setup.path("tmp/updated");
+    for (part, field) in [
+        (json!({"cpu": {"cpus": "0"}}), fields[0]),
+        (json!({"cpu": {"mems": "0"}}), fields[1]),
+        (
+            json!({"blockIO": {"throttleReadBpsDevice": resources["blockIO"]["throttleReadBpsDevice"]}}),
+            fields[2],
+        ),
+        (
+            json!({"unified": {"io.max": "1:0 wbps=1000000"}}),
+            fields[3],
+        ),
+    ] {
+        update(&setup, &part).fails(1, &[field, "has no cgroup here"]);
+        assert!(!updated.exists(), "{part}");
+    }
+    // What holds in the guest does without.
+    let both =
+        json!({"cpu": {"shares": 512}, "blockIO": {"weight": 500}, "unified": {"pids.max": "9"}});
+    update(&setup, &both).ok();
+    assert!(updated.exists());
 }

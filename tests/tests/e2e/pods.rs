@@ -72,6 +72,24 @@ impl<'a> Member<'a> {
 }
 
 #[test]
+fn a_member_is_told_of_limits_that_only_its_sandbox_can_have() {
+    let pod = sandbox(Bundle::new(&["sleep", "1000"]));
+    let member = Member::new(&pod, "member", &["sleep", "1000"], |spec| {
+        spec["linux"]["resources"]["cpu"] = json!({"cpus": "0", "shares": 512});
+    });
+    let text = "linux.resources.cpu.cpus: limits this machine's processes alone, and those of its \
+                virtual machine are in the cgroup of container pod";
+    let run = member.command("run", &["--detach"]).run();
+    assert_eq!(run.fails(0, &[text]).err().lines().count(), 1);
+    let update = pod.cloister(["update", "--cpuset-cpus", "0", "member"]);
+    assert_eq!(update.run().fails(0, &[text]).err().lines().count(), 1);
+    pod.cloister(["update", "--cpuset-cpus", "0", "pod"])
+        .run()
+        .fails(1, &["linux.resources.cpu.cpus", "has no cgroup here"]);
+    pod.cloister(["delete", "--force", "member"]).run().ok();
+}
+
+#[test]
 fn a_member_has_its_bind_mounts_id_mapped() {
     let pod = sandbox(Bundle::new(&["sleep", "1000"]));
     let data = pod.scratch("data");

@@ -97,9 +97,7 @@ fn memory_limit(
         return Ok(None);
     };
     let limit = i64::try_from(limit.saturating_add(LARGEST_PAGE)).map_or(-1, |_| {
-        limit
-            .saturating_sub(overhead.memory_bytes)
-            .cast_signed()
+        limit.saturating_sub(overhead.memory_bytes).cast_signed()
     });
     Ok(Some(limit))
 }

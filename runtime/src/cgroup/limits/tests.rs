@@ -447,8 +447,14 @@ fn the_other_half_of_a_pair_stays_as_the_cgroup_has_it() {
     };
     write(&[("cpu.max", "30000 200000\n"), ("memory.max", "6000\n")]);
     let v2 = |value| lines(Version::V2, value);
-    assert_eq!(v2(json!({"cpu": {"period": 50_000}})), ["cpu.max=30000 50000"]);
-    assert_eq!(v2(json!({"cpu": {"quota": 40_000}})), ["cpu.max=40000 200000"]);
+    assert_eq!(
+        v2(json!({"cpu": {"period": 50_000}})),
+        ["cpu.max=30000 50000"]
+    );
+    assert_eq!(
+        v2(json!({"cpu": {"quota": 40_000}})),
+        ["cpu.max=40000 200000"]
+    );
     assert_eq!(v2(json!({"cpu": {"quota": -1}})), ["cpu.max=max 200000"]);
     assert_eq!(
         v2(json!({"cpu": {"quota": 1000, "period": 2000}})),
@@ -460,9 +466,15 @@ fn the_other_half_of_a_pair_stays_as_the_cgroup_has_it() {
         ["memory.swap.max=3000", "memory.max=6000"],
         "memory and swap together are 8000"
     );
-    assert_eq!(v2(json!({"memory": {"swap": -1}})), ["memory.swap.max=max?"]);
+    assert_eq!(
+        v2(json!({"memory": {"swap": -1}})),
+        ["memory.swap.max=max?"]
+    );
     write(&[("cpu.max", "max 100000\n"), ("memory.max", "max\n")]);
-    assert_eq!(v2(json!({"cpu": {"period": 50_000}})), ["cpu.max=max 50000"]);
+    assert_eq!(
+        v2(json!({"cpu": {"period": 50_000}})),
+        ["cpu.max=max 50000"]
+    );
     assert_eq!(
         v2(json!({"memory": {"swap": 8000}})),
         ["memory.swap.max=8000", "memory.max=max"]
@@ -470,7 +482,11 @@ fn the_other_half_of_a_pair_stays_as_the_cgroup_has_it() {
     write(&[("cpu.max", "max\n")]);
     let broken = resources(json!({"cpu": {"period": 50_000}}));
     let error = complete(Version::V2, &broken, OVERHEAD, &unified).unwrap_err();
-    assert!(error.to_string().ends_with("cpu.max: \"max\" is not understood"));
+    assert!(
+        error
+            .to_string()
+            .ends_with("cpu.max: \"max\" is not understood")
+    );
 
     write(&[
         ("cpu.cfs_quota_us", "30000\n"),
@@ -484,10 +500,16 @@ fn the_other_half_of_a_pair_stays_as_the_cgroup_has_it() {
     );
     assert_eq!(
         v1(json!({"memory": {"swap": 8000}})),
-        ["memory.limit_in_bytes=6000", "memory.memsw.limit_in_bytes=9000"]
+        [
+            "memory.limit_in_bytes=6000",
+            "memory.memsw.limit_in_bytes=9000"
+        ]
     );
     write(&[("memory.limit_in_bytes", "9223372036854771712\n")]);
-    assert_eq!(v1(json!({"memory": {"swap": 8000}}))[0], "memory.limit_in_bytes=-1");
+    assert_eq!(
+        v1(json!({"memory": {"swap": 8000}}))[0],
+        "memory.limit_in_bytes=-1"
+    );
     // What cannot be read is not there to be written either, which is said then.
     fs::remove_file(dir.path().join("cpu.max")).unwrap();
     assert_eq!(v2(json!({"cpu": {"quota": 5000}})), ["cpu.max=5000 100000"]);

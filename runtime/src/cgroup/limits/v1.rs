@@ -4,6 +4,7 @@ use oci_spec::runtime::{
     LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxNetwork, LinuxResources, LinuxThrottleDevice,
 };
 
+use super::v2::cpuset;
 use super::{Overhead, Setting, invalid, swap_alone};
 use crate::cgroup::CgroupError;
 
@@ -59,14 +60,7 @@ pub(super) fn rdma(resources: &LinuxResources, all: &mut Vec<Setting>) {
 }
 
 fn cpu(cpu: &LinuxCpu, all: &mut Vec<Setting>) -> Result<(), CgroupError> {
-    for (field, file, list) in [
-        ("cpu.cpus", "cpuset.cpus", cpu.cpus()),
-        ("cpu.mems", "cpuset.mems", cpu.mems()),
-    ] {
-        if let Some(list) = list.as_ref().filter(|list| !list.is_empty()) {
-            all.push(Setting::new(field, "cpuset", file, list));
-        }
-    }
+    cpuset(cpu, &mut *all);
     if let Some(shares) = cpu.shares().filter(|&shares| shares != 0) {
         // The kernel takes others, and sets what is next.
         if !(2..=262_144).contains(&shares) {

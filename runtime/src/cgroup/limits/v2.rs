@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources};
 
 use super::v1::{rdma, throttles};
-use super::{Overhead, Setting, invalid, swap_alone};
+use super::{Overhead, Setting, invalid, resource, swap_alone};
 use crate::cgroup::CgroupError;
 
 /// The kernel's default for the period of a quota, in microseconds.
@@ -125,6 +125,12 @@ fn cpu(cpu: &LinuxCpu, all: &mut Vec<Setting>) -> Result<(), CgroupError> {
         let value = format!("{quota} {}", period.unwrap_or(PERIOD));
         all.push(Setting::new(field, "cpu", "cpu.max", value));
     }
+    cpuset(cpu, all);
+    Ok(())
+}
+
+/// The same for both versions.
+pub(super) fn cpuset(cpu: &LinuxCpu, all: &mut Vec<Setting>) {
     for (field, file, list) in [
         ("cpu.cpus", "cpuset.cpus", cpu.cpus()),
         ("cpu.mems", "cpuset.mems", cpu.mems()),
@@ -133,7 +139,24 @@ fn cpu(cpu: &LinuxCpu, all: &mut Vec<Setting>) -> Result<(), CgroupError> {
             all.push(Setting::new(field, "cpuset", file, list));
         }
     }
-    Ok(())
+}
+
+/// What names processors, memory nodes or devices of this machine, and so limits nothing in a guest.
+pub(super) fn of_this_machine(resources: &LinuxResources) -> Result<Vec<Setting>, CgroupError> {
+    let mut all = Vec::new();
+    if let Some(value) = resources.cpu() {
+        cpuset(value, &mut all);
+    }
+    if let Some(value) = resources.block_io() {
+        block_io(value, &mut all)?;
+    }
+    // The one of these that names no device: it weighs in the guest.
+    all.retain(|setting| setting.field != resource("blockIO.weight"));
+    let mut files = Vec::new();
+    unified(resources, Overhead::default(), &mut files)?;
+    files.retain(|setting| ["cpuset", "io"].contains(&&*setting.controller));
+    all.extend(files);
+    Ok(all)
 }
 
 /// From 2..=262144 to 1..=10000 such that the defaults, 1024 and 100, go with each other: the
