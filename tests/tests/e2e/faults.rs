@@ -127,6 +127,36 @@ fn kill_all(victim: &str) {
 }
 
 #[test]
+fn what_is_killed_within_a_create_leaves_nothing_that_delete_does_not_take() {
+    let bundle = Bundle::alone(&["sleep", "600"]);
+    let before = Residue::now();
+    for victim in ["create", "monitor"] {
+        // From "hardly begun" to "about to be created", or just created.
+        for delay_ms in [0, 3, 10, 40, 120, 300, 700, 1500] {
+            let create = bundle.command("create", &[], "c").spawn();
+            if victim == "monitor" {
+                eventually("the monitor runs", || !pids(victim).is_empty());
+            }
+            std::thread::sleep(Duration::from_millis(delay_ms));
+            match (victim, Pid::from_raw(create.pid())) {
+                // It may have ended, and is not reaped yet.
+                ("create", Some(pid)) => kill_process(pid, Signal::KILL).expect("a signal"),
+                _ => kill_all(victim),
+            }
+            let create = create.wait();
+            let told = format!("{victim} after {delay_ms} ms: {create}");
+            if victim == "monitor" && create.status.code() != Some(0) {
+                assert!(!create.err().is_empty(), "no error: {told}");
+            }
+            bundle.cloister(["delete", "--force", "c"]).run().ok();
+            before.assert_nothing_new();
+            // The name is free again.
+            assert!(bundle.ids().is_empty(), "{told}");
+        }
+    }
+}
+
+#[test]
 fn a_container_of_another_version_is_deleted_by_force_with_all_it_has() {
     let bundle = Bundle::alone(&["sleep", "600"]).with(|spec| {
         // So that there is a cgroup on this machine.
