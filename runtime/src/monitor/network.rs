@@ -307,8 +307,8 @@ impl<'a> Network<'a> {
         let tap = Tap::new(namespace, socket, slot, interface, self.queue_pairs)?;
         let config = NetConfig {
             mac: interface.mac,
-            // Larger than any: the guest is told it anyway.
-            mtu: u16::try_from(interface.mtu).ok(),
+            // The agent sets it. One that the device names could never be exceeded later (virtio-v1.3 §5.1.4.2).
+            mtu: None,
             queue_pairs: self.queue_pairs,
             rx_limit: self.place.limits.receive,
             tx_limit: self.place.limits.send,

@@ -63,6 +63,13 @@ fn addresses_routes_and_mtu_that_change() {
     eventually("the MTU is smaller", || {
         seen(&bundle, "ip link show eth0 | grep -q 'mtu 1400'")
     });
+    // More than it had in the beginning.
+    wire.in_pod("link set eth0 mtu 1600");
+    wire.on_host("link set peer0 mtu 1600");
+    eventually("the MTU is larger", || {
+        seen(&bundle, "ip link show eth0 | grep -q 'mtu 1600'")
+    });
+    exec(&bundle, &format!("ping -c 1 -w 20 -s 1560 {HOST}"));
     exec(&bundle, &format!("ping -c 1 -w 20 {HOST}"));
 }
 
