@@ -46,6 +46,8 @@ use crate::vsock;
 
 /// How long to wait for more of a change before it is followed.
 const SETTLE: Duration = Duration::from_millis(20);
+/// How long to wait before a change is followed after one that could not be followed whole.
+const AGAIN: Duration = Duration::from_millis(500);
 /// How long the VMM may take to change a device.
 const DEVICE_LIMIT: Duration = Duration::from_secs(30);
 /// How many connections to the guest's ports there may be at once.
@@ -102,6 +104,28 @@ struct Links {
     told: SetNetworkRequest,
     /// The name servers of the namespace that are stood in for.
     resolvers: Vec<Ipv4Addr>,
+    /// What was warned of when the namespace was last looked at.
+    warnings: Vec<String>,
+}
+
+impl Links {
+    /// What there is about the interfaces that the guest has.
+    fn scan(&self, socket: &Socket) -> Result<Scan, NetworkError> {
+        let has = |index| self.plugged.iter().any(|p| p.interface.index == index);
+        Scan::read(socket, |interface| has(interface.index))
+    }
+
+    /// Gives the first failure. The others are told in the log, each until it is over.
+    fn first(&mut self, failures: Vec<ConnectError>) -> Result<(), ConnectError> {
+        let mut failures = failures.into_iter();
+        let first = failures.next();
+        let warnings: Vec<_> = failures.map(|e| chain(&e)).collect();
+        for warning in warnings.iter().filter(|w| !self.warnings.contains(w)) {
+            log::warn!("{warning}");
+        }
+        self.warnings = warnings;
+        first.map_or(Ok(()), Err)
+    }
 }
 
 /// The network of a sandbox.
@@ -155,7 +179,8 @@ impl<'a> Network<'a> {
         let _ = self.answers.0.send(event);
     }
 
-    /// Makes the guest's network what the namespace's is now.
+    /// Makes the guest's network what the namespace's is now. An interface that it cannot have is an error, and left
+    /// out; everything else is done.
     pub(crate) async fn connect(
         &self,
         vmm: &AsyncChannel,
@@ -172,21 +197,27 @@ impl<'a> Network<'a> {
                 self.sockets.get_or_init(|| (socket, events))
             }
         };
-        let scan = Scan::read(socket, |_| true)?;
+        let mut scan = Scan::read(socket, |_| true)?;
+        let refused = std::mem::take(&mut scan.refused).into_iter();
+        let mut failures: Vec<_> = refused.map(ConnectError::from).collect();
         self.unplug(&mut links, socket, &scan, vmm, agent).await?;
         for interface in &scan.interfaces {
-            let known = |p: &Plugged| p.interface.index == interface.index;
-            match links.plugged.iter().position(known) {
-                Some(at) => {
-                    if let Some(plugged) = links.plugged.get_mut(at) {
-                        self.follow(plugged, socket, interface, vmm).await?;
+            let known = |p: &&mut Plugged| p.interface.index == interface.index;
+            let done = match links.plugged.iter_mut().find(known) {
+                Some(plugged) => self.follow(plugged, socket, interface, vmm).await,
+                None => match self.plug(&links, socket, interface, vmm).await {
+                    Ok(plugged) => {
+                        links.plugged.push(plugged);
+                        Ok(())
                     }
-                }
-                None => {
-                    let plugged = self.plug(&links, socket, interface, vmm).await?;
-                    links.plugged.push(plugged);
-                }
-            }
+                    Err(e) => Err(e),
+                },
+            };
+            failures.extend(done.err());
+        }
+        if links.plugged.len() < scan.interfaces.len() {
+            // The guest can be told nothing about an interface that it has not.
+            scan = links.scan(socket)?;
         }
         self.tell(&mut links, scan, agent).await?;
         self.stand_in_for_resolvers(&mut links, agent).await;
@@ -196,7 +227,7 @@ impl<'a> Network<'a> {
         }
         // What waits for the first time, and need not come before it.
         self.connected.notify_one();
-        Ok(())
+        links.first(failures)
     }
 
     /// Takes the connections to the namespace's own addresses. The network is there without it.
@@ -263,9 +294,7 @@ impl<'a> Network<'a> {
         if gone.is_empty() {
             return Ok(());
         }
-        let index = |plugged: &Plugged| plugged.interface.index;
-        let known: Vec<_> = links.plugged.iter().map(index).collect();
-        let rest = Scan::read(socket, |interface| known.contains(&interface.index))?;
+        let rest = links.scan(socket)?;
         if let Err(e) = self.tell(links, rest, agent).await {
             // The guest has them still: they are taken away at the next change.
             links.plugged.extend(gone);
@@ -389,6 +418,7 @@ impl<'a> Network<'a> {
         };
         let Scan {
             interfaces: _,
+            refused: _,
             addresses,
             neighbours,
             routes,
@@ -473,6 +503,7 @@ impl<'a> Network<'a> {
         let Some((_, events)) = self.sockets.get() else {
             return;
         };
+        let mut told = String::new();
         loop {
             loop {
                 let Ok(mut ready) = events.readable().await else {
@@ -487,11 +518,24 @@ impl<'a> Network<'a> {
             sleep(SETTLE).await;
             // A failure here shows in the loop above.
             let _ = events.get_ref().inner().drain();
-            if let Some(agent) = agent()
-                && let Err(e) = self.connect(vmm, &agent).await
-            {
-                log::warn!("a change of the network is not followed: {}", chain(&e));
+            let Some(agent) = agent() else {
+                continue;
+            };
+            let problem = match self.connect(vmm, &agent).await {
+                Ok(()) => String::new(),
+                Err(e) => chain(&e),
+            };
+            if problem.is_empty() {
+                told.clear();
+                continue;
             }
+            // Each change brings it again, for as long as its cause is there.
+            if told != problem {
+                log::warn!("a change of the network is not followed: {problem}");
+                told = problem;
+            }
+            // What was made in vain and taken away again is a change, too.
+            sleep(AGAIN).await;
         }
     }
 

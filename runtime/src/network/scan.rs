@@ -38,9 +38,11 @@ pub(crate) struct Interface {
 
 /// Everything that a guest's network is made from. What is a list of bytes is as the kernel has
 /// said it, less what it would not take back.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub(crate) struct Scan {
     pub(crate) interfaces: Vec<Interface>,
+    /// Why there are others that a guest cannot have.
+    pub(crate) refused: Vec<NetworkError>,
     pub(crate) addresses: Vec<Vec<u8>>,
     pub(crate) neighbours: Vec<Vec<u8>>,
     pub(crate) routes: Vec<Vec<u8>>,
@@ -61,8 +63,10 @@ impl Scan {
             what: "interfaces",
             source,
         })?;
+        let (interfaces, refused) = interfaces(&links);
         let mut this = Self {
-            interfaces: interfaces(&links)?.into_iter().filter(wanted).collect(),
+            interfaces: interfaces.into_iter().filter(wanted).collect(),
+            refused,
             ..Self::default()
         };
         if this.interfaces.is_empty() {
@@ -107,16 +111,18 @@ fn rest(payload: &[u8], header: usize) -> cloister_netlink::Attributes<'_> {
     attributes(payload.get(header..).unwrap_or_default())
 }
 
-fn interfaces(links: &[Received]) -> Result<Vec<Interface>, NetworkError> {
-    let mut interfaces = Vec::new();
+/// Those that a guest can have, and why it cannot have others.
+fn interfaces(links: &[Received]) -> (Vec<Interface>, Vec<NetworkError>) {
+    let (mut interfaces, mut refused) = (Vec::new(), Vec::new());
     for link in links {
-        if let Some(interface) = interface(&link.payload)? {
-            interfaces.push(interface);
+        match interface(&link.payload) {
+            Ok(found) => interfaces.extend(found),
+            Err(e) => refused.push(e),
         }
     }
     // In the order in which they came to be, so that the first slots go to the first.
     interfaces.sort_by_key(|interface| interface.index);
-    Ok(interfaces)
+    (interfaces, refused)
 }
 
 /// What a guest makes of an interface; `None` if it needs not have it.
@@ -271,7 +277,10 @@ fn route(known: &BTreeSet<u32>, message: &Received) -> Option<Vec<u8>> {
             | libc::RTN_THROW
     );
     let through = all.find(libc::RTA_OIF).and_then(number);
-    if is_own || !is_ip || !is_kind || through.is_some_and(|index| !known.contains(&index)) {
+    let hops = all.find(libc::RTA_MULTIPATH);
+    let leads_nowhere = through.is_some_and(|index| !known.contains(&index))
+        || hops.is_some_and(|hops| next_hops(known, hops).is_empty());
+    if is_own || !is_ip || !is_kind || leads_nowhere {
         return None;
     }
     let mut header: [u8; ROUTE] = payload.get(..ROUTE)?.try_into().ok()?;
@@ -284,7 +293,7 @@ fn route(known: &BTreeSet<u32>, message: &Received) -> Option<Vec<u8>> {
         ROUTE,
         |kind, content| match kind {
             libc::RTA_CACHEINFO | RTA_EXPIRES => None,
-            libc::RTA_MULTIPATH => Some(next_hops(content)),
+            libc::RTA_MULTIPATH => Some(next_hops(known, content)),
             _ => Some(content.to_vec()),
         },
     ))
@@ -296,17 +305,23 @@ const ONLINK: u32 = 4;
 const RTA_EXPIRES: u16 = 23;
 /// linux/rtnetlink.h.
 const RTA_VIA: u16 = 18;
+/// The size of a `struct rtnexthop` without attributes.
+const NEXT_HOP: usize = 8;
 
-/// `struct rtnexthop`, any number, without what tells how they are doing.
-fn next_hops(content: &[u8]) -> Vec<u8> {
-    let mut all = content.to_vec();
-    let mut at = 0;
-    while let Some(hop) = all.get_mut(at..).filter(|hop| hop.len() >= 8) {
-        let length = usize::from(half(hop, 0));
-        if let Some(flags) = hop.get_mut(2) {
-            *flags &= ONLINK.to_ne_bytes()[0];
+/// `struct rtnexthop`, any number, through the interfaces that are `known`, without what tells how they are doing.
+fn next_hops(known: &BTreeSet<u32>, mut rest: &[u8]) -> Vec<u8> {
+    let mut all = Vec::new();
+    while rest.len() >= NEXT_HOP {
+        let length = usize::from(half(rest, 0)).max(NEXT_HOP);
+        let (hop, others) = rest.split_at(length.next_multiple_of(4).min(rest.len()));
+        if known.contains(&word(hop, 4)) {
+            let start = all.len();
+            all.extend(hop);
+            if let Some(flags) = all.get_mut(start + 2) {
+                *flags &= ONLINK.to_ne_bytes()[0];
+            }
         }
-        at += length.max(8).next_multiple_of(4);
+        rest = others;
     }
     all
 }
@@ -332,3 +347,6 @@ fn rule(message: &Received) -> Option<Vec<u8>> {
         Some(content.to_vec())
     }))
 }
+
+#[cfg(test)]
+mod tests;

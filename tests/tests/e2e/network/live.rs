@@ -74,6 +74,36 @@ fn addresses_routes_and_mtu_that_change() {
 }
 
 #[test]
+fn an_interface_that_cannot_be_had_stops_nothing_else() {
+    let wire = Wire::new();
+    for number in 1..4 {
+        wire.add_veth(&format!("eth{number}"), &format!("peer{number}"));
+    }
+    let bundle = wire.bundle(&["sleep", "1000"]);
+    start(&bundle);
+    // One more than a virtual machine can have, and one of a kind that it cannot have.
+    wire.add_veth("eth4", "peer4");
+    wire.in_pod("addr add 10.81.0.2/24 dev eth4");
+    wire.in_pod("route add 198.51.100.0/24 via 10.81.0.1");
+    wire.in_pod("tuntap add tun7 mode tun");
+    wire.in_pod("link set tun7 up");
+    wire.in_pod("addr add 10.77.0.3/24 dev eth0");
+    eventually("the address is there", || {
+        seen(&bundle, "ip addr show eth0 | grep -q 10.77.0.3/24")
+    });
+    exec(&bundle, "! test -e /sys/class/net/eth4");
+    exec(&bundle, &format!("ping -c 1 -w 20 {HOST}"));
+    // There is room for it now.
+    wire.in_pod("link delete eth3");
+    eventually("the address of what came late is there", || {
+        seen(&bundle, "ip addr show eth4 | grep -q 10.81.0.2/24")
+    });
+    eventually("and its route", || {
+        seen(&bundle, "ip route | grep -q 198.51.100.0/24")
+    });
+}
+
+#[test]
 fn a_link_that_goes_down_and_comes_up() {
     let wire = Wire::new();
     let bundle = wire.bundle(&["sleep", "1000"]);

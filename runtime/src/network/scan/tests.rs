@@ -1,0 +1,81 @@
+use super::*;
+
+/// A message of the kernel's: a fixed header, and attributes.
+fn received(header: &[u8], attributes: &[(u16, &[u8])]) -> Received {
+    let message = Message::new(0, 0, header);
+    let message = (attributes.iter()).fold(message, |message, (kind, content)| {
+        message.attribute(*kind, content)
+    });
+    Received {
+        kind: 0,
+        payload: message.payload().to_vec(),
+    }
+}
+
+/// An interface that is up.
+fn link(hardware: u16, index: u32, name: &str) -> Received {
+    let mut header = [0; 16];
+    header[2..4].copy_from_slice(&hardware.to_ne_bytes());
+    header[4..8].copy_from_slice(&index.to_ne_bytes());
+    header[8..12].copy_from_slice(&libc::IFF_UP.to_ne_bytes());
+    let mac = [2, 0, 0, 0, 0, 1];
+    let name = [name.as_bytes(), &[0]].concat();
+    received(
+        &header,
+        &[(libc::IFLA_IFNAME, &name), (libc::IFLA_ADDRESS, &mac)],
+    )
+}
+
+#[test]
+fn an_interface_that_cannot_be_had_leaves_the_others() {
+    let links = [
+        link(libc::ARPHRD_NONE, 2, "wg0"),
+        link(libc::ARPHRD_ETHER, 4, "eth1"),
+        link(libc::ARPHRD_ETHER, 3, "eth0"),
+    ];
+    let (interfaces, refused) = interfaces(&links);
+    let names: Vec<_> = interfaces.iter().map(|i| i.name.as_str()).collect();
+    assert_eq!(names, ["eth0", "eth1"]);
+    let [refused] = &refused[..] else {
+        panic!("{refused:?}");
+    };
+    assert!(refused.to_string().contains("interface wg0"), "{refused}");
+}
+
+/// A route of an administrator's to 192.0.2.0/24.
+fn to_network(attributes: &[(u16, &[u8])]) -> Received {
+    let (family, table) = (libc::AF_INET.to_ne_bytes()[0], libc::RT_TABLE_MAIN);
+    let header = [
+        family,
+        24,
+        0,
+        0,
+        table,
+        libc::RTPROT_STATIC,
+        0,
+        libc::RTN_UNICAST,
+        0,
+        0,
+        0,
+        0,
+    ];
+    let mut all: Vec<(u16, &[u8])> = vec![(libc::RTA_DST, &[192, 0, 2, 0])];
+    all.extend(attributes);
+    received(&header, &all)
+}
+
+#[test]
+fn of_several_ways_those_through_other_interfaces_are_left_out() {
+    let known = BTreeSet::from([LOOPBACK, 3]);
+    let hop = |index: u32, flags: u8| [&[8, 0, flags, 0][..], &index.to_ne_bytes()].concat();
+    // Dead (1), and reachable though no address says so (4).
+    let hops = [hop(3, 5), hop(4, 0), hop(3, 0)].concat();
+    let found = route(&known, &to_network(&[(libc::RTA_MULTIPATH, &hops)])).unwrap();
+    let left = rest(&found, ROUTE).find(libc::RTA_MULTIPATH);
+    assert_eq!(left, Some(&[hop(3, 4), hop(3, 0)].concat()[..]));
+    let elsewhere = to_network(&[(libc::RTA_MULTIPATH, &hop(4, 0))]);
+    assert_eq!(route(&known, &elsewhere), None);
+    // Cut short.
+    assert!(next_hops(&known, &hop(3, 0)[..7]).is_empty());
+    assert_eq!(next_hops(&known, &[200, 0, 0, 0, 3, 0, 0, 0]).len(), 8);
+}
