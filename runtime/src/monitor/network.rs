@@ -10,6 +10,7 @@
 //! It is done first when the container is started, because callers plug interfaces in between
 //! `create` and `start`, and from then on whenever the kernel tells of a change.
 
+mod forward;
 mod orders;
 
 use std::cell::{OnceCell, RefCell};
@@ -30,7 +31,7 @@ use cloister_vmm_api::{
 use tokio::io::AsyncWriteExt;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
-use tokio::sync::{Mutex, Notify, Semaphore, mpsc};
+use tokio::sync::{Mutex, Notify, mpsc};
 use tokio::time::{sleep, timeout};
 
 use super::life::AsyncChannel;
@@ -39,7 +40,7 @@ use super::{resolver, streams};
 use crate::agent::{Agent, AgentError};
 use crate::control;
 use crate::launch::Launch;
-use crate::network::{self, ForwardListener, Forwarded, Interface, NetworkError, Scan, Tap};
+use crate::network::{self, ForwardListener, Interface, NetworkError, Scan, Tap};
 use crate::sys::{self, Watched};
 use crate::text::{chain, printable};
 use crate::vsock;
@@ -50,8 +51,6 @@ const SETTLE: Duration = Duration::from_millis(20);
 const AGAIN: Duration = Duration::from_millis(500);
 /// How long the VMM may take to change a device.
 const DEVICE_LIMIT: Duration = Duration::from_secs(30);
-/// How many connections to the guest's ports there may be at once.
-const MAX_FORWARDED: usize = 256;
 /// How long to rest when a connection cannot be taken: the process is out of descriptors.
 const REST: Duration = Duration::from_millis(100);
 /// Where a container finds its name servers.
@@ -147,6 +146,8 @@ pub(crate) struct Network<'a> {
     /// Told when the network has been connected for the first time.
     connected: Notify,
     forward: RefCell<Option<Rc<ForwardListener>>>,
+    /// Told when there is a listener in `forward`, which may be long after the first connection.
+    listening: Notify,
 }
 
 impl<'a> Network<'a> {
@@ -170,6 +171,7 @@ impl<'a> Network<'a> {
             answers: (sender, Mutex::new(receiver)),
             connected: Notify::new(),
             forward: RefCell::default(),
+            listening: Notify::new(),
         })
     }
 
@@ -228,14 +230,6 @@ impl<'a> Network<'a> {
         // What waits for the first time, and need not come before it.
         self.connected.notify_one();
         links.first(failures)
-    }
-
-    /// Takes the connections to the namespace's own addresses. The network is there without it.
-    fn take_connections(&self) {
-        match ForwardListener::new(&self.place.namespace) {
-            Ok(listener) => *self.forward.borrow_mut() = Some(Rc::new(listener)),
-            Err(e) => log::warn!("{}: ports of the guest are not forwarded", chain(&e)),
-        }
     }
 
     /// Has questions to name servers at loopback addresses of the namespace come here.
@@ -536,66 +530,6 @@ impl<'a> Network<'a> {
             }
             // What was made in vain and taken away again is a change, too.
             sleep(AGAIN).await;
-        }
-    }
-
-    async fn forward_all(&self, agent: &impl Fn() -> Option<Agent>) {
-        let listener = self.forward.borrow().clone();
-        let Some(listener) = listener else {
-            return;
-        };
-        let places = Arc::new(Semaphore::new(MAX_FORWARDED));
-        loop {
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-                return;
-            };
-            let forwarded = match listener.accept().await {
-                Ok(forwarded) => forwarded,
-                Err(e) => {
-                    log::warn!("cannot take a connection to a port of the guest: {e}");
-                    sleep(REST).await;
-                    continue;
-                }
-            };
-            let Some(agent) = agent() else {
-                continue;
-            };
-            let (id, dir) = (self.launch.id.clone(), Arc::clone(&self.dir));
-            let limit = self.launch.config.request_timeout;
-            tokio::spawn(async move {
-                if let Err(e) = forward(forwarded, &agent, &id, &dir, limit).await {
-                    log::debug!("a connection to a port of the guest came to nothing: {e}");
-                }
-                drop(place);
-            });
-        }
-    }
-}
-
-/// Carries one connection to a port of the guest.
-async fn forward(
-    forwarded: Forwarded,
-    agent: &Agent,
-    id: &str,
-    dir: &OwnedFd,
-    limit: Duration,
-) -> io::Result<()> {
-    let Forwarded {
-        mut stream,
-        port,
-        ipv6,
-    } = forwarded;
-    let token = streams::token()?;
-    let ask = agent.forward(id, port, ipv6, token.to_vec());
-    match self::stream(dir, token, ask, limit).await {
-        Ok(mut guest) => {
-            tokio::io::copy_bidirectional(&mut stream, &mut guest).await?;
-            Ok(())
-        }
-        Err(e) => {
-            // As if nobody listened: the connection is reset.
-            stream.set_zero_linger()?;
-            Err(e)
         }
     }
 }

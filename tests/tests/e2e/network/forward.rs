@@ -82,3 +82,24 @@ fn a_forwarded_stream_is_whole_and_half_closed() {
     });
     assert!(echoed == bytes, "{} of {} bytes", echoed.len(), bytes.len());
 }
+
+#[test]
+fn a_network_that_comes_after_the_start_has_its_ports_forwarded() {
+    let wire = Wire::bare();
+    let script = "mkdir /www; echo found >/www/page; exec httpd -f -p 127.0.0.1:8080 -h /www";
+    let bundle = Bundle::sh(script);
+    start(&bundle);
+    let pid = bundle.state("pod")["pid"].to_string();
+    wire.on_host("link add eth0 type veth peer name peer0");
+    wire.on_host(&format!("link set eth0 netns {pid}"));
+    let nsenter = |command: &str| {
+        let nsenter = Cmd::new("nsenter").args(["--net", "--target", &pid]);
+        nsenter.args(command.split(' ')).run()
+    };
+    nsenter("ip link set lo up").ok();
+    nsenter("ip link set eth0 up").ok();
+    eventually("the server is reached", || {
+        let found = nsenter("timeout 30 /bin/busybox wget -q -O - http://127.0.0.1:8080/page");
+        found.out() == "found\n"
+    });
+}
