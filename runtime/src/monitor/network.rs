@@ -10,6 +10,7 @@
 //! It is done first when the container is started, because callers plug interfaces in between
 //! `create` and `start`, and from then on whenever the kernel tells of a change.
 
+mod answers;
 mod forward;
 mod orders;
 
@@ -31,9 +32,10 @@ use cloister_vmm_api::{
 use tokio::io::AsyncWriteExt;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
-use tokio::sync::{Mutex, Notify, mpsc};
-use tokio::time::{sleep, timeout};
+use tokio::sync::{Mutex, Notify};
+use tokio::time::sleep;
 
+use self::answers::Answers;
 use super::life::AsyncChannel;
 use super::place::Place;
 use super::{resolver, streams};
@@ -138,11 +140,7 @@ pub(crate) struct Network<'a> {
     links: Mutex<Links>,
     /// For requests, and for news of changes.
     sockets: OnceCell<(Socket, AsyncFd<Watched<Events>>)>,
-    /// What the VMM has answered.
-    answers: (
-        mpsc::UnboundedSender<Event>,
-        Mutex<mpsc::UnboundedReceiver<Event>>,
-    ),
+    answers: Answers,
     /// Told when the network has been connected for the first time.
     connected: Notify,
     forward: RefCell<Option<Rc<ForwardListener>>>,
@@ -159,7 +157,6 @@ impl<'a> Network<'a> {
         vcpus: u8,
     ) -> io::Result<Self> {
         let orders = control::listen_in(&dir)?;
-        let (sender, receiver) = mpsc::unbounded_channel();
         Ok(Self {
             place,
             launch,
@@ -168,7 +165,7 @@ impl<'a> Network<'a> {
             orders: sys::watch(orders)?,
             links: Mutex::default(),
             sockets: OnceCell::new(),
-            answers: (sender, Mutex::new(receiver)),
+            answers: Answers::new(),
             connected: Notify::new(),
             forward: RefCell::default(),
             listening: Notify::new(),
@@ -177,8 +174,7 @@ impl<'a> Network<'a> {
 
     /// Takes what the VMM has answered.
     pub(crate) fn answered(&self, event: Event) {
-        // Whoever asked is there for as long as this is.
-        let _ = self.answers.0.send(event);
+        self.answers.put(event);
     }
 
     /// Makes the guest's network what the namespace's is now. An interface that it cannot have is an error, and left
@@ -473,13 +469,8 @@ impl<'a> Network<'a> {
         request: &Request,
         fds: &[BorrowedFd<'_>],
     ) -> Result<Option<Event>, ChannelError> {
-        let mut answers = self.answers.1.lock().await;
-        // What came too late for an earlier question.
-        while answers.try_recv().is_ok() {}
-        vmm.send_with(request, fds)?;
-        Ok(timeout(DEVICE_LIMIT, answers.recv())
-            .await
-            .unwrap_or_default())
+        let send = || vmm.send_with(request, fds);
+        self.answers.to(request, send, DEVICE_LIMIT).await
     }
 
     /// Serves, for as long as it is polled: orders, changes in the namespace, connections.
