@@ -239,12 +239,15 @@ pub fn join(fd: &impl AsFd, flags: libc::c_int) -> io::Result<()> {
 }
 
 /// Makes an open `/dev/net/tun` a queue of the tap `name`: frames without a header of the driver's,
-/// behind a virtio-net header.
+/// behind a virtio-net header. The first one makes the tap.
 ///
 /// # Errors
-/// If the kernel refuses.
-pub fn make_tap(tun: &impl AsFd, name: &str, has_queues: bool) -> io::Result<()> {
+/// If the kernel refuses, or if there is an interface of that name and this is its first queue.
+pub fn make_tap(tun: &impl AsFd, name: &str, has_queues: bool, is_first: bool) -> io::Result<()> {
     let mut flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    if is_first {
+        flags |= libc::IFF_TUN_EXCL;
+    }
     if has_queues {
         flags |= libc::IFF_MULTI_QUEUE;
     }

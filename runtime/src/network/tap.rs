@@ -40,14 +40,14 @@ impl Tap {
         };
         let queues = namespace.within(|| {
             (0..queues)
-                .map(|_| {
+                .map(|queue| {
                     let tun = OpenOptions::new()
                         .read(true)
                         .write(true)
                         .custom_flags(libc::O_NONBLOCK)
                         .open(TUN)
                         .map_err(|e| NetworkError::Tun(Path::new(TUN).to_owned(), e))?;
-                    sys::make_tap(&tun, &name, queues > 1).map_err(error)?;
+                    sys::make_tap(&tun, &name, queues > 1, queue == 0).map_err(error)?;
                     Ok(OwnedFd::from(tun))
                 })
                 .collect::<Result<Vec<_>, _>>()
@@ -87,5 +87,48 @@ impl Tap {
                 verb: "give its MTU to its tap",
                 source,
             })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tap_of_somebody_else_is_not_taken_over() {
+        let interface = Interface {
+            index: 7,
+            name: "eth0".into(),
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1500,
+            up: true,
+            carrier: true,
+        };
+        let tested = std::thread::spawn(move || {
+            if sys::new_namespaces(libc::CLONE_NEWNET).is_err() {
+                // Not for everybody.
+                return;
+            }
+            let namespace = Namespace::open(Path::new("/proc/thread-self/ns/net")).unwrap();
+            let socket = namespace.socket().unwrap();
+            let make = |queues| Tap::new(&namespace, &socket, 0, &interface, queues);
+            let first = match make(2) {
+                Err(NetworkError::Tun(..)) => return,
+                made => made.unwrap(),
+            };
+            assert_eq!(first.queues.len(), 2);
+            // With one queue, and as another of its queues.
+            for queues in [1, 2] {
+                let error = make(queues).unwrap_err();
+                let NetworkError::Tap { name, source, .. } = &error else {
+                    panic!("{error:?}");
+                };
+                assert_eq!(name, "cloister0");
+                assert_eq!(source.raw_os_error(), Some(libc::EBUSY));
+            }
+            drop(first);
+            make(1).unwrap();
+        });
+        tested.join().unwrap();
     }
 }

@@ -42,6 +42,13 @@ fn a_tun_device() {
 }
 
 #[test]
+fn a_tap_whose_name_is_taken() {
+    let wire = Wire::new();
+    wire.in_pod("tuntap add cloister0 mode tap");
+    refused(&wire, &["cannot make the tap cloister0 for interface eth0"]);
+}
+
+#[test]
 fn a_namespace_of_a_process_outside() {
     let wire = Wire::new();
     let other = Cmd::new("ip")
