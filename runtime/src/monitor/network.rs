@@ -116,11 +116,16 @@ impl Links {
         Scan::read(socket, |interface| has(interface.index))
     }
 
-    /// Gives the first failure. The others are told in the log, each until it is over.
-    fn first(&mut self, failures: Vec<ConnectError>) -> Result<(), ConnectError> {
+    /// Gives the first failure. The others, and what was left out, are told in the log, once until it is over.
+    fn first(
+        &mut self,
+        failures: Vec<ConnectError>,
+        left_out: Vec<String>,
+    ) -> Result<(), ConnectError> {
         let mut failures = failures.into_iter();
         let first = failures.next();
-        let warnings: Vec<_> = failures.map(|e| chain(&e)).collect();
+        let warnings = failures.map(|e| chain(&e)).chain(left_out);
+        let warnings: Vec<_> = warnings.collect();
         for warning in warnings.iter().filter(|w| !self.warnings.contains(w)) {
             log::warn!("{warning}");
         }
@@ -217,6 +222,7 @@ impl<'a> Network<'a> {
             // The guest can be told nothing about an interface that it has not.
             scan = links.scan(socket)?;
         }
+        let left_out = std::mem::take(&mut scan.left_out);
         self.tell(&mut links, scan, agent).await?;
         self.stand_in_for_resolvers(&mut links, agent).await;
         let is_used = !links.plugged.is_empty() || self.place.path.is_some();
@@ -225,7 +231,7 @@ impl<'a> Network<'a> {
         }
         // What waits for the first time, and need not come before it.
         self.connected.notify_one();
-        links.first(failures)
+        links.first(failures, left_out)
     }
 
     /// Has questions to name servers at loopback addresses of the namespace come here.
@@ -409,6 +415,7 @@ impl<'a> Network<'a> {
         let Scan {
             interfaces: _,
             refused: _,
+            left_out: _,
             addresses,
             neighbours,
             routes,

@@ -1,6 +1,7 @@
 //! What there is in a network namespace.
 
 use std::collections::BTreeSet;
+use std::net::Ipv6Addr;
 
 use cloister_netlink::{
     Message, Received, Socket, address_index, attributes, link_attributes, link_index, link_name,
@@ -43,6 +44,8 @@ pub(crate) struct Scan {
     pub(crate) interfaces: Vec<Interface>,
     /// Why there are others that a guest cannot have.
     pub(crate) refused: Vec<NetworkError>,
+    /// What a guest is better off without, in words.
+    pub(crate) left_out: Vec<String>,
     pub(crate) addresses: Vec<Vec<u8>>,
     pub(crate) neighbours: Vec<Vec<u8>>,
     pub(crate) routes: Vec<Vec<u8>>,
@@ -78,6 +81,9 @@ impl Scan {
         this.addresses = addresses
             .iter()
             .filter_map(|m| address(&known, m))
+            .collect();
+        this.left_out = (addresses.iter())
+            .filter_map(|m| clash(&this.interfaces, m))
             .collect();
         let neighbours = list("neighbours", libc::RTM_GETNEIGH, &[0; NEIGHBOUR])?;
         this.neighbours = (neighbours.iter())
@@ -209,20 +215,17 @@ fn address(known: &BTreeSet<u32>, message: &Received) -> Option<Vec<u8>> {
     let index = address_index(payload).filter(|index| known.contains(index))?;
     let family = byte(payload, 0);
     let is_ipv6 = i32::from(family) == libc::AF_INET6;
-    let flags = rest(payload, ADDRESS)
-        .find(libc::IFA_FLAGS)
-        .and_then(number);
-    let flags = flags.unwrap_or_else(|| byte(payload, 2).into());
+    let flags = address_flags(payload);
     // Temporary addresses are the kernel's to make; every namespace's loopback has those it needs.
     let is_temporary = is_ipv6 && flags & libc::IFA_F_TEMPORARY != 0;
     let content = rest(payload, ADDRESS).find(libc::IFA_ADDRESS)?;
     let is_own_loopback =
         index == LOOPBACK && (content.first() == Some(&127) || content == LOOPBACK_IPV6);
-    if is_temporary || is_own_loopback {
+    if is_temporary || is_own_loopback || flags & libc::IFA_F_DADFAILED != 0 {
         return None;
     }
     // The host has proven that it is nobody else's, or has not been asked to.
-    let unproven = libc::IFA_F_TENTATIVE | libc::IFA_F_DADFAILED | libc::IFA_F_OPTIMISTIC;
+    let unproven = libc::IFA_F_TENTATIVE | libc::IFA_F_OPTIMISTIC;
     let flags = (flags & !unproven) | if is_ipv6 { libc::IFA_F_NODAD } else { 0 };
     let mut header: [u8; ADDRESS] = payload.get(..ADDRESS)?.try_into().ok()?;
     header[2] = flags.to_ne_bytes()[0];
@@ -239,7 +242,30 @@ fn address(known: &BTreeSet<u32>, message: &Received) -> Option<Vec<u8>> {
     ))
 }
 
-const LOOPBACK_IPV6: &[u8] = &std::net::Ipv6Addr::LOCALHOST.octets();
+/// IFA_F_*: in the header there is room for eight of them.
+fn address_flags(payload: &[u8]) -> u32 {
+    let flags = rest(payload, ADDRESS).find(libc::IFA_FLAGS);
+    let flags = flags.and_then(number);
+    flags.unwrap_or_else(|| byte(payload, 2).into())
+}
+
+/// What is wrong with an address that the host's kernel has found to be somebody else's (RFC 4862, section 5.4).
+fn clash(interfaces: &[Interface], message: &Received) -> Option<String> {
+    let payload = &message.payload;
+    let index = address_index(payload)?;
+    let interface = interfaces.iter().find(|i| i.index == index)?;
+    if address_flags(payload) & libc::IFA_F_DADFAILED == 0 {
+        return None;
+    }
+    let address = rest(payload, ADDRESS).find(libc::IFA_ADDRESS)?;
+    let address = Ipv6Addr::from(*address.first_chunk::<16>()?);
+    let name = &interface.name;
+    Some(format!(
+        "interface {name} of the network namespace: its address {address} is in use elsewhere, and left out"
+    ))
+}
+
+const LOOPBACK_IPV6: &[u8] = &Ipv6Addr::LOCALHOST.octets();
 
 fn neighbour(known: &BTreeSet<u32>, message: &Received) -> Option<Vec<u8>> {
     let payload = &message.payload;

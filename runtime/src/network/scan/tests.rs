@@ -79,3 +79,37 @@ fn of_several_ways_those_through_other_interfaces_are_left_out() {
     assert!(next_hops(&known, &hop(3, 0)[..7]).is_empty());
     assert_eq!(next_hops(&known, &[200, 0, 0, 0, 3, 0, 0, 0]).len(), 8);
 }
+
+#[test]
+fn an_address_that_is_somebody_elses_is_left_out_by_name() {
+    let interface = interface(&link(libc::ARPHRD_ETHER, 3, "eth0").payload);
+    let interfaces = [interface.unwrap().unwrap()];
+    let known = BTreeSet::from([3]);
+    let told = |address: &str, flags: u32| {
+        let address: Ipv6Addr = address.parse().unwrap();
+        let mut header = [libc::AF_INET6.to_ne_bytes()[0], 64, 0, 0, 3, 0, 0, 0];
+        header[2] = flags.to_ne_bytes()[0];
+        let flags = flags.to_ne_bytes();
+        let address = address.octets();
+        received(
+            &header,
+            &[(libc::IFA_ADDRESS, &address), (libc::IFA_FLAGS, &flags)],
+        )
+    };
+    let clashing = libc::IFA_F_PERMANENT | libc::IFA_F_TENTATIVE | libc::IFA_F_DADFAILED;
+    let clashing = told("fd77::2", clashing);
+    assert_eq!(address(&known, &clashing), None);
+    let words = clash(&interfaces, &clashing).unwrap();
+    assert!(
+        words.contains("eth0") && words.contains("fd77::2"),
+        "{words}"
+    );
+
+    let tentative = told("fd77::3", libc::IFA_F_PERMANENT | libc::IFA_F_TENTATIVE);
+    let kept = address(&known, &tentative).unwrap();
+    assert_eq!(
+        address_flags(&kept),
+        libc::IFA_F_PERMANENT | libc::IFA_F_NODAD
+    );
+    assert_eq!(clash(&interfaces, &tentative), None);
+}

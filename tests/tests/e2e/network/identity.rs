@@ -179,6 +179,30 @@ fn without_a_network_there_is_the_loopback_interface() {
     assert_eq!(bundle.run().ok(), "lo\nup\n");
 }
 
+#[test]
+fn an_address_that_clashes_is_left_out() {
+    let wire = Wire::new();
+    // The host's end has it already.
+    wire.in_pod(&format!("addr add {HOST_IPV6}/64 dev eth0"));
+    eventually("the clash is found", || {
+        wire.in_pod("addr show dev eth0").contains("dadfailed")
+    });
+    let bundle = wire.bundle(&["sleep", "1000"]);
+    start(&bundle);
+    let addresses = exec(&bundle, "ip addr show eth0");
+    assert!(addresses.contains(POD_IPV6), "{addresses}");
+    assert!(!addresses.contains(HOST_IPV6), "{addresses}");
+    exec(&bundle, &format!("ping -6 -c 1 -w 20 {HOST_IPV6}"));
+    let log = bundle.state_root().join("pod/monitor.log");
+    let log = std::fs::read_to_string(log).unwrap();
+    assert!(
+        log.contains(&format!(
+            "interface eth0 of the network namespace: its address {HOST_IPV6}"
+        )),
+        "{log}"
+    );
+}
+
 /// A container that pings and listens at a port below 1024, without a capability and without root.
 fn unprivileged(wire: &Wire) -> Bundle {
     let script =
