@@ -62,40 +62,39 @@ pub(crate) fn bandwidth(text: &str) -> Option<u64> {
     quantity(text).filter(|bits| RANGE.contains(bits))
 }
 
-/// A quantity of Kubernetes: a decimal number and a suffix, as a whole number.
+/// A quantity of Kubernetes: a decimal number and a suffix or an exponent, as a whole number, rounded up
+/// (<https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/>).
 fn quantity(text: &str) -> Option<u64> {
     let text = text.trim();
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.');
     let (number, suffix) = text.split_at(end.unwrap_or(text.len()));
-    let factor: u64 = match suffix {
-        "" => 1,
-        "k" => 1_000,
-        "M" => 1_000_000,
-        "G" => 1_000_000_000,
-        "T" => 1_000_000_000_000,
-        "P" => 1_000_000_000_000_000,
-        "Ki" => 1 << 10,
-        "Mi" => 1 << 20,
-        "Gi" => 1 << 30,
-        "Ti" => 1 << 40,
-        "Pi" => 1 << 50,
-        _ => return None,
+    let (factor, exponent): (u128, i32) = match suffix {
+        "" => (1, 0),
+        "k" => (1, 3),
+        "M" => (1, 6),
+        "G" => (1, 9),
+        "T" => (1, 12),
+        "P" => (1, 15),
+        "E" => (1, 18),
+        "Ki" => (1 << 10, 0),
+        "Mi" => (1 << 20, 0),
+        "Gi" => (1 << 30, 0),
+        "Ti" => (1 << 40, 0),
+        "Pi" => (1 << 50, 0),
+        "Ei" => (1 << 60, 0),
+        other => (1, other.strip_prefix(['e', 'E'])?.parse().ok()?),
     };
     let (whole, part) = number.split_once('.').unwrap_or((number, ""));
-    if whole.is_empty() && part.is_empty() {
-        return None;
-    }
-    let mut value = match whole {
-        "" => 0,
-        whole => whole.parse::<u64>().ok()?.checked_mul(factor)?,
+    let digits: u128 = [whole, part].concat().parse().ok()?;
+    let exponent = exponent.checked_sub(i32::try_from(part.len()).ok()?)?;
+    let value = digits.checked_mul(factor)?;
+    let power = 10_u128.checked_pow(exponent.unsigned_abs());
+    let value = match power {
+        Some(power) if exponent < 0 => value.div_ceil(power),
+        Some(power) => value.checked_mul(power)?,
+        None => return None,
     };
-    // Digit by digit, so that nothing is rounded that need not be.
-    let mut unit = factor;
-    for digit in part.chars() {
-        unit /= 10;
-        value = value.checked_add(u64::from(digit.to_digit(10)?).checked_mul(unit)?)?;
-    }
-    Some(value)
+    value.try_into().ok()
 }
 
 #[cfg(test)]
@@ -113,10 +112,26 @@ mod tests {
             ("4Ki", 4096),
             (".5k", 500),
             ("123", 123),
+            ("1e6", 1_000_000),
+            ("1.5E+3", 1_500),
+            ("12345e-2", 124),
+            ("0.0001E", 100_000_000_000_000),
         ] {
             assert_eq!(quantity(text), Some(value), "{text}");
         }
-        for text in ["", "M", "1X", "1m", "-1", "1.2.3", "99999999999P"] {
+        for text in [
+            "",
+            "M",
+            "1X",
+            "1m",
+            "-1",
+            "1.2.3",
+            "99999999999P",
+            "1e",
+            "1e6M",
+            "1e99",
+            "1e-99",
+        ] {
             assert_eq!(quantity(text), None, "{text}");
         }
     }

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, UdpSocket};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cloister_tests::noise;
 
@@ -139,6 +139,60 @@ fn a_path_with_a_smaller_mtu_is_found_out() {
         exec(&bundle, "nc 10.98.0.2 7 </bytes");
         assert!(sink.join().unwrap());
     });
+}
+
+/// How long it takes to move so many bytes out of a container, and into it.
+fn durations(wire: &Wire, bundle: &Bundle, length: usize) -> (Duration, Duration) {
+    let listener = wire.as_host(|| TcpListener::bind((HOST, 7)).unwrap());
+    std::fs::write(bundle.rootfs().join("bytes"), noise(length)).unwrap();
+    // Connections, read and written by turns.
+    let accept = || {
+        let (stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        stream.set_write_timeout(Some(LIMIT)).unwrap();
+        (stream, Instant::now())
+    };
+    let out = std::thread::scope(|scope| {
+        let sink = scope.spawn(|| {
+            let (mut stream, start) = accept();
+            let mut got = Vec::new();
+            stream.read_to_end(&mut got).unwrap();
+            assert_eq!(got.len(), length);
+            start.elapsed()
+        });
+        exec(bundle, &format!("nc {HOST} 7 </bytes"));
+        sink.join().unwrap()
+    });
+    let into = std::thread::scope(|scope| {
+        let source = scope.spawn(|| {
+            let (mut stream, start) = accept();
+            stream.write_all(&noise(length)).unwrap();
+            start
+        });
+        let got = exec(bundle, &format!("nc {HOST} 7 | wc -c"));
+        assert_eq!(got.trim(), length.to_string());
+        source.join().unwrap().elapsed()
+    });
+    (out, into)
+}
+
+#[test]
+fn a_bandwidth_holds_in_its_own_direction() {
+    const LENGTH: usize = 2 << 20;
+    // Half a megabyte a second: four seconds, less a burst.
+    const LIMITED: Duration = Duration::from_secs(3);
+    for (annotation, is_out) in [("egress", true), ("ingress", false)] {
+        let wire = Wire::new();
+        let bundle = wire.bundle(&["sleep", "1000"]).with(|spec| {
+            let annotation = format!("kubernetes.io/{annotation}-bandwidth");
+            spec["annotations"] = serde_json::json!({annotation: "4e6"});
+        });
+        start(&bundle);
+        let (out, into) = durations(&wire, &bundle, LENGTH);
+        let (slow, fast) = if is_out { (out, into) } else { (into, out) };
+        assert!(slow > LIMITED, "{annotation}: out {out:?}, into {into:?}");
+        assert!(fast < LIMITED, "{annotation}: out {out:?}, into {into:?}");
+    }
 }
 
 #[test]
