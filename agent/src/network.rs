@@ -139,7 +139,7 @@ impl Network {
         self.replayed
             .remove_others(&inside, &self.indices(), &request);
         for interface in request.interfaces {
-            self.plug(&inside, namespace.as_fd(), interface)?;
+            self.plug(process, &inside, namespace.as_fd(), interface)?;
         }
         self.replayed.add_all(&inside, &self.indices())
     }
@@ -167,6 +167,7 @@ impl Network {
     /// Makes sure that an interface is there and as it should be.
     fn plug(
         &mut self,
+        process: BorrowedFd<'_>,
         inside: &Socket,
         namespace: BorrowedFd<'_>,
         interface: Interface,
@@ -175,13 +176,18 @@ impl Network {
         if let Some(plugged) = self.interfaces.iter_mut().find(known) {
             if plugged.interface != interface {
                 adjust(inside, plugged.index, &interface)?;
+                sysctls::set_others(process, &plugged.interface.sysctls, &interface.sysctls)?;
                 plugged.interface = interface;
             }
             return Ok(());
         }
         let device = Device::bind(interface.device)?;
-        let index = bring_in(&device, inside, namespace, &interface)
-            .and_then(|index| adjust(inside, index, &interface).map(|()| index));
+        let index = bring_in(&device, inside, namespace, &interface).and_then(|index| {
+            // An interface that comes up without them is heard, and hears.
+            sysctls::set_others(process, &[], &interface.sysctls)?;
+            adjust(inside, index, &interface)?;
+            Ok(index)
+        });
         match index {
             Ok(index) => {
                 self.interfaces.push(Plugged {

@@ -31,7 +31,7 @@ pub(crate) use self::forward::{ForwardListener, Forwarded};
 pub(crate) use self::limits::{Limits, bandwidth};
 pub(crate) use self::redirect::{Mark, join, part, undo_all};
 pub(crate) use self::scan::{Interface, Scan};
-pub(crate) use self::sysctls::sysctls;
+pub(crate) use self::sysctls::{interface_sysctls, sysctls};
 pub(crate) use self::tap::Tap;
 use crate::sys;
 
@@ -66,7 +66,7 @@ pub enum NetworkError {
     #[error("cannot read {path} of the network namespace")]
     Sysctl {
         /// Its path below /proc/sys.
-        path: &'static str,
+        path: String,
         /// Why not.
         #[source]
         source: io::Error,

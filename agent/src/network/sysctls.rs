@@ -45,6 +45,45 @@ impl Sysctls {
     }
 }
 
+/// Sets the parameters of an interface that were not set so `before`.
+pub(super) fn set_others(
+    process: BorrowedFd<'_>,
+    before: &[Sysctl],
+    wanted: &[Sysctl],
+) -> Result<(), NetworkError> {
+    let wanted = wanted.iter().filter(|wanted| !before.contains(wanted));
+    let mut changes = Vec::new();
+    for sysctl in wanted {
+        let set = before.iter().find(|before| before.path == sysctl.path);
+        let expected = match set {
+            Some(set) => set.value.clone(),
+            None => read(&of_any_interface(sysctl))?,
+        };
+        changes.push((sysctl, expected));
+    }
+    within(process, || {
+        for (sysctl, expected) in changes {
+            if is_same(&read(sysctl)?, &expected) && !is_same(&sysctl.value, &expected) {
+                fs::write(path(sysctl)?, &sysctl.value).map_err(|e| error(sysctl, e))?;
+            }
+        }
+        Ok(())
+    })?
+}
+
+/// The parameter that an interface begins with: in the agent's own namespace, as the kernel made it.
+fn of_any_interface(sysctl: &Sysctl) -> Sysctl {
+    let mut path = PathBuf::from(&sysctl.path);
+    let name = path.file_name().map(ToOwned::to_owned);
+    path.pop();
+    path.set_file_name("default");
+    path.extend(name);
+    Sysctl {
+        path: path.to_string_lossy().into_owned(),
+        ..sysctl.clone()
+    }
+}
+
 fn read(sysctl: &Sysctl) -> Result<String, NetworkError> {
     fs::read_to_string(path(sysctl)?).map_err(|e| error(sysctl, e))
 }
@@ -99,6 +138,12 @@ mod tests {
             let error = path(&sysctl(bad)).unwrap_err().to_string();
             assert!(error.contains(&format!("{bad:?}")), "{error}");
         }
+    }
+
+    #[test]
+    fn an_interface_begins_as_any_does() {
+        let default = of_any_interface(&sysctl("net/ipv6/conf/eth0.5/accept_ra"));
+        assert_eq!(default.path, "net/ipv6/conf/default/accept_ra");
     }
 
     #[test]

@@ -404,13 +404,23 @@ impl<'a> Network<'a> {
 
     /// Tells the guest everything, if anything has changed.
     async fn tell(&self, links: &mut Links, scan: Scan, agent: &Agent) -> Result<(), ConnectError> {
-        let interface = |plugged: &Plugged| agent::Interface {
-            device: u32::from(NET_PLATFORM_ID + plugged.slot),
-            index: plugged.interface.index,
-            name: plugged.interface.name.clone(),
-            mtu: plugged.interface.mtu,
-            up: plugged.interface.up,
-            ..agent::Interface::default()
+        let sysctl = |(path, value): (String, String)| Sysctl {
+            path,
+            value,
+            ..Sysctl::default()
+        };
+        let interface = |plugged: &Plugged| {
+            let name = plugged.interface.name.clone();
+            let sysctls = network::interface_sysctls(&self.place.namespace, &name)?;
+            Ok(agent::Interface {
+                device: u32::from(NET_PLATFORM_ID + plugged.slot),
+                index: plugged.interface.index,
+                name,
+                mtu: plugged.interface.mtu,
+                up: plugged.interface.up,
+                sysctls: sysctls.into_iter().map(sysctl).collect(),
+                ..agent::Interface::default()
+            })
         };
         let Scan {
             interfaces: _,
@@ -427,14 +437,11 @@ impl<'a> Network<'a> {
             return Ok(());
         }
         let sysctls = network::sysctls(&self.place.namespace)?;
-        let sysctl = |(path, value): (&str, String)| Sysctl {
-            path: path.into(),
-            value,
-            ..Sysctl::default()
-        };
+        let interfaces = links.plugged.iter().map(interface);
+        let interfaces = interfaces.collect::<Result<_, NetworkError>>()?;
         let request = SetNetworkRequest {
             container_id: self.launch.id.clone(),
-            interfaces: links.plugged.iter().map(interface).collect(),
+            interfaces,
             addresses,
             neighbours,
             routes,

@@ -11,7 +11,7 @@ use super::{Namespace, NetworkError};
 const ROOT: &str = "/proc/sys";
 
 /// Those that every namespace has for itself, and whose defaults are not a matter of the machine's size.
-const PATHS: [&str; 16] = [
+const PATHS: [&str; 17] = [
     "net/core/somaxconn",
     "net/ipv4/ip_default_ttl",
     "net/ipv4/ip_forward",
@@ -27,21 +27,40 @@ const PATHS: [&str; 16] = [
     "net/ipv4/tcp_syncookies",
     "net/ipv4/tcp_tw_reuse",
     "net/ipv6/conf/all/forwarding",
+    "net/ipv6/conf/lo/disable_ipv6",
     "net/ipv6/ip_nonlocal_bind",
 ];
 
+/// Those that every interface has for itself, below /proc/sys/net/ipv6/conf: whoever makes a network without IPv6
+/// switches it off there, and routers are not listened to where addresses are given.
+const OF_INTERFACE: [&str; 3] = ["accept_ra", "autoconf", "disable_ipv6"];
+
 /// The parameters of a namespace, as paths below /proc/sys and values.
-pub(crate) fn sysctls(namespace: &Namespace) -> Result<Vec<(&'static str, String)>, NetworkError> {
-    namespace.within(|| {
-        let read = |path| {
-            let text = match fs::read_to_string(Path::new(ROOT).join(path)) {
-                Ok(text) => Ok(text.trim_end().to_owned()),
-                // A kernel without IPv6, or an older one.
-                Err(e) if e.kind() == io::ErrorKind::NotFound => return None,
-                Err(source) => Err(NetworkError::Sysctl { path, source }),
-            };
-            Some(text.map(|text| (path, text)))
+pub(crate) fn sysctls(namespace: &Namespace) -> Result<Vec<(String, String)>, NetworkError> {
+    read_all(namespace, PATHS.into_iter().map(str::to_owned))
+}
+
+/// Those of an interface.
+pub(crate) fn interface_sysctls(
+    namespace: &Namespace,
+    interface: &str,
+) -> Result<Vec<(String, String)>, NetworkError> {
+    let path = |name| format!("net/ipv6/conf/{interface}/{name}");
+    read_all(namespace, OF_INTERFACE.into_iter().map(path))
+}
+
+fn read_all(
+    namespace: &Namespace,
+    paths: impl Iterator<Item = String>,
+) -> Result<Vec<(String, String)>, NetworkError> {
+    let read = |path: String| {
+        let text = match fs::read_to_string(Path::new(ROOT).join(&path)) {
+            Ok(text) => Ok(text.trim_end().to_owned()),
+            // A kernel without IPv6, or an older one, or an interface that has just gone.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return None,
+            Err(source) => return Some(Err(NetworkError::Sysctl { path, source })),
         };
-        PATHS.into_iter().filter_map(read).collect()
-    })?
+        Some(text.map(|text| (path, text)))
+    };
+    namespace.within(|| paths.filter_map(read).collect())?
 }

@@ -249,6 +249,24 @@ fn parameters_of_the_namespace_hold_in_the_guest() {
 }
 
 #[test]
+fn parameters_of_an_interface_hold_in_the_guest() {
+    let wire = Wire::new();
+    let parameters = [("disable_ipv6", "1"), ("accept_ra", "0"), ("autoconf", "0")];
+    wire.beside_pod(|| {
+        for (name, value) in parameters {
+            std::fs::write(format!("/proc/sys/net/ipv6/conf/eth0/{name}"), value).unwrap();
+        }
+        std::fs::write("/proc/sys/net/ipv6/conf/lo/disable_ipv6", "1").unwrap();
+    });
+    let bundle = wire.bundle(&["sleep", "1000"]);
+    start(&bundle);
+    let read = "cd /proc/sys/net/ipv6/conf; cat eth0/disable_ipv6 eth0/accept_ra eth0/autoconf lo/disable_ipv6";
+    assert_eq!(exec(&bundle, read), "1\n0\n0\n1\n");
+    assert_eq!(exec(&bundle, "ip -6 addr"), "");
+    exec(&bundle, &format!("ping -c 1 -w 20 {HOST}"));
+}
+
+#[test]
 fn parameters_of_the_specification_allow_pings_without_privileges() {
     let wire = Wire::new();
     // As Docker and containerd's CRI plugin ask for it.
