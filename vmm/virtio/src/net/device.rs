@@ -17,7 +17,7 @@ use super::offload::{self, tun};
 use super::rate::Bucket;
 use super::session::{Flow, Host, Session, Token};
 use super::tap::Tap;
-use super::{Config, DriverState, Error, MAX_PACKET, MAX_QUEUE_PAIRS, Metrics, State};
+use super::{Config, DriverState, Error, MAX_PACKET, MAX_QUEUE_PAIRS, Metrics, RateLimit, State};
 use crate::device::{ActivateError, Activation, SavedQueue, VirtioDevice};
 use crate::poll::Poller;
 use crate::warn_guest;
@@ -27,6 +27,12 @@ use crate::warn_guest;
 const QUEUE_SIZE: u16 = 256;
 /// The size of the control queue. Linux has one command under way.
 const CONTROL_SIZE: u16 = 64;
+
+/// How many commands that change something are followed. Linux sends a handful in a device's life.
+const COMMANDS: RateLimit = RateLimit {
+    bytes_per_second: 20,
+    burst: 64,
+};
 
 /// Offered whatever the configuration is.
 const FEATURES: u64 = 1 << VIRTIO_NET_F_MAC
@@ -117,6 +123,7 @@ impl Net {
                     link_up,
                     rx_bucket: config.rx_limit.map(bucket),
                     tx_bucket: config.tx_limit.map(bucket),
+                    commands: bucket(COMMANDS),
                     metrics: Metrics::default(),
                     scratch: vec![0; MAX_PACKET],
                 },

@@ -7,7 +7,7 @@ use super::RateLimit;
 /// The shortest time to wait: a timer for less costs more than it brings.
 const SHORTEST: Duration = Duration::from_millis(1);
 
-/// A bucket of bytes that fills with time. It may hold less than nothing: what is left of a packet that
+/// A bucket of bytes, or of whatever else is counted, that fills with time. It may hold less than nothing: what is left of a packet that
 /// was larger than what was in it.
 #[derive(Debug)]
 pub(super) struct Bucket {

@@ -76,6 +76,8 @@ pub(super) struct Flow {
     pub(super) link_up: bool,
     pub(super) rx_bucket: Option<Bucket>,
     pub(super) tx_bucket: Option<Bucket>,
+    /// Commands that change something.
+    pub(super) commands: Bucket,
     pub(super) metrics: Metrics,
     /// Where packets end that are longer than expected.
     pub(super) scratch: Vec<u8>,
@@ -275,8 +277,8 @@ impl Session {
     /// Moves what can be moved.
     pub(super) fn turn(&mut self, host: &mut Host) -> Result<Left, QueueError> {
         let mut left = Left::default();
-        left.add(self.obey(host)?);
         let now = Instant::now();
+        left.add(self.obey(host, now)?);
         for index in 0..self.in_use {
             if let Some(pair) = self.pairs.get_mut(index)
                 && let Some([rx, tx]) = self.rings.get_mut(2 * index..2 * index + 2)
@@ -310,7 +312,7 @@ impl Session {
     }
 
     /// Follows the driver's commands.
-    fn obey(&mut self, host: &mut Host) -> Result<Stop, QueueError> {
+    fn obey(&mut self, host: &mut Host, now: Instant) -> Result<Stop, QueueError> {
         let Some(index) = self.control.filter(|_| self.commanded) else {
             return Ok(Stop::Idle);
         };
@@ -335,13 +337,8 @@ impl Session {
             let mut len = 0;
             match Request::parse(chain, &memory) {
                 Ok(request) => {
-                    let accepted = match request.command {
-                        Some(Command::Pairs(pairs)) => {
-                            pairs > 0 && self.set_pairs(host, pairs.into())
-                        }
-                        Some(Command::Offloads(offloads)) => self.change_offloads(host, offloads),
-                        None => false,
-                    };
+                    let accepted =
+                        (request.command).is_some_and(|command| self.follow(host, command, now));
                     host.flow.metrics.refused_commands += u64::from(!accepted);
                     len = request.answer(accepted);
                 }
@@ -356,6 +353,25 @@ impl Session {
         }
     }
 
+    /// Follows one command. Each that changes anything takes a lock which the whole host's network shares: a driver
+    /// that sends them without end is refused.
+    fn follow(&mut self, host: &mut Host, command: Command, now: Instant) -> bool {
+        let is_so = match command {
+            Command::Pairs(pairs) => self.in_use == usize::from(pairs),
+            Command::Offloads(offloads) => self.offloads == offloads,
+        };
+        if !is_so {
+            if !host.flow.commands.ready(now) {
+                return false;
+            }
+            host.flow.commands.spend(1);
+        }
+        match command {
+            Command::Pairs(pairs) => pairs > 0 && (is_so || self.set_pairs(host, pairs.into())),
+            Command::Offloads(offloads) => self.change_offloads(host, offloads),
+        }
+    }
+
     fn change_offloads(&mut self, host: &Host, offloads: u64) -> bool {
         // virtio-v1.3 §5.1.6.5.6.2: only what was agreed on can be switched on.
         let possible = offload::of_guest(self.features);
@@ -365,6 +381,9 @@ impl Session {
     }
 
     fn set_offloads(&mut self, host: &Host, offloads: u64) -> bool {
+        if self.offloads == offloads {
+            return true;
+        }
         // The setting is the interface's, by whichever descriptor.
         let set = host
             .taps

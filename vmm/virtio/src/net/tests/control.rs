@@ -1,6 +1,7 @@
 //! Configuration, commands, several queues, and what outlives the device.
 
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use super::guest::{NEXT, WRITE, packet};
 use super::*;
@@ -135,6 +136,32 @@ fn commands_that_make_no_sense_are_refused() {
         assert_eq!(rig.metrics().refused_commands, count);
     }
     assert_eq!(rig.device().state().driver.unwrap().pairs, 1);
+}
+
+#[test]
+fn commands_without_end_are_refused() {
+    let mut rig = two_pairs();
+    let pairs = |rig: &Rig| rig.device().state().driver.unwrap().pairs;
+    let start = Instant::now();
+    let mut followed = 0;
+    for _ in 0..1000 {
+        let other = 3 - pairs(&rig);
+        followed += u64::from(command(&mut rig, 4, &[4, 0, low(other), 0]) == 0);
+    }
+    let most = 64 + 20 * (start.elapsed().as_secs() + 1);
+    assert!(
+        (64..=most).contains(&followed),
+        "{followed} of 1000, {most} allowed"
+    );
+    // What changes nothing is no matter.
+    let same = low(pairs(&rig));
+    for _ in 0..1000 {
+        assert_eq!(command(&mut rig, 4, &[4, 0, same, 0]), 0);
+    }
+}
+
+fn low(pairs: u16) -> u8 {
+    pairs.to_le_bytes()[0]
 }
 
 #[test]
