@@ -102,6 +102,8 @@ struct Plugged {
 #[derive(Default)]
 struct Links {
     plugged: Vec<Plugged>,
+    /// What the guest has no longer, while the VMM may have its device still.
+    leaving: Vec<Plugged>,
     told: SetNetworkRequest,
     /// The name servers of the namespace that are stood in for.
     resolvers: Vec<Ipv4Addr>,
@@ -110,6 +112,12 @@ struct Links {
 }
 
 impl Links {
+    /// A slot that surely has no device.
+    fn free_slot(&self) -> Option<u8> {
+        let taken = self.plugged.iter().chain(&self.leaving).map(|p| p.slot);
+        (0..NET_SLOTS).find(|slot| taken.clone().all(|taken| taken != *slot))
+    }
+
     /// What there is about the interfaces that the guest has.
     fn scan(&self, socket: &Socket) -> Result<Scan, NetworkError> {
         let has = |index| self.plugged.iter().any(|p| p.interface.index == index);
@@ -208,13 +216,7 @@ impl<'a> Network<'a> {
             let known = |p: &&mut Plugged| p.interface.index == interface.index;
             let done = match links.plugged.iter_mut().find(known) {
                 Some(plugged) => self.follow(plugged, socket, interface, vmm).await,
-                None => match self.plug(&links, socket, interface, vmm).await {
-                    Ok(plugged) => {
-                        links.plugged.push(plugged);
-                        Ok(())
-                    }
-                    Err(e) => Err(e),
-                },
+                None => self.plug(&mut links, socket, interface, vmm).await,
             };
             failures.extend(done.err());
         }
@@ -287,21 +289,26 @@ impl<'a> Network<'a> {
         };
         let (staying, gone): (Vec<_>, Vec<_>) = links.plugged.drain(..).partition(stays);
         links.plugged = staying;
-        if gone.is_empty() {
-            return Ok(());
+        if !gone.is_empty() {
+            let told = match links.scan(socket) {
+                Ok(rest) => self.tell(links, rest, agent).await,
+                Err(e) => Err(e.into()),
+            };
+            if let Err(e) = told {
+                // The guest has them still: they are taken away at the next change.
+                links.plugged.extend(gone);
+                return Err(e);
+            }
         }
-        let rest = links.scan(socket)?;
-        if let Err(e) = self.tell(links, rest, agent).await {
-            // The guest has them still: they are taken away at the next change.
-            links.plugged.extend(gone);
-            return Err(e);
-        }
-        for plugged in gone {
-            let Plugged {
-                slot, interface, ..
-            } = plugged;
-            self.ask(vmm, &interface, &Request::DetachNet { slot }, &[])
-                .await?;
+        links.leaving.extend(gone);
+        let mut outcome = Ok(());
+        for plugged in std::mem::take(&mut links.leaving) {
+            if let Err(e) = self.detach(&plugged, vmm).await {
+                links.leaving.push(plugged);
+                outcome = Err(e);
+                continue;
+            }
+            let interface = plugged.interface;
             // Its own end, if it is its address that has changed.
             let parted = network::part(socket, self.place.mark, interface.index);
             if let Err(e) = parted
@@ -311,20 +318,28 @@ impl<'a> Network<'a> {
             }
             log::info!("network interface {} has gone", interface.name);
         }
-        Ok(())
+        outcome
+    }
+
+    /// Has the VMM empty a slot.
+    async fn detach(&self, plugged: &Plugged, vmm: &AsyncChannel) -> Result<(), ConnectError> {
+        let request = Request::DetachNet { slot: plugged.slot };
+        match self.ask(vmm, &plugged.interface, &request, &[]).await {
+            // Of a slot that exists this is all that can be wrong: it is empty.
+            Err(ConnectError::Device { .. }) => Ok(()),
+            outcome => outcome,
+        }
     }
 
     /// Gives the guest a device for an interface.
     async fn plug(
         &self,
-        links: &Links,
+        links: &mut Links,
         socket: &Socket,
         interface: &Interface,
         vmm: &AsyncChannel,
-    ) -> Result<Plugged, ConnectError> {
-        let is_free = |slot: &u8| !links.plugged.iter().any(|p| p.slot == *slot);
-        let slot = (0..NET_SLOTS).find(is_free);
-        let slot = slot.ok_or_else(|| NetworkError::TooMany {
+    ) -> Result<(), ConnectError> {
+        let slot = links.free_slot().ok_or_else(|| NetworkError::TooMany {
             name: interface.name.clone(),
             possible: NET_SLOTS,
         })?;
@@ -340,23 +355,27 @@ impl<'a> Network<'a> {
         };
         let queues: Vec<_> = tap.queues.iter().map(AsFd::as_fd).collect();
         let attach = Request::AttachNet { slot, config };
-        self.ask(vmm, interface, &attach, &queues).await?;
         let plugged = Plugged {
             slot,
             interface: interface.clone(),
             tap: tap.index,
         };
-        match self.wire(&plugged, socket, vmm).await {
-            Ok(()) => Ok(plugged),
-            Err(e) => {
-                // The slot is free again, and so is the tap's name.
-                let detach = Request::DetachNet { slot };
-                if let Err(e) = self.ask(vmm, interface, &detach, &[]).await {
+        let attached = self.ask(vmm, interface, &attach, &queues).await;
+        let outcome = match attached {
+            Ok(()) => self.wire(&plugged, socket, vmm).await,
+            Err(e) => Err(e),
+        };
+        match outcome {
+            Ok(()) => links.plugged.push(plugged),
+            // The slot is free again, and so is the tap's name: now, or when the VMM has answered.
+            Err(_) => {
+                if let Err(e) = self.detach(&plugged, vmm).await {
                     log::warn!("{}", chain(&e));
+                    links.leaving.push(plugged);
                 }
-                Err(e)
             }
         }
+        outcome
     }
 
     /// Joins an interface with the device that stands for it.
@@ -555,4 +574,38 @@ async fn stream(
     let ask = async { ask.await.map_err(io::Error::other) };
     let (stream, ()) = tokio::try_join!(connect, ask)?;
     Ok(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plugged(slot: u8) -> Plugged {
+        Plugged {
+            slot,
+            interface: Interface {
+                index: 7,
+                name: "eth0".into(),
+                mac: [2, 0, 0, 0, 0, 1],
+                mtu: 1500,
+                up: true,
+                carrier: true,
+            },
+            tap: 8,
+        }
+    }
+
+    #[test]
+    fn a_slot_that_may_have_a_device_still_is_not_free() {
+        let mut links = Links::default();
+        assert_eq!(links.free_slot(), Some(0));
+        links.plugged.push(plugged(0));
+        links.leaving.push(plugged(1));
+        assert_eq!(links.free_slot(), Some(2));
+        links.leaving.push(plugged(2));
+        links.plugged.push(plugged(3));
+        assert_eq!(links.free_slot(), None);
+        links.leaving.clear();
+        assert_eq!(links.free_slot(), Some(1));
+    }
 }
