@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cloister_protocol::{DATAGRAM_CHANNELS, DNS_PORT, TCP_CHANNELS};
+use rustix::fs::{Mode, OFlags};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket, UnixStream};
 use tokio::sync::mpsc;
@@ -36,7 +37,12 @@ const CONFIGURATION_MAX: u64 = 64 * 1024;
 pub(crate) fn loopback_servers(path: &Path) -> io::Result<Vec<Ipv4Addr>> {
     use std::io::Read;
     let mut text = String::new();
-    let file = std::fs::File::open(path)?;
+    // A container that the file is in could have put something there that keeps whoever opens it.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = std::fs::File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("no regular file"));
+    }
     file.take(CONFIGURATION_MAX).read_to_string(&mut text)?;
     Ok(parse(&text))
 }
@@ -168,6 +174,24 @@ mod tests {
             parse("nameserver ::1\nnameserver\nnameserver x\n"),
             [Ipv4Addr::LOCALHOST; 0]
         );
+    }
+
+    #[test]
+    fn only_a_regular_file_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("resolv.conf");
+        let mode = Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        let (sender, read) = std::sync::mpsc::channel();
+        let fifo = path.clone();
+        std::thread::spawn(move || sender.send(loopback_servers(&fifo)));
+        let read = read.recv_timeout(Duration::from_secs(60)).unwrap();
+        assert_eq!(read.unwrap_err().to_string(), "no regular file");
+
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "nameserver 127.0.0.11\n").unwrap();
+        let servers = loopback_servers(&path).unwrap();
+        assert_eq!(servers, [Ipv4Addr::new(127, 0, 0, 11)]);
     }
 
     #[tokio::test]
