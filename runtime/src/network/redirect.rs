@@ -10,8 +10,8 @@ use cloister_netlink::uapi::{
     TCA_ACT_OPTIONS, TCA_EGRESS_REDIR, TCA_MATCHALL_ACT, TCA_MIRRED_PARMS,
 };
 use cloister_netlink::{
-    Attributes, Error as NetlinkError, Message, Socket, attributes, link_header, link_index,
-    link_name, text, traffic_header,
+    Attributes, Error as NetlinkError, Message, Received, Socket, attributes, link_header,
+    link_index, link_name, text, traffic_header,
 };
 
 use super::NetworkError;
@@ -103,7 +103,7 @@ fn redirect(socket: &Socket, mark: Mark, from: u32, to: u32) -> Result<(), Netli
     let qdisc = Message::new(libc::RTM_NEWQDISC, new, &header).text(TCA_KIND, "ingress");
     let owns_qdisc = match socket.request(&qdisc) {
         Ok(()) => true,
-        Err(e) if e.errno() == Some(libc::EEXIST) => false,
+        Err(e) if e.errno() == Some(libc::EEXIST) => bare_qdiscs(socket)?.contains(&from),
         Err(e) => return Err(e),
     };
     let mut mirred = [0; MIRRED];
@@ -135,6 +135,22 @@ fn redirect(socket: &Socket, mark: Mark, from: u32, to: u32) -> Result<(), Netli
     added
 }
 
+/// The interfaces whose ingress qdisc has no filter. It does nothing there: a sandbox was killed before it came to
+/// mark it by a filter.
+fn bare_qdiscs(socket: &Socket) -> Result<Vec<u32>, NetlinkError> {
+    let mut bare = Vec::new();
+    for qdisc in socket.dump(libc::RTM_GETQDISC, &traffic_header(0, 0, 0, 0))? {
+        let all = attributes(qdisc.payload.get(HEADER..).unwrap_or_default());
+        let is_ingress = all.find(TCA_KIND).map(text).as_deref() == Some("ingress");
+        if let Some(index) = link_index(&qdisc.payload).filter(|_| is_ingress)
+            && filters(socket, index)?.is_empty()
+        {
+            bare.push(index);
+        }
+    }
+    Ok(bare)
+}
+
 fn remove_qdisc(socket: &Socket, index: u32) -> Result<(), NetlinkError> {
     let header = traffic_header(index, INGRESS_HANDLE, TC_H_INGRESS, 0);
     socket.request(&Message::new(libc::RTM_DELQDISC, 0, &header))
@@ -150,15 +166,19 @@ struct Found {
     target: u32,
 }
 
+/// The filters at an interface, for what comes in.
+fn filters(socket: &Socket, index: u32) -> Result<Vec<Received>, NetlinkError> {
+    let header = traffic_header(index, 0, INGRESS_HOOK, 0);
+    match socket.dump(libc::RTM_GETTFILTER, &header) {
+        // There is no queueing discipline to have filters.
+        Err(e) if matches!(e.errno(), Some(libc::EINVAL | libc::ENOENT)) => Ok(Vec::new()),
+        filters => filters,
+    }
+}
+
 /// The filter of this runtime at an interface.
 fn find(socket: &Socket, index: u32) -> Result<Option<Found>, NetlinkError> {
-    let header = traffic_header(index, 0, INGRESS_HOOK, 0);
-    let filters = match socket.dump(libc::RTM_GETTFILTER, &header) {
-        Ok(filters) => filters,
-        // There is no queueing discipline to have filters.
-        Err(e) if matches!(e.errno(), Some(libc::EINVAL | libc::ENOENT)) => return Ok(None),
-        Err(e) => return Err(e),
-    };
+    let filters = filters(socket, index)?;
     let found = filters.iter().find_map(|filter| {
         let info = filter.payload.get(16..)?.first_chunk()?;
         let is_ours = u32::from_ne_bytes(*info) >> 16 == PRIORITY;
@@ -206,17 +226,27 @@ pub(crate) fn part(socket: &Socket, mark: Mark, index: u32) -> Result<(), Netlin
     }
 }
 
-/// Takes away every redirection that a container has made in the namespace of `socket`.
+/// Takes away every redirection that a container has made in the namespace of `socket`, and what it had no time to
+/// mark.
 pub(crate) fn undo_all(socket: &Socket, mark: Mark) -> Result<(), NetworkError> {
     let links = socket.links().map_err(|source| NetworkError::List {
         what: "interfaces",
+        source,
+    })?;
+    let bare = bare_qdiscs(socket).map_err(|source| NetworkError::List {
+        what: "queueing disciplines",
         source,
     })?;
     for link in links {
         let Some(index) = link_index(&link.payload) else {
             continue;
         };
-        match part(socket, mark, index) {
+        let undone = if bare.contains(&index) {
+            remove_qdisc(socket, index)
+        } else {
+            part(socket, mark, index)
+        };
+        match undone {
             Ok(()) => {}
             Err(e) if e.errno() == Some(libc::ENODEV) => {}
             Err(source) => {

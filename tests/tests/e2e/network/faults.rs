@@ -44,6 +44,30 @@ fn a_namespace_that_a_killed_sandbox_has_left_is_used_again() {
 }
 
 #[test]
+fn a_queueing_discipline_without_a_filter_is_removed() {
+    let wire = Wire::new();
+    let before = wire.state();
+    // As a sandbox leaves it that is killed between the two.
+    let leave = || {
+        let tc = ["-netns", &wire.pod, "qdisc", "add", "dev", "eth0", "ingress"];
+        Cmd::new("tc").args(tc).run().ok();
+    };
+    leave();
+    assert_ne!(wire.state(), before);
+    let other = wire.bundle(&["ping", "-c", "1", "-w", "20", HOST]);
+    other.run().ok();
+    assert_eq!(wire.state(), before, "at the end of another one");
+
+    let bundle = wire.bundle(&["sleep", "1000"]);
+    bundle.command("create", &[], "pod").run().ok();
+    kill_process(process(&bundle, "monitor"), Signal::KILL).unwrap();
+    eventually("stopped", || bundle.status("pod") == "stopped");
+    leave();
+    bundle.cloister(["delete", "--force", "pod"]).run().ok();
+    assert_eq!(wire.state(), before, "when it is deleted");
+}
+
+#[test]
 fn a_namespace_that_is_gone_at_the_end() {
     let wire = Wire::new();
     let bundle = wire.bundle(&["sleep", "1000"]);
