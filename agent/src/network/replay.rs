@@ -61,10 +61,14 @@ impl Kind {
         }
     }
 
-    fn flags(self) -> i32 {
+    fn flags(self, message: &[u8]) -> i32 {
+        let is_ipv4 = message.first().map(|family| i32::from(*family)) == Some(libc::AF_INET);
         match self {
             // They may have changed in what does not name them.
             Self::Address | Self::Neighbour => libc::NLM_F_CREATE | libc::NLM_F_REPLACE,
+            // There may be several to one network, of the same metric: the first one is used. Those of IPv6 are one
+            // route of several hops, of which a route that the container has put there must not become one.
+            Self::Route if is_ipv4 => libc::NLM_F_CREATE | libc::NLM_F_APPEND,
             Self::Route | Self::Rule => libc::NLM_F_CREATE | libc::NLM_F_EXCL,
         }
     }
@@ -173,7 +177,7 @@ impl Replayed {
                 let message = kind.translate(indices, message);
                 let message = message.ok_or_else(|| error(NetlinkError::Malformed))?;
                 let (add, _) = kind.requests();
-                match socket.request(&request_of(add, kind.flags(), kind, &message)) {
+                match socket.request(&request_of(add, kind.flags(&message), kind, &message)) {
                     Ok(()) => {}
                     Err(e) if e.errno() == Some(libc::EEXIST) => {}
                     Err(e) => return Err(error(e)),
@@ -220,6 +224,45 @@ mod tests {
         assert_eq!(here[16..20], 80_u32.to_ne_bytes());
         assert_eq!(here[28..32], 70_u32.to_ne_bytes());
         assert_eq!(here[36..40], 80_u32.to_ne_bytes());
+    }
+
+    #[test]
+    fn several_routes_to_one_network_are_added_once_each() {
+        let tested = std::thread::spawn(|| {
+            #[expect(deprecated, reason = "of this thread alone, which ends with it")]
+            let own = rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNET);
+            if own.is_err() {
+                // Not for everybody.
+                return;
+            }
+            let socket = Socket::open().unwrap();
+            let up = libc::IFF_UP.unsigned_abs();
+            let header = cloister_netlink::link_header(LOOPBACK, up, up);
+            let request = Message::new(libc::RTM_NEWLINK, 0, &header);
+            socket.request(&request).unwrap();
+            let to_network = attribute(libc::RTA_DST, &[192, 0, 2, 0]);
+            let route = |kind: u8, attributes: Vec<u8>| {
+                let (table, static_) = (libc::RT_TABLE_MAIN, libc::RTPROT_STATIC);
+                let header = [2, 24, 0, 0, table, static_, 0, kind, 0, 0, 0, 0];
+                [header.to_vec(), to_network.clone(), attributes].concat()
+            };
+            let through = attribute(libc::RTA_OIF, &LOOPBACK.to_ne_bytes());
+            let mut replayed = Replayed::default();
+            replayed.lists[2] = vec![
+                route(libc::RTN_BLACKHOLE, Vec::new()),
+                route(libc::RTN_UNICAST, through),
+            ];
+            let indices = Indices::new([]);
+            // At the next change, everything is asked for again.
+            for _ in 0..2 {
+                replayed.add_all(&socket, &indices).unwrap();
+            }
+            let all = socket.dump(libc::RTM_GETROUTE, &[0; 12]).unwrap();
+            let found = (all.iter())
+                .filter(|route| route.payload.windows(8).any(|part| part == to_network));
+            assert_eq!(found.count(), 2);
+        });
+        tested.join().unwrap();
     }
 
     #[test]

@@ -451,7 +451,8 @@ impl<'a> Network<'a> {
             rules,
         } = scan;
         let has_interfaces = !links.plugged.is_empty() || !links.told.interfaces.is_empty();
-        if !has_interfaces && self.place.path.is_none() {
+        let has_more = !addresses.is_empty() || !routes.is_empty();
+        if !has_interfaces && !has_more && self.place.path.is_none() {
             // A namespace that was made for the container alone, and left as it was.
             return Ok(());
         }

@@ -72,9 +72,6 @@ impl Scan {
             refused,
             ..Self::default()
         };
-        if this.interfaces.is_empty() {
-            return Ok(this);
-        }
         let mut known: BTreeSet<_> = this.interfaces.iter().map(|i| i.index).collect();
         known.insert(LOOPBACK);
         let addresses = list("addresses", libc::RTM_GETADDR, &[0; ADDRESS])?;
@@ -297,6 +294,8 @@ fn route(known: &BTreeSet<u32>, message: &Received) -> Option<Vec<u8>> {
     let is_kind = matches!(
         byte(payload, 7),
         libc::RTN_UNICAST
+            // Of tables that a rule leads to, for what is taken in transit (ip-rule(8)).
+            | libc::RTN_LOCAL
             | libc::RTN_BLACKHOLE
             | libc::RTN_UNREACHABLE
             | libc::RTN_PROHIBIT
@@ -305,7 +304,10 @@ fn route(known: &BTreeSet<u32>, message: &Received) -> Option<Vec<u8>> {
     let through = all.find(libc::RTA_OIF).and_then(number);
     let hops = all.find(libc::RTA_MULTIPATH);
     let leads_nowhere = through.is_some_and(|index| !known.contains(&index))
-        || hops.is_some_and(|hops| next_hops(known, hops).is_empty());
+        || hops.is_some_and(|hops| next_hops(known, hops).is_empty())
+        // Of an object of its own (ip-nexthop(8)), whose interface is told beside it unless
+        // net.ipv4.nexthop_compat_mode is switched off.
+        || all.find(RTA_NH_ID).is_some() && through.is_none() && hops.is_none();
     if is_own || !is_ip || !is_kind || leads_nowhere {
         return None;
     }
@@ -318,7 +320,7 @@ fn route(known: &BTreeSet<u32>, message: &Received) -> Option<Vec<u8>> {
         &header,
         ROUTE,
         |kind, content| match kind {
-            libc::RTA_CACHEINFO | RTA_EXPIRES => None,
+            libc::RTA_CACHEINFO | RTA_EXPIRES | RTA_NH_ID => None,
             libc::RTA_MULTIPATH => Some(next_hops(known, content)),
             _ => Some(content.to_vec()),
         },
@@ -329,6 +331,8 @@ fn route(known: &BTreeSet<u32>, message: &Received) -> Option<Vec<u8>> {
 const ONLINK: u32 = 4;
 /// linux/rtnetlink.h.
 const RTA_EXPIRES: u16 = 23;
+/// linux/rtnetlink.h.
+const RTA_NH_ID: u16 = 30;
 /// linux/rtnetlink.h.
 const RTA_VIA: u16 = 18;
 /// The size of a `struct rtnexthop` without attributes.

@@ -81,6 +81,32 @@ fn of_several_ways_those_through_other_interfaces_are_left_out() {
 }
 
 #[test]
+fn a_next_hop_of_an_object_is_told_without_it() {
+    let known = BTreeSet::from([LOOPBACK, 3]);
+    let (id, index) = (7_u32.to_ne_bytes(), 3_u32.to_ne_bytes());
+    let plain = to_network(&[(libc::RTA_OIF, &index)]);
+    let by_object = to_network(&[(RTA_NH_ID, &id), (libc::RTA_OIF, &index)]);
+    assert!(route(&known, &plain).is_some());
+    assert_eq!(route(&known, &by_object), route(&known, &plain));
+    let unresolved = to_network(&[(RTA_NH_ID, &id)]);
+    assert_eq!(route(&known, &unresolved), None);
+}
+
+#[test]
+fn local_routes_of_other_tables_are_kept() {
+    let known = BTreeSet::from([LOOPBACK]);
+    let local = |table: u8| {
+        let mut message = to_network(&[(libc::RTA_OIF, &LOOPBACK.to_ne_bytes())]);
+        message.payload[4] = table;
+        message.payload[7] = libc::RTN_LOCAL;
+        message
+    };
+    assert!(route(&known, &local(100)).is_some());
+    // Those that follow from addresses.
+    assert_eq!(route(&known, &local(libc::RT_TABLE_LOCAL)), None);
+}
+
+#[test]
 fn an_address_that_is_somebody_elses_is_left_out_by_name() {
     let interface = interface(&link(libc::ARPHRD_ETHER, 3, "eth0").payload);
     let interfaces = [interface.unwrap().unwrap()];

@@ -13,6 +13,10 @@ fn addresses_routes_and_the_rest_are_the_namespaces() {
     wire.in_pod("route add 198.51.100.7 via 169.254.1.1 dev eth0 onlink");
     wire.in_pod("route add unreachable 203.0.113.0/24");
     wire.in_pod("route add 192.0.2.0/24 dev eth0 table 100");
+    wire.in_pod("route add local 198.18.0.0/15 dev lo table 101");
+    wire.in_pod("route append 192.0.2.0/24 via 10.77.0.8 dev eth0 metric 50");
+    wire.in_pod("nexthop add id 7 via 10.77.0.7 dev eth0");
+    wire.in_pod("route add 203.0.113.128/25 nhid 7");
     wire.in_pod("rule add from 10.77.0.2 table 100 priority 1000");
     wire.in_pod("neigh add 169.254.1.1 lladdr 02:aa:aa:aa:aa:aa dev eth0 nud permanent");
     wire.in_pod("-6 route add 2001:db8::/32 via fd77::9 dev eth0 metric 77");
@@ -37,11 +41,15 @@ fn addresses_routes_and_the_rest_are_the_namespaces() {
     }
     assert!(!addresses.contains("tentative"), "{addresses}");
     // BusyBox and iproute2 differ in words and blanks, not in what they tell.
-    let routes = exec(&bundle, "ip route; ip route show table 100; ip -6 route");
+    let routes = "ip route; ip route show table 100; ip route show table 101; ip -6 route";
+    let routes = exec(&bundle, routes);
     for route in [
         "default via 10.77.0.1 dev eth0",
         "10.77.0.0/24 dev eth0 scope link  src 10.77.0.2",
         "192.0.2.0/24 via 10.77.0.9 dev eth0  src 10.77.0.2  metric 50",
+        "192.0.2.0/24 via 10.77.0.8 dev eth0 metric 50",
+        "203.0.113.128/25 via 10.77.0.7 dev eth0",
+        "local 198.18.0.0/15 dev lo scope host",
         "198.51.100.7 via 169.254.1.1 dev eth0 onlink",
         "unreachable 203.0.113.0/24",
         "192.0.2.0/24 dev eth0 scope link",
@@ -170,6 +178,17 @@ fn interfaces_that_come_between_create_and_start() {
     let state = std::fs::read_to_string(bundle.state_root().join("pod/state.json")).unwrap();
     let state: Value = serde_json::from_str(&state).unwrap();
     assert_eq!(state["phase"]["code"], 0, "{state}");
+}
+
+#[test]
+fn what_the_loopback_interface_alone_has() {
+    let wire = Wire::bare();
+    wire.in_pod("addr add 10.99.0.1/32 dev lo");
+    wire.in_pod("route add blackhole 192.0.2.0/24");
+    let bundle = wire.bundle(&["sh", "-c", "ip addr show lo; ip route"]);
+    let said = bundle.run().ok();
+    assert!(said.contains("inet 10.99.0.1/32"), "{said}");
+    assert!(said.contains("blackhole 192.0.2.0/24"), "{said}");
 }
 
 #[test]
