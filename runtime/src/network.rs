@@ -29,7 +29,7 @@ use cloister_netlink::{Error as NetlinkError, Events, Socket};
 
 pub(crate) use self::forward::{ForwardListener, Forwarded};
 pub(crate) use self::limits::{Limits, bandwidth};
-pub(crate) use self::redirect::{Mark, join, part, undo_all};
+pub(crate) use self::redirect::{Mark, join, part, release, undo_all};
 pub(crate) use self::scan::{Interface, Scan};
 pub(crate) use self::sysctls::{interface_sysctls, sysctls};
 pub(crate) use self::tap::Tap;

@@ -344,6 +344,8 @@ impl<'a> Network<'a> {
             possible: NET_SLOTS,
         })?;
         let namespace = &self.place.namespace;
+        // Before there is a tap: that of another virtual machine has the same name.
+        network::release(socket, self.place.mark, interface)?;
         let tap = Tap::new(namespace, socket, slot, interface, self.queue_pairs)?;
         let config = NetConfig {
             mac: interface.mac,

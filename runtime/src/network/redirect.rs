@@ -57,25 +57,22 @@ fn info() -> u32 {
     PRIORITY << 16 | u32::from(protocol.to_be())
 }
 
-/// Joins an interface with the tap `tap`, both ways.
-pub(crate) fn join(
+/// What came of an attempt to do something to an interface.
+fn failed(interface: &Interface, verb: &'static str, source: NetlinkError) -> NetworkError {
+    let name = interface.name.clone();
+    match source.errno() {
+        Some(libc::ENODEV) => NetworkError::Gone { name },
+        _ => NetworkError::Change { name, verb, source },
+    }
+}
+
+/// Makes sure that an interface leads into no virtual machine yet, also not into one of somebody else.
+pub(crate) fn release(
     socket: &Socket,
     mark: Mark,
     interface: &Interface,
-    tap: u32,
 ) -> Result<(), NetworkError> {
-    let error = |verb| {
-        move |source: NetlinkError| match source.errno() {
-            Some(libc::ENODEV) => NetworkError::Gone {
-                name: interface.name.clone(),
-            },
-            _ => NetworkError::Change {
-                name: interface.name.clone(),
-                verb,
-                source,
-            },
-        }
-    };
+    let error = |verb| move |source| failed(interface, verb, source);
     if let Some(found) = find(socket, interface.index).map_err(error("look for redirections"))? {
         if found.target != 0 && found.mark != Some(mark) && exists(socket, found.target) {
             return Err(NetworkError::Taken {
@@ -85,6 +82,17 @@ pub(crate) fn join(
         // Of a sandbox that was killed.
         undo(socket, interface.index, &found).map_err(error("remove an old redirection"))?;
     }
+    Ok(())
+}
+
+/// Joins an interface that was released with the tap `tap`, both ways.
+pub(crate) fn join(
+    socket: &Socket,
+    mark: Mark,
+    interface: &Interface,
+    tap: u32,
+) -> Result<(), NetworkError> {
+    let error = |verb| move |source| failed(interface, verb, source);
     redirect(socket, mark, tap, interface.index).map_err(error("redirect its tap"))?;
     redirect(socket, mark, interface.index, tap).map_err(error("redirect it to its tap"))
 }
@@ -264,6 +272,34 @@ pub(crate) fn undo_all(socket: &Socket, mark: Mark) -> Result<(), NetworkError> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys;
+
+    #[test]
+    fn an_interface_that_has_gone_meanwhile_is_named() {
+        let interface = Interface {
+            index: 998,
+            name: "eth0".into(),
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1500,
+            up: true,
+            carrier: true,
+        };
+        let tested = std::thread::spawn(move || {
+            if sys::new_namespaces(libc::CLONE_NEWNET).is_err() {
+                // Not for everybody.
+                return;
+            }
+            let socket = Socket::open().unwrap();
+            let mark = Mark::new(Path::new("/run/cloister"), "a");
+            release(&socket, mark, &interface).unwrap();
+            let error = join(&socket, mark, &interface, 999).unwrap_err();
+            assert!(
+                matches!(&error, NetworkError::Gone { name } if name == "eth0"),
+                "{error:?}"
+            );
+        });
+        tested.join().unwrap();
+    }
 
     #[test]
     fn a_mark_is_the_containers_and_lasts() {

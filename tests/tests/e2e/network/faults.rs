@@ -49,7 +49,9 @@ fn a_queueing_discipline_without_a_filter_is_removed() {
     let before = wire.state();
     // As a sandbox leaves it that is killed between the two.
     let leave = || {
-        let tc = ["-netns", &wire.pod, "qdisc", "add", "dev", "eth0", "ingress"];
+        let tc = [
+            "-netns", &wire.pod, "qdisc", "add", "dev", "eth0", "ingress",
+        ];
         Cmd::new("tc").args(tc).run().ok();
     };
     leave();

@@ -42,6 +42,37 @@ fn a_tun_device() {
 }
 
 #[test]
+fn a_machine_without_the_tun_driver() {
+    let wire = Wire::new();
+    let before = wire.state();
+    let bundle = wire.bundle(&["true"]);
+    let script =
+        "mount -t tmpfs none /dev/net && exec cloister --root \"$0\" run --bundle \"$1\" test";
+    let run = Cmd::new("unshare").args(["-m", "sh", "-c", script]);
+    let run = run.args([bundle.state_root(), bundle.path()]).run();
+    run.fails(1, &["cannot open /dev/net/tun", "tun driver"]);
+    assert_eq!(wire.state(), before);
+    assert_eq!(bundle.ids(), [""; 0]);
+}
+
+#[test]
+fn an_interface_of_another_virtual_machine() {
+    let wire = Wire::new();
+    let bundle = wire.bundle(&["sleep", "1000"]);
+    start(&bundle);
+    // Of another state directory: nobody knows that they could share one.
+    let other = wire.bundle(&["true"]);
+    let parts = [
+        "interface eth0",
+        "another virtual machine is connected to it",
+    ];
+    other.run().fails(1, &parts);
+    assert_eq!(other.ids(), [""; 0]);
+    // The first one goes on.
+    exec(&bundle, &format!("ping -c 1 -w 20 {HOST}"));
+}
+
+#[test]
 fn a_tap_whose_name_is_taken() {
     let wire = Wire::new();
     wire.in_pod("tuntap add cloister0 mode tap");
