@@ -21,6 +21,8 @@ struct Inner {
     /// The process that stands for it; 0 until it is there.
     pid: u32,
     is_started: bool,
+    /// containerd may close standard input while the process is being made.
+    is_stdin_closed: bool,
     stdin_holder: Option<Holder>,
     console: Option<Console>,
     logger: Option<Logger>,
@@ -66,7 +68,7 @@ impl Process {
     pub(crate) fn exists(&self, pid: u32, belongings: Belongings) {
         let mut inner = self.lock();
         inner.pid = pid;
-        inner.stdin_holder = belongings.stdin_holder;
+        inner.stdin_holder = belongings.stdin_holder.filter(|_| !inner.is_stdin_closed);
         inner.console = belongings.console;
         inner.logger = belongings.logger;
         inner.named = belongings.named;
@@ -126,7 +128,9 @@ impl Process {
 
     /// containerd writes nothing more to its standard input.
     pub(crate) fn close_stdin(&self) {
-        self.lock().stdin_holder = None;
+        let mut inner = self.lock();
+        inner.is_stdin_closed = true;
+        inner.stdin_holder = None;
     }
 
     /// Sets the size of its terminal; `None` if it has none.
@@ -155,6 +159,7 @@ impl Process {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
     use std::sync::Arc;
     use std::time::SystemTime;
 
@@ -179,5 +184,18 @@ mod tests {
         assert_eq!(waiter.await.unwrap(), ended);
         assert_eq!(process.wait().await, ended);
         assert_eq!(process.status(), Status::STOPPED);
+    }
+
+    #[test]
+    fn standard_input_may_be_closed_before_the_process_is_there() {
+        let process = Process::new(Names::default());
+        process.close_stdin();
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let belongings = Belongings {
+            stdin_holder: Some(Holder::Fifo(writer.into())),
+            ..Belongings::default()
+        };
+        process.exists(7, belongings);
+        assert_eq!(reader.read(&mut [0]).unwrap(), 0);
     }
 }
