@@ -342,19 +342,8 @@ pub fn wall_clock(seconds: i64, now: i64) -> String {
 /// made of its own, and no descriptor but the standard streams; and in the given network
 /// namespace, if there is one.
 pub fn start_afresh(command: &mut Command, network: Option<OwnedFd>) {
+    start_with_usual_signals(command);
     let prepare = move || {
-        for number in 1..=libc::SIGRTMAX() {
-            default_action(number);
-        }
-        let mut set = MaybeUninit::<libc::sigset_t>::uninit();
-        // SAFETY: the set is writable.
-        unsafe { libc::sigemptyset(set.as_mut_ptr()) };
-        let old = std::ptr::null_mut();
-        // SAFETY: the set was initialised by sigemptyset; the old mask is not asked for.
-        let errno = unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, set.as_ptr(), old) };
-        if errno != 0 {
-            return Err(io::Error::from_raw_os_error(errno));
-        }
         if let Some(network) = &network {
             // SAFETY: setns takes integers and fails if the descriptor is no such namespace.
             check(unsafe { libc::setns(network.as_raw_fd(), libc::CLONE_NEWNET) })?;
@@ -365,6 +354,26 @@ pub fn start_afresh(command: &mut Command, network: Option<OwnedFd>) {
         let flag = libc::CLOSE_RANGE_CLOEXEC.cast_signed();
         // SAFETY: this changes no descriptor but in what becomes of it in another program.
         check(unsafe { libc::close_range(3, libc::c_uint::MAX, flag) })
+    };
+    // SAFETY: between fork and exec it makes system calls only, and allocates nothing.
+    unsafe { command.pre_exec(prepare) };
+}
+
+/// Has a command start with no signal blocked or ignored, whatever this process has made of its own.
+pub fn start_with_usual_signals(command: &mut Command) {
+    let prepare = || {
+        for number in 1..=libc::SIGRTMAX() {
+            default_action(number);
+        }
+        let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: the set is writable.
+        unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+        let old = std::ptr::null_mut();
+        // SAFETY: the set was initialised by sigemptyset; the old mask is not asked for.
+        match unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, set.as_ptr(), old) } {
+            0 => Ok(()),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        }
     };
     // SAFETY: between fork and exec it makes system calls only, and allocates nothing.
     unsafe { command.pre_exec(prepare) };

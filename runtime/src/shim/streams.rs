@@ -331,6 +331,8 @@ impl Logger {
         command
             .fd_mappings(mappings)
             .map_err(|e| failed(io::Error::other(e)))?;
+        // The shim blocks all of them, and a shell whose SIGCHLD is blocked waits for its children for ever.
+        cloister::sys::start_with_usual_signals(&mut command);
         let (pid, ended) = reaper.spawn(&mut command).map_err(failed)?;
         // Closes what the program alone is to have.
         drop(command);
