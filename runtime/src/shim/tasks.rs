@@ -36,6 +36,8 @@ use super::{mounts, pod};
 
 /// How long the processes that were executed in a container may take to end with it.
 const EXECS_LIMIT: Duration = Duration::from_secs(5);
+/// How long after its agent's connection a container may be known to have ended.
+const END_LIMIT: Duration = Duration::from_secs(10);
 /// What a container ends with whose virtual machine this machine's OOM killer has ended: what a shell
 /// says of a process that was killed.
 const OOM_KILLED: u32 = 137;
@@ -371,8 +373,8 @@ impl Tasks {
         tokio::select! {
             _ = container.init.wait() => {}
             result = guest::follow_oom(&container.cloister.root, &container.id, tell) => {
-                // The end of the container is the end of the connection.
-                if let Err(e) = result && container.init.ended().is_none() {
+                // The end of the container is the end of the connection, and is noticed a little later.
+                if let Err(e) = result && timeout(END_LIMIT, container.init.wait()).await.is_err() {
                     let error = cloister::text::chain(&e);
                     log::warn!("container {}: OOM kills are not noticed: {error}", container.id);
                 }
