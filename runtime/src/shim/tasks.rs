@@ -543,18 +543,19 @@ impl Tasks {
         Ok(container.run_with(&self.reaper, &words, streams).await?)
     }
 
-    /// The processes of this machine that stand for those of a container, by what they execute.
+    /// The processes of this machine that stand for those of a container, by what they execute. The
+    /// first is told until it is deleted: a containerd that comes back takes a task that has no
+    /// processes for one that was never created, and removes it with its exit code
+    /// (core/runtime/v2/shim_load.go of containerd).
     pub(crate) fn pids(&self, id: &str) -> Result<Vec<(u32, String)>, Failure> {
         let container = self.container(id)?;
         let execs = container.execs();
         let execs = execs
             .iter()
-            .map(|(name, exec)| (&exec.process, name.clone()));
-        let all = std::iter::once((&container.init, String::new())).chain(execs);
-        Ok(all
-            .filter(|(process, _)| process.pid() != 0 && process.ended().is_none())
-            .map(|(process, name)| (process.pid(), name))
-            .collect())
+            .filter(|(_, exec)| exec.process.pid() != 0 && exec.process.ended().is_none())
+            .map(|(name, exec)| (exec.process.pid(), name.clone()));
+        let init = std::iter::once((container.init.pid(), String::new()));
+        Ok(init.chain(execs).collect())
     }
 
     /// What a container uses.
