@@ -17,3 +17,4 @@ mod containerd;
 mod docker;
 mod harness;
 mod podman;
+mod shim;

@@ -35,8 +35,9 @@ impl Machine {
 }
 
 /// Directories in which a runtime keeps what it knows of containers, for each caller.
-const STATE_ROOTS: [&str; 6] = [
+const STATE_ROOTS: [&str; 7] = [
     "/run/cloister",
+    "/run/containerd/cloister",
     "/run/containerd/runc",
     "/run/docker/runtime-cloister",
     "/run/docker/runtime-runc",

@@ -18,7 +18,7 @@ mod program;
 #[path = "../../e2e/harness/residue.rs"]
 mod residue;
 
-pub(crate) use command::{Cmd, Finished};
+pub(crate) use command::{Cmd, Finished, Running};
 pub(crate) use engine::{Case, Engine};
 pub(crate) use image::{build as build_rootfs, busybox_rootfs, busybox_tar, image_archive};
 pub(crate) use machine::{Machine, afterwards, mount_tmpfs, report_logs, runtime};
