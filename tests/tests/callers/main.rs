@@ -14,6 +14,7 @@
 mod buildah;
 mod checks;
 mod containerd;
+mod cri;
 mod docker;
 mod harness;
 mod podman;

@@ -5,7 +5,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Cmd;
 
@@ -33,38 +33,55 @@ pub(crate) fn busybox_rootfs() -> PathBuf {
     busybox_tar().with_file_name("rootfs")
 }
 
-/// The same as an image in the form that `docker save` writes, named `busybox`.
+/// The same as an image, named `busybox`.
 pub(crate) fn image_archive() -> &'static Path {
     static ARCHIVE: OnceLock<PathBuf> = OnceLock::new();
     ARCHIVE.get_or_init(|| {
-        let layer = busybox_tar();
-        let dir = layer.with_file_name("image");
-        fs::create_dir_all(&dir).expect("a directory");
-        fs::copy(layer, dir.join("layer.tar")).expect("the layer");
-        let sum = Cmd::new("sha256sum").args([layer]).run().ok();
-        let digest = sum.split(' ').next().expect("a checksum");
-        let config = json!({
-            "architecture": "amd64",
-            "os": "linux",
-            "config": {"Env": ["PATH=/bin"], "Cmd": ["sh"]},
-            "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{digest}")]},
-            "history": [],
-        });
-        let manifest = json!([{
-            "Config": "config.json",
-            "RepoTags": ["docker.io/library/busybox:latest"],
-            "Layers": ["layer.tar"],
-        }]);
-        fs::write(dir.join("config.json"), config.to_string()).expect("config.json");
-        fs::write(dir.join("manifest.json"), manifest.to_string()).expect("manifest.json");
-        let archive = layer.with_file_name("image.tar");
-        Cmd::new("tar")
-            .args([Path::new("-cf"), &archive, Path::new("-C"), &dir])
-            .args(["manifest.json", "config.json", "layer.tar"])
-            .run()
-            .ok();
-        archive
+        let config = json!({"Env": ["PATH=/bin"], "Cmd": ["sh"]});
+        pack(busybox_tar(), "docker.io/library/busybox:latest", &config)
     })
+}
+
+/// An image of one program, which is all that its root file system has.
+pub(crate) fn program_archive(program: &Path, reference: &str, config: &Value) -> PathBuf {
+    let name = program.file_name().expect("a program");
+    let layer = busybox_tar().with_file_name(name).with_extension("tar");
+    Cmd::new("tar")
+        .args([Path::new("-cf"), &layer, Path::new("-C")])
+        .args([program.parent().expect("a directory"), Path::new(name)])
+        .run()
+        .ok();
+    pack(&layer, reference, config)
+}
+
+/// Makes an image of one layer, in the form that `docker save` writes.
+fn pack(layer: &Path, reference: &str, config: &Value) -> PathBuf {
+    let dir = layer.with_extension("image");
+    fs::create_dir_all(&dir).expect("a directory");
+    fs::copy(layer, dir.join("layer.tar")).expect("the layer");
+    let sum = Cmd::new("sha256sum").args([layer]).run().ok();
+    let digest = sum.split(' ').next().expect("a checksum");
+    let config = json!({
+        "architecture": "amd64",
+        "os": "linux",
+        "config": config,
+        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{digest}")]},
+        "history": [],
+    });
+    let manifest = json!([{
+        "Config": "config.json",
+        "RepoTags": [reference],
+        "Layers": ["layer.tar"],
+    }]);
+    fs::write(dir.join("config.json"), config.to_string()).expect("config.json");
+    fs::write(dir.join("manifest.json"), manifest.to_string()).expect("manifest.json");
+    let archive = dir.with_extension("image.tar");
+    Cmd::new("tar")
+        .args([Path::new("-cf"), &archive, Path::new("-C"), &dir])
+        .args(["manifest.json", "config.json", "layer.tar"])
+        .run()
+        .ok();
+    archive
 }
 
 /// Makes such a directory.

@@ -1,0 +1,40 @@
+//! Many pods at once.
+
+use std::collections::BTreeSet;
+
+use super::network::SERVER;
+use crate::checks::network::await_page;
+use crate::cri::pod::Case;
+
+/// `CLOISTER_TEST_PODS` in the environment, or this many.
+const PODS: usize = 20;
+
+pub(crate) fn at_once(case: &Case) {
+    let asked = std::env::var("CLOISTER_TEST_PODS").ok();
+    let count = asked.map_or(PODS, |text| text.parse().expect("a number"));
+    let names: Vec<_> = (0..count).map(|number| format!("pod-{number}")).collect();
+    let found = std::thread::scope(|scope| {
+        let pods: Vec<_> = names
+            .iter()
+            .map(|name| {
+                scope.spawn(move || {
+                    let pod = case.pod(name);
+                    let web = pod.start("web", SERVER);
+                    (pod.address(), web.boot_id())
+                })
+            })
+            .collect();
+        let found = pods.into_iter().map(|pod| pod.join().expect("a pod"));
+        found.collect::<Vec<_>>()
+    });
+    let addresses: BTreeSet<_> = found.iter().map(|(address, _)| address).collect();
+    let kernels: BTreeSet<_> = found.iter().map(|(_, boot)| boot).collect();
+    assert_eq!(
+        (addresses.len(), kernels.len()),
+        (count, count),
+        "{found:?}"
+    );
+    for address in addresses {
+        await_page(&format!("{address}:80"));
+    }
+}

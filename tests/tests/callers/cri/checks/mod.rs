@@ -1,0 +1,10 @@
+//! What pods do, by theme; each check is a test on some versions of containerd.
+
+pub(crate) mod containers;
+pub(crate) mod exec;
+pub(crate) mod faults;
+pub(crate) mod figures;
+pub(crate) mod many;
+pub(crate) mod network;
+pub(crate) mod refused;
+pub(crate) mod security;

@@ -1,0 +1,277 @@
+//! containerd with its CRI plugin, in one of the versions that tests/setup has fetched; one runs at a time.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, Once, PoisonError};
+
+use serde_json::json;
+
+use super::client::call;
+use super::messages::{Empty, StatusResponse};
+use crate::harness::{Cmd, eventually, image_archive, mount_tmpfs, program_archive, runtime};
+
+/// Where it listens.
+pub(crate) const SOCKET: &str = "/run/containerd/containerd.sock";
+/// Where the bundles of pods' containers are.
+pub(crate) const BUNDLES: &str = "/run/containerd/io.containerd.runtime.v2.task/k8s.io";
+/// The image of tests' containers.
+pub(crate) const IMAGE: &str = "docker.io/library/busybox:latest";
+/// That of pods' sandboxes.
+const PAUSE_IMAGE: &str = "registry.k8s.io/pause:latest";
+const LOG: &str = "/run/containerd.log";
+const CONFIG: &str = "/etc/containerd/config.toml";
+/// A configuration of Cloister's that is none.
+pub(crate) const WRONG_CONFIG: &str = "/etc/cloister/wrong.toml";
+/// The addresses of pods.
+pub(crate) const SUBNET: &str = "10.88.9.0/24";
+
+/// A version of containerd, and how it makes a pod's sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Node {
+    /// Debian bookworm's.
+    V1_6,
+    /// Debian trixie's.
+    V1_7,
+    /// Debian sid's.
+    V2,
+    /// The same, with the shim's own sandboxes: pods without a pause container.
+    V2Shim,
+}
+
+/// The one that runs, if one does.
+static RUNNING: Mutex<Option<(Node, Child)>> = Mutex::new(None);
+
+impl Node {
+    /// The handler that pods ask for.
+    pub(crate) fn handler(self) -> &'static str {
+        match self {
+            Self::V2Shim => "cloister-shim",
+            _ => "cloister",
+        }
+    }
+
+    /// The program is the same for both ways to make sandboxes.
+    fn daemon(self) -> Self {
+        match self {
+            Self::V2Shim => Self::V2,
+            other => other,
+        }
+    }
+
+    /// Where the version's programs are. That of this machine's own release is installed.
+    fn programs(self) -> PathBuf {
+        let unpacked = |name| {
+            let place = std::env::var("CLOISTER_TEST_CONTAINERDS").expect("tests/suites/run");
+            Path::new(&place).join(name).join("usr/bin")
+        };
+        match self {
+            Self::V1_6 => "/usr/bin".into(),
+            Self::V1_7 => unpacked("containerd-1.7"),
+            Self::V2 | Self::V2Shim => unpacked("containerd-2"),
+        }
+    }
+
+    /// Its configuration, with the lines that we give to our users.
+    fn config(self) -> String {
+        let root = format!("/var/lib/containerd/{self:?}");
+        // Each of these takes its time to start, and has nothing to do here.
+        let unused = [
+            "btrfs",
+            "zfs",
+            "aufs",
+            "devmapper",
+            "native",
+            "blockfile",
+            "erofs",
+        ]
+        .map(|name| format!("\"io.containerd.snapshotter.v1.{name}\""))
+        .join(", ");
+        let head = format!(
+            "root = \"{root}\"\ndisabled_plugins = [\"io.containerd.internal.v1.opt\", {unused}]\n"
+        );
+        let runtime_section = match self.daemon() {
+            Self::V2 => "io.containerd.cri.v1.runtime",
+            _ => "io.containerd.grpc.v1.cri",
+        };
+        let (version, settings) = match self.daemon() {
+            // Imported files take the place of whole sections before version 2 of containerd.
+            Self::V2 => (
+                "version = 3\nimports = [\"/etc/containerd/conf.d/*.toml\"]\n",
+                format!(
+                    "[plugins.\"io.containerd.cri.v1.images\".pinned_images]\n  sandbox = \"{PAUSE_IMAGE}\"\n\
+                     [plugins.\"{runtime_section}\".cni]\n  bin_dirs = [\"/usr/lib/cni\"]\n"
+                ),
+            ),
+            _ => (
+                "version = 2\n",
+                format!(
+                    "[plugins.\"{runtime_section}\"]\n  sandbox_image = \"{PAUSE_IMAGE}\"\n\
+                     [plugins.\"{runtime_section}\".cni]\n  bin_dir = \"/usr/lib/cni\"\n{}",
+                    without_version(include_str!("../../../../deploy/containerd/version-2.toml"))
+                ),
+            ),
+        };
+        let handler = |name: &str, lines: &str| {
+            format!(
+                "[plugins.\"{runtime_section}\".containerd.runtimes.{name}]\n  \
+                 runtime_type = \"io.containerd.cloister.v2\"\n{lines}"
+            )
+        };
+        let options = |path: &str| {
+            format!(
+                "[plugins.\"{runtime_section}\".containerd.runtimes.cloister-wrong.options]\n  ConfigPath = \"{path}\"\n"
+            )
+        };
+        let mut text = [version, &head, &settings].concat();
+        text += &handler("cloister-wrong", &options(WRONG_CONFIG));
+        if self.daemon() == Self::V2 {
+            text += &handler("cloister-shim", "  sandboxer = \"shim\"\n");
+        }
+        of_runtime(&text)
+    }
+
+    /// A `ctr` of the same version.
+    fn ctr<'a>(self, args: impl IntoIterator<Item = &'a str>) -> Cmd {
+        let ctr = Cmd::new(self.programs().join("ctr")).args(["--namespace", "k8s.io"]);
+        ctr.args(args)
+    }
+
+    /// Makes sure that this version runs; ends another one.
+    pub(crate) fn ensure(self) {
+        static MACHINE: Once = Once::new();
+        MACHINE.call_once(prepare_machine);
+        let is_up = {
+            let running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+            running.as_ref().map(|(node, _)| node.daemon()) == Some(self.daemon())
+        };
+        if !is_up {
+            stop();
+            fs::write(CONFIG, self.config()).expect("config.toml");
+            self.start();
+            self.import();
+        }
+    }
+
+    /// Starts it on what is there, and waits until pods can be run.
+    pub(crate) fn start(self) {
+        let log = fs::File::options().create(true).append(true).open(LOG);
+        let log = log.expect("the daemon's log");
+        let child = Command::new(self.programs().join("containerd"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a descriptor"))
+            .stderr(log)
+            .spawn()
+            .expect("containerd");
+        *RUNNING.lock().unwrap_or_else(PoisonError::into_inner) = Some((self, child));
+        eventually("containerd is ready for pods", || {
+            call::<StatusResponse>(SOCKET, "Status", &Empty::new()).is_ok_and(|answer| {
+                let mut conditions = answer.status.conditions.iter();
+                conditions
+                    .all(|condition| condition.status || condition.type_.starts_with("Container"))
+            })
+        });
+    }
+
+    fn import(self) {
+        // What does nothing until it is killed, and collects what is left to it.
+        let program = Path::new("/usr/local/libexec/cloister/cloister-pause");
+        let settings = json!({
+            "Entrypoint": ["/cloister-pause"], "User": "65535:65535", "Env": ["PATH=/"],
+        });
+        let pause = program_archive(program, PAUSE_IMAGE, &settings);
+        for archive in [image_archive(), &pause] {
+            let archive = archive.to_string_lossy();
+            self.ctr(["image", "import", &archive]).run().ok();
+        }
+    }
+}
+
+/// What is configured for Cloister, for the runtime that is to be tested.
+fn of_runtime(text: &str) -> String {
+    let name = match Path::new(runtime()).file_name().and_then(OsStr::to_str) {
+        Some("cloister") => return text.to_owned(),
+        // Its own shim finds it; the tests prove themselves.
+        Some("runc") => "io.containerd.runc.v2",
+        _ => panic!("containerd has no shim for {}", runtime()),
+    };
+    text.replace("io.containerd.cloister.v2", name)
+}
+
+/// The file's lines for another file.
+fn without_version(text: &str) -> String {
+    let lines = text.lines().filter(|line| !line.starts_with("version"));
+    lines.map(|line| format!("{line}\n")).collect()
+}
+
+/// What is there for all versions.
+fn prepare_machine() {
+    mount_tmpfs("/var/lib/containerd");
+    for dir in [
+        "/etc/containerd/conf.d",
+        "/etc/cni/net.d",
+        "/etc/cloister",
+        "/var/log/pods",
+    ] {
+        fs::create_dir_all(dir).unwrap_or_else(|e| panic!("{dir}: {e}"));
+    }
+    let write =
+        |path: &str, text: &str| fs::write(path, text).unwrap_or_else(|e| panic!("{path}: {e}"));
+    write(
+        "/etc/containerd/conf.d/cloister.toml",
+        &of_runtime(include_str!("../../../../deploy/containerd/version-3.toml")),
+    );
+    write(WRONG_CONFIG, "colour = \"blue\"\n");
+    let network = json!({
+        "cniVersion": "0.4.0",
+        "name": "pods",
+        "plugins": [
+            {
+                "type": "bridge", "bridge": "cri0", "isGateway": true, "ipMasq": true, "hairpinMode": true,
+                "ipam": {
+                    "type": "host-local", "ranges": [[{"subnet": SUBNET}]], "routes": [{"dst": "0.0.0.0/0"}],
+                },
+            },
+            {"type": "portmap", "snat": true, "capabilities": {"portMappings": true}},
+        ],
+    });
+    write("/etc/cni/net.d/10-pods.conflist", &network.to_string());
+    // Where the kubelet has the cgroups of its pods.
+    fs::create_dir_all(super::pod::CGROUPS).expect("the pods' cgroup");
+}
+
+/// Ends it with SIGKILL, as a crash would.
+pub(crate) fn kill() {
+    let running = RUNNING
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take();
+    if let Some((_, mut child)) = running {
+        child.kill().expect("our own child");
+        child.wait().expect("our own child");
+    }
+}
+
+/// Ends it as a service manager does.
+pub(crate) fn stop() {
+    let running = RUNNING
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take();
+    if let Some((_, mut child)) = running {
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("our own child");
+        eventually("containerd has ended", || {
+            child.try_wait().expect("our own child").is_some()
+        });
+    }
+}
+
+/// Prints the end of its log.
+pub(crate) fn report_log() {
+    let text = fs::read_to_string(LOG).unwrap_or_default();
+    let lines: Vec<_> = text.lines().collect();
+    let tail = lines.len().saturating_sub(60);
+    eprintln!("=== {LOG}\n{}", lines[tail..].join("\n"));
+}

@@ -1,0 +1,71 @@
+//! Pods: containerd's CRI plugin with the shim as a runtime handler, asked over its socket as the kubelet asks it.
+//!
+//! The newest version of containerd does every check, the others those of [`few`].
+
+mod checks;
+mod client;
+mod daemon;
+mod pod;
+
+/// The messages of `proto/cri.proto`.
+mod generated {
+    #![allow(
+        clippy::all,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        missing_docs,
+        unreachable_pub,
+        dead_code,
+        reason = "generated code; proto/cri.proto documents it"
+    )]
+    include!(concat!(env!("OUT_DIR"), "/mod.rs"));
+}
+use generated::cri as messages;
+
+/// Makes a test of each check, for one node.
+macro_rules! node_checks {
+    ($module:ident, $node:ident, $($theme:ident: $($check:ident),+;)+) => {
+        mod $module {
+            $(mod $theme {
+                $(#[test]
+                fn $check() {
+                    use crate::cri::{checks, daemon::Node, pod::Case};
+                    checks::$theme::$check(&Case::new(Node::$node));
+                })+
+            })+
+        }
+    };
+}
+
+/// What every version has to do.
+macro_rules! few {
+    ($module:ident, $node:ident) => {
+        node_checks! { $module, $node,
+            containers: shared_namespaces, init_and_restart, termination;
+            exec: output_and_exit_code, logs;
+            faults: containerd, shim;
+            figures: of_a_container, of_a_pod, size;
+            network: address_and_traffic, names;
+            refused: host_namespaces;
+            security: users_and_groups;
+        }
+    };
+}
+
+few!(v1_6, V1_6);
+few!(v1_7, V1_7);
+few!(v2_shim, V2Shim);
+node_checks! { v2, V2,
+    containers: shared_namespaces, one_process_namespace, init_and_restart, termination, volumes, out_of_memory;
+    exec: output_and_exit_code, limit, logs;
+    faults: containerd, shim, virtual_machine;
+    figures: of_a_container, of_a_pod, size, update;
+    many: at_once;
+    network: address_and_traffic, names, port_forward;
+    refused: host_namespaces, wrong_configuration, unknown_handler;
+    security: users_and_groups, capabilities, privileged, seccomp, sysctls;
+}
