@@ -96,7 +96,6 @@ impl Node {
             _ => "io.containerd.grpc.v1.cri",
         };
         let (version, settings) = match self.daemon() {
-            // Imported files take the place of whole sections before version 2 of containerd.
             Self::V2 => (
                 "version = 3\nimports = [\"/etc/containerd/conf.d/*.toml\"]\n",
                 format!(
@@ -104,11 +103,14 @@ impl Node {
                      [plugins.\"{runtime_section}\".cni]\n  bin_dirs = [\"/usr/lib/cni\"]\n"
                 ),
             ),
+            // Lines for a machine that has its default runtime's section: without one there is no default.
             _ => (
                 "version = 2\n",
                 format!(
                     "[plugins.\"{runtime_section}\"]\n  sandbox_image = \"{PAUSE_IMAGE}\"\n\
-                     [plugins.\"{runtime_section}\".cni]\n  bin_dir = \"/usr/lib/cni\"\n{}",
+                     [plugins.\"{runtime_section}\".cni]\n  bin_dir = \"/usr/lib/cni\"\n\
+                     [plugins.\"{runtime_section}\".containerd.runtimes.runc]\n  \
+                     runtime_type = \"io.containerd.runc.v2\"\n{}",
                     without_version(include_str!("../../../../deploy/containerd/version-2.toml"))
                 ),
             ),

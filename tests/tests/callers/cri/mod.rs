@@ -48,7 +48,7 @@ macro_rules! few {
             containers: shared_namespaces, init_and_restart, termination;
             exec: output_and_exit_code, logs;
             faults: containerd, shim;
-            figures: of_a_container, of_a_pod, size;
+            figures: of_a_container, size;
             network: address_and_traffic, names;
             refused: host_namespaces;
             security: users_and_groups;

@@ -79,7 +79,7 @@ pub(crate) fn one_process_namespace(case: &Case) {
     for process in ["pause", "sleep 1001", "sleep 1002"] {
         assert!(shown.contains(process), "no {process}: {shown}");
     }
-    other.sh("pkill -KILL -f 'sleep 1001'");
+    other.sh("kill -9 $(ps -o pid,args | awk '/[s]leep 1001/ { print $1 }')");
     assert_eq!(victim.wait(), 137);
     assert_eq!(other.sh("echo still"), "still\n");
 }

@@ -2,7 +2,6 @@
 
 use protobuf::MessageField;
 
-use crate::cri::daemon::Node;
 use crate::cri::messages as cri;
 use crate::cri::pod::{Case, Pod, ask, by_pod};
 
@@ -36,18 +35,7 @@ pub(crate) fn of_a_pod(case: &Case) {
     let pod = case.pod("figures");
     let busy = pod.start("busy", BUSY);
     busy.await_log("filled");
-    let request = by_pod(&pod.id);
-    if case.node == Node::V1_6 {
-        let refused = crate::cri::client::call::<cri::PodSandboxStatsResponse>(
-            crate::cri::daemon::SOCKET,
-            "PodSandboxStats",
-            &request,
-        );
-        // It has them behind a feature of its own.
-        eprintln!("containerd 1.6: {refused:?}");
-        return;
-    }
-    let answer: cri::PodSandboxStatsResponse = ask("PodSandboxStats", &request);
+    let answer: cri::PodSandboxStatsResponse = ask("PodSandboxStats", &by_pod(&pod.id));
     let stats = answer.stats.linux.clone().unwrap_or_default();
     let memory = stats.memory.working_set_bytes.value;
     assert_within("memory", memory, 24 * MIB, 512 * MIB);
