@@ -20,6 +20,13 @@ const SHARED: [(&str, &str); 3] = [
 ];
 /// What the machine's own resolver is told, for pods without a DNS configuration.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// The annotations that tell a pod's sandbox from its containers: containerd's and CRI-O's.
+const TYPES: [&str; 2] = [
+    "io.kubernetes.cri.container-type",
+    "io.kubernetes.cri-o.ContainerType",
+];
+/// What a pod may ask to have of the machine's.
+const HOST_NAMESPACES: [&str; 3] = ["network", "pid", "ipc"];
 /// The shared memory of a container, in KiB, as containerd has it.
 const SHM_KIB: u32 = 65536;
 
@@ -131,11 +138,8 @@ impl Pod<'_> {
         let linux = config.linux.clone().unwrap_or_default();
         let security = linux.security_context.clone().unwrap_or_default();
         let modes = security.namespace_options.unwrap_or_default();
-        for (name, mode) in [
-            ("network", modes.network),
-            ("pid", modes.pid),
-            ("ipc", modes.ipc),
-        ] {
+        let asked = [modes.network, modes.pid, modes.ipc];
+        for (name, mode) in HOST_NAMESPACES.into_iter().zip(asked) {
             if mode == NamespaceMode::NODE.into() {
                 return Err(PodError::HostNamespace(name));
             }
@@ -255,6 +259,29 @@ fn resolv_conf(dns: &DNSConfig) -> String {
         text += &format!("options {}\n", dns.options.join(" "));
     }
     text
+}
+
+/// Refuses the sandbox of a pod that is to have namespaces of the machine's: callers who make sandboxes as
+/// containers do not list those.
+pub(crate) fn check_sandbox(bundle: &Path) -> Result<(), PodError> {
+    let path = bundle.join(SPEC_FILE);
+    let text = match fs::read(&path) {
+        Ok(text) => text,
+        // Whoever creates the container says so.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(PodError::File { path, source }),
+    };
+    let spec: Value = serde_json::from_slice(&text)?;
+    let annotations = &spec["annotations"];
+    if !TYPES.iter().any(|name| annotations[name] == "sandbox") {
+        return Ok(());
+    }
+    let namespaces = spec["linux"]["namespaces"].as_array();
+    let has = |kind: &str| namespaces.is_some_and(|all| all.iter().any(|one| one["type"] == kind));
+    match HOST_NAMESPACES.into_iter().find(|kind| !has(kind)) {
+        Some(kind) => Err(PodError::HostNamespace(kind)),
+        None => Ok(()),
+    }
 }
 
 /// Gives a container of a pod the files that the pod's containers share, as far as its caller has
@@ -402,6 +429,26 @@ mod tests {
         let network = json!([{"type": "network", "path": "/run/netns/x"}]);
         assert_eq!(spec["linux"]["namespaces"], network);
         assert_eq!(cgroup("/kubepods/pod1", "s"), "/kubepods/pod1/s");
+    }
+
+    #[test]
+    fn what_a_sandbox_does_not_list_would_be_the_machines() {
+        let dir = tempfile::tempdir().unwrap();
+        let check = |spec: Value| {
+            fs::write(dir.path().join(SPEC_FILE), spec.to_string()).unwrap();
+            check_sandbox(dir.path()).map_err(|e| e.to_string())
+        };
+        check_sandbox(&dir.path().join("none")).unwrap();
+        let namespaces = json!([{"type": "network"}, {"type": "ipc"}]);
+        for name in TYPES {
+            let error = check(json!({
+                "annotations": {name: "sandbox"}, "linux": {"namespaces": namespaces},
+            }));
+            let error = error.unwrap_err();
+            assert!(error.starts_with("the pod's pid namespace is"), "{error}");
+            check(json!({"annotations": {name: "container"}})).unwrap();
+        }
+        check(json!({})).unwrap();
     }
 
     #[test]

@@ -156,6 +156,9 @@ impl Tasks {
         }
         // Until it is among the containers: its mounts must not be made, or taken away, twice.
         let _reservation = self.reserve(&id)?;
+        if !is_sandbox {
+            pod::check_sandbox(&bundle).map_err(|e| Failure::invalid(cloister::text::chain(&e)))?;
+        }
         let options = match options.filter(|any| !any.type_url.is_empty()) {
             Some(given) => Options::parse(Some(&given), &bundle)
                 .map_err(|e| Failure::invalid(cloister::text::chain(&e)))?,
