@@ -13,7 +13,7 @@ use super::args::Args;
 use super::container::{PID_FILE, read_pid};
 use super::group::Brief;
 use super::options::Options;
-use super::{mounts, paths, start, timestamp};
+use super::{mounts, paths, pod, start, timestamp};
 
 /// What a container that was killed ends with: 128 and the signal's number.
 const KILLED: u32 = 137;
@@ -38,6 +38,8 @@ pub(crate) fn delete(args: &Args) -> anyhow::Result<()> {
         bail!("{}", String::from_utf8_lossy(&output.stderr).trim_end());
     }
     mounts::unmount_all(&bundle.join("rootfs"))?;
+    // Of a sandbox; a container has none.
+    mounts::unmount_all(&pod::shared_memory(&bundle))?;
     remove_socket(args, &bundle)?;
     let response = DeleteResponse {
         pid: read_pid(&bundle.join(PID_FILE)).unwrap_or(0),

@@ -6,9 +6,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use cloister::paths::{Install, SPEC_FILE};
+use containerd_shim_protos::api::Mount;
 use serde_json::{Map, Value, json};
 
 use super::callers::{DNSConfig, LinuxContainerResources, NamespaceMode, PodSandboxConfig};
+use super::mounts::{self, MountError};
 
 /// Where the program that does nothing is seen in its container.
 const PAUSE: &str = "/pause";
@@ -27,7 +29,7 @@ const TYPES: [&str; 2] = [
 ];
 /// What a pod may ask to have of the machine's.
 const HOST_NAMESPACES: [&str; 3] = ["network", "pid", "ipc"];
-/// The shared memory of a container, in KiB, as containerd has it.
+/// The shared memory of a pod, in KiB, as containerd has it.
 const SHM_KIB: u32 = 65536;
 
 /// Why a pod cannot be made.
@@ -91,11 +93,10 @@ impl Pod<'_> {
             None => fs::read_to_string(RESOLV_CONF).unwrap_or_default(),
         };
         write("resolv.conf", resolv_conf)?;
-        let rootfs = self.bundle.join("rootfs");
-        fs::create_dir_all(&rootfs).map_err(|source| PodError::File {
-            path: rootfs,
-            source,
-        })
+        for path in [self.bundle.join("rootfs"), shared_memory(self.bundle)] {
+            fs::create_dir_all(&path).map_err(|source| PodError::File { path, source })?;
+        }
+        Ok(())
     }
 
     fn specification(&self, given: Option<Value>) -> Result<Value, PodError> {
@@ -261,6 +262,24 @@ fn resolv_conf(dns: &DNSConfig) -> String {
     text
 }
 
+/// Where the memory is that the containers of a pod share by name, in the sandbox's bundle.
+pub(crate) fn shared_memory(bundle: &Path) -> PathBuf {
+    bundle.join("shm")
+}
+
+/// Makes that memory: a file system, as containerd makes it for pods with a pause container.
+pub(crate) fn mount_shared_memory(bundle: &Path) -> Result<(), MountError> {
+    let options = ["nosuid", "noexec", "nodev", "mode=1777"].map(str::to_owned);
+    let size = format!("size={SHM_KIB}k");
+    let mount = Mount {
+        type_: "tmpfs".to_owned(),
+        source: "shm".to_owned(),
+        options: options.into_iter().chain([size]).collect(),
+        ..Mount::default()
+    };
+    mounts::mount_all(&[mount], &shared_memory(bundle))
+}
+
 /// Refuses the sandbox of a pod that is to have namespaces of the machine's: callers who make sandboxes as
 /// containers do not list those.
 pub(crate) fn check_sandbox(bundle: &Path) -> Result<(), PodError> {
@@ -310,8 +329,8 @@ pub(crate) fn complete_member(bundle: &Path, sandbox: &Path) -> Result<(), PodEr
     }
     if !has(mounts, "/dev/shm") {
         mounts.push(json!({
-            "destination": "/dev/shm", "type": "tmpfs", "source": "shm",
-            "options": ["nosuid", "noexec", "nodev", "mode=1777", format!("size={SHM_KIB}k")],
+            "destination": "/dev/shm", "type": "bind", "source": shared_memory(sandbox),
+            "options": ["rbind", "rprivate", "rw", "nosuid", "noexec", "nodev"],
         }));
     }
     fs::write(&path, spec.to_string()).map_err(failed)

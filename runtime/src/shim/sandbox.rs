@@ -17,11 +17,11 @@ use ttrpc::asynchronous::{Service, TtrpcContext};
 
 use super::callers::PodSandboxConfig;
 use super::failure::Failure;
-use super::pod::Pod;
+use super::pod::{self, Pod};
 use super::service::whole;
 use super::streams::Names;
 use super::tasks::{Creation, Tasks, bundle_exists};
-use super::{guest, timestamp};
+use super::{guest, mounts, timestamp};
 
 /// The type of Kubernetes' description of a pod.
 const POD_CONFIG: &str = "runtime.v1.PodSandboxConfig";
@@ -106,7 +106,13 @@ impl SandboxService {
             options: None,
             is_sandbox: true,
         };
-        self.tasks.create(creation).await?;
+        pod::mount_shared_memory(&described.bundle).map_err(|e| Failure::of(&e))?;
+        if let Err(failure) = self.tasks.create(creation).await {
+            if let Err(e) = mounts::unmount_all(&pod::shared_memory(&described.bundle)) {
+                log::warn!("sandbox {id}: {}", cloister::text::chain(&e));
+            }
+            return Err(failure);
+        }
         match self.tasks.start(id, "").await {
             Ok(pid) => Ok(pid),
             Err(failure) => {

@@ -666,6 +666,10 @@ impl Tasks {
         }
         container.init.dispose().await;
         mounts::unmount_all(&container.rootfs()).map_err(|e| Failure::of(&e))?;
+        if container.is_sandbox {
+            let memory = pod::shared_memory(&container.bundle);
+            mounts::unmount_all(&memory).map_err(|e| Failure::of(&e))?;
+        }
         self.containers().remove(&container.id);
         Ok(ended)
     }
