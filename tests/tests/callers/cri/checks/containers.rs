@@ -184,7 +184,7 @@ pub(crate) fn volumes(case: &Case) {
 
 pub(crate) fn out_of_memory(case: &Case) {
     let pod = case.pod("hungry");
-    let script = "dd if=/dev/zero of=/dev/shm/fill bs=1M count=48";
+    let script = "exec dd if=/dev/zero of=/dev/null bs=48M count=1";
     let hungry = pod.start_with("hungry", script, |config| {
         let linux = config.linux.mut_or_insert_default();
         linux
