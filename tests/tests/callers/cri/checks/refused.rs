@@ -46,3 +46,14 @@ pub(crate) fn unknown_handler(case: &Case) {
     let refused = run("cloistered", case.config("unknown"));
     assert!(refused.message.contains("cloistered"), "{refused}");
 }
+
+/// What this machine's administrator has not allowed, pods cannot choose.
+pub(crate) fn annotations(case: &Case) {
+    let name = "io.cloister.memory_mib";
+    let mut config = case.config("chooses");
+    config.annotations = [(name.to_owned(), "512".to_owned())].into();
+    let refused = run(case.node.handler(), config);
+    for part in [name, "allowed_annotations"] {
+        assert!(refused.message.contains(part), "no {part}: {refused}");
+    }
+}
