@@ -22,6 +22,8 @@ pub(crate) const IMAGE: &str = "docker.io/library/busybox:latest";
 const PAUSE_IMAGE: &str = "registry.k8s.io/pause:latest";
 const LOG: &str = "/run/containerd.log";
 const CONFIG: &str = "/etc/containerd/config.toml";
+/// Where containerd 2 has what is configured for Cloister.
+const DROP_IN: &str = "/etc/containerd/conf.d/cloister.toml";
 /// A configuration of Cloister's that is none.
 pub(crate) const WRONG_CONFIG: &str = "/etc/cloister/wrong.toml";
 /// The addresses of pods.
@@ -73,7 +75,7 @@ impl Node {
         }
     }
 
-    /// Its configuration, with the lines that we give to our users.
+    /// What a node has, and the handlers that are the tests' own.
     fn config(self) -> String {
         let root = format!("/var/lib/containerd/{self:?}");
         // Each of these takes its time to start, and has nothing to do here.
@@ -97,21 +99,17 @@ impl Node {
         };
         let (version, settings) = match self.daemon() {
             Self::V2 => (
-                "version = 3\nimports = [\"/etc/containerd/conf.d/*.toml\"]\n",
+                "version = 3\n",
                 format!(
                     "[plugins.\"io.containerd.cri.v1.images\".pinned_images]\n  sandbox = \"{PAUSE_IMAGE}\"\n\
                      [plugins.\"{runtime_section}\".cni]\n  bin_dirs = [\"/usr/lib/cni\"]\n"
                 ),
             ),
-            // Lines for a machine that has its default runtime's section: without one there is no default.
             _ => (
                 "version = 2\n",
                 format!(
                     "[plugins.\"{runtime_section}\"]\n  sandbox_image = \"{PAUSE_IMAGE}\"\n\
-                     [plugins.\"{runtime_section}\".cni]\n  bin_dir = \"/usr/lib/cni\"\n\
-                     [plugins.\"{runtime_section}\".containerd.runtimes.runc]\n  \
-                     runtime_type = \"io.containerd.runc.v2\"\n{}",
-                    without_version(include_str!("../../../../deploy/containerd/version-2.toml"))
+                     [plugins.\"{runtime_section}\".cni]\n  bin_dir = \"/usr/lib/cni\"\n"
                 ),
             ),
         };
@@ -131,7 +129,21 @@ impl Node {
         if self.daemon() == Self::V2 {
             text += &handler("cloister-shim", "  sandboxer = \"shim\"\n");
         }
-        of_runtime(&text)
+        text
+    }
+
+    /// Configures the version as a node's administrator has, and then as we do on nodes.
+    fn configure(self) {
+        fs::write(CONFIG, self.config()).expect("config.toml");
+        // What another version was told.
+        fs::remove_file(DROP_IN).ok();
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/install-node");
+        Cmd::new("sh").args([script, "/"]).run().ok();
+        let files = [CONFIG, DROP_IN].map(Path::new);
+        for file in files.into_iter().filter(|file| file.exists()) {
+            let text = fs::read_to_string(file).expect("a configuration");
+            fs::write(file, of_runtime(&text)).expect("a configuration");
+        }
     }
 
     /// A `ctr` of the same version.
@@ -150,7 +162,7 @@ impl Node {
         };
         if !is_up {
             stop();
-            fs::write(CONFIG, self.config()).expect("config.toml");
+            self.configure();
             self.start();
             self.import();
         }
@@ -201,17 +213,11 @@ fn of_runtime(text: &str) -> String {
     text.replace("io.containerd.cloister.v2", name)
 }
 
-/// The file's lines for another file.
-fn without_version(text: &str) -> String {
-    let lines = text.lines().filter(|line| !line.starts_with("version"));
-    lines.map(|line| format!("{line}\n")).collect()
-}
-
 /// What is there for all versions.
 fn prepare_machine() {
     mount_tmpfs("/var/lib/containerd");
     for dir in [
-        "/etc/containerd/conf.d",
+        "/etc/containerd",
         "/etc/cni/net.d",
         "/etc/cloister",
         "/var/log/pods",
@@ -220,10 +226,6 @@ fn prepare_machine() {
     }
     let write =
         |path: &str, text: &str| fs::write(path, text).unwrap_or_else(|e| panic!("{path}: {e}"));
-    write(
-        "/etc/containerd/conf.d/cloister.toml",
-        &of_runtime(include_str!("../../../../deploy/containerd/version-3.toml")),
-    );
     write(WRONG_CONFIG, "colour = \"blue\"\n");
     let network = json!({
         "cniVersion": "0.4.0",
