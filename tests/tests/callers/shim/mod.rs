@@ -15,6 +15,7 @@ mod peer;
 mod program;
 mod restart;
 mod run;
+mod service;
 mod streams;
 
 use std::fs;
