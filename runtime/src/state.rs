@@ -272,6 +272,9 @@ pub struct StateDir {
     dir: File,
 }
 
+/// A container by its name, and its directory or why that cannot be opened.
+pub type Found = (ContainerId, Result<StateDir, StateError>);
+
 impl StateDir {
     /// Claims an id: makes its directory and locks it.
     ///
@@ -343,7 +346,7 @@ impl StateDir {
     ///
     /// # Errors
     /// If `root` cannot be read; a root that does not exist holds no containers.
-    pub fn each(root: &Path) -> Result<Vec<(ContainerId, Result<Self, StateError>)>, StateError> {
+    pub fn each(root: &Path) -> Result<Vec<Found>, StateError> {
         let access = |e| StateError::Access(root.to_owned(), e);
         let entries = match fs::read_dir(root) {
             Ok(entries) => entries,

@@ -126,18 +126,19 @@ fn a_created_container_is_deleted_without_force_and_a_running_one_with() {
 #[test]
 fn a_container_whose_state_cannot_be_read_is_deleted_by_force_with_its_processes() {
     let setup = Setup::new(&["sleep"]);
-    let newer = |text: &str| {
+    let newer: fn(&str) -> String = |text| {
         let mut state: serde_json::Value = serde_json::from_str(text).unwrap();
         state["version"] = 99.into();
         state["monitor"]["new"] = true.into();
         state.to_string()
     };
-    let cases: [(&dyn Fn(&str) -> String, &str); 3] = [
-        (&newer, "version 99 of the state file is not understood"),
-        (&|text| text[..text.len() / 2].to_owned(), "is damaged"),
-        (&|_| String::new(), "is damaged"),
-    ];
-    for (damage, message) in cases {
+    let half: fn(&str) -> String = |text| text[..text.len() / 2].to_owned();
+    let nothing: fn(&str) -> String = |_| String::new();
+    for (damage, message) in [
+        (newer, "version 99 of the state file is not understood"),
+        (half, "is damaged"),
+        (nothing, "is damaged"),
+    ] {
         setup.run_detached(&["run", "--detach", "x"]).ok();
         let path = setup.root().join("x/state.json");
         fs::write(&path, damage(&read(&path))).unwrap();

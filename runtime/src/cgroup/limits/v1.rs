@@ -60,7 +60,7 @@ pub(super) fn rdma(resources: &LinuxResources, all: &mut Vec<Setting>) {
 }
 
 fn cpu(cpu: &LinuxCpu, all: &mut Vec<Setting>) -> Result<(), CgroupError> {
-    cpuset(cpu, &mut *all);
+    cpuset(cpu, all);
     if let Some(shares) = cpu.shares().filter(|&shares| shares != 0) {
         // The kernel takes others, and sets what is next.
         if !(2..=262_144).contains(&shares) {
