@@ -135,7 +135,8 @@ fn follow(given: RuntimeOptions, bundle: &Path) -> Result<Options, OptionsError>
 }
 
 fn follow_runcs(options: oci::Options) -> Result<Options, OptionsError> {
-    // no_pivot_root and no_new_keyring ask for what a virtual machine gives anyway.
+    // no_pivot_root and no_new_keyring ask for what a virtual machine gives anyway, and
+    // task_api_address is where the sandbox's shim listens, which is found by the sandbox's name.
     let refused = [
         (
             !options.shim_cgroup.is_empty(),
@@ -156,11 +157,6 @@ fn follow_runcs(options: oci::Options) -> Result<Options, OptionsError> {
             !options.criu_image_path.is_empty() || !options.criu_work_path.is_empty(),
             "CriuImagePath, CriuWorkPath",
             "containers are not checkpointed",
-        ),
-        (
-            !options.task_api_address.is_empty(),
-            "TaskApiAddress",
-            "the shim has a socket of its own",
         ),
     ];
     if let Some((_, name, reason)) = refused.into_iter().find(|(is_given, ..)| *is_given) {
@@ -214,6 +210,7 @@ mod tests {
             root: "/r".into(),
             systemd_cgroup: true,
             no_pivot_root: true,
+            task_api_address: "unix:///s".into(),
             ..oci::Options::default()
         };
         let expected = Options {
