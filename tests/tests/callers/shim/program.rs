@@ -96,10 +96,6 @@ fn options_that_cannot_be_followed_are_named() {
         (runcs(|o| o.io_gid = 7), "IoGid"),
         (runcs(|o| o.criu_image_path = "/x".into()), "CriuImagePath"),
         (runcs(|o| o.criu_work_path = "/x".into()), "CriuWorkPath"),
-        (
-            runcs(|o| o.task_api_address = "/x".into()),
-            "TaskApiAddress",
-        ),
         (("kata.Options", vec![]), "kata.Options"),
         (("containerd.runc.v1.Options", vec![0xff]), "malformed"),
     ] {

@@ -58,18 +58,23 @@ fn a_machine_without_the_tun_driver() {
 #[test]
 fn an_interface_of_another_virtual_machine() {
     let wire = Wire::new();
-    let bundle = wire.bundle(&["sleep", "1000"]);
-    start(&bundle);
-    // Of another state directory: nobody knows that they could share one.
-    let other = wire.bundle(&["true"]);
-    let parts = [
-        "interface eth0",
-        "another virtual machine is connected to it",
-    ];
-    other.run().fails(1, &parts);
-    assert_eq!(other.ids(), [""; 0]);
-    // The first one goes on.
-    exec(&bundle, &format!("ping -c 1 -w 20 {HOST}"));
+    // As it is connected to a virtual machine whose monitor is not in the namespace: the mark of another container.
+    wire.in_pod("tuntap add cloister0 mode tap");
+    let tc = |arguments: &str| {
+        let tc = Cmd::new("tc").args(["-netns", &wire.pod]);
+        tc.args(arguments.split(' ')).run().ok();
+    };
+    tc("qdisc add dev eth0 ingress");
+    tc(
+        "filter add dev eth0 ingress pref 49413 matchall action mirred egress redirect dev cloister0 cookie 001122334455667701",
+    );
+    refused(
+        &wire,
+        &[
+            "interface eth0",
+            "another virtual machine is connected to it",
+        ],
+    );
 }
 
 #[test]
