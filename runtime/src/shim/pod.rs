@@ -14,6 +14,9 @@ use super::mounts::{self, MountError};
 
 /// Where the program that does nothing is seen in its container.
 const PAUSE: &str = "/pause";
+/// The root of that container, in the sandbox's bundle. containerd removes a bundle whose `rootfs` is empty alone, and here are
+/// the places of mounts.
+const ROOT: &str = "root";
 /// The files that all containers of a pod have, in the sandbox's bundle, and where they have them.
 const SHARED: [(&str, &str); 3] = [
     ("hosts", "/etc/hosts"),
@@ -93,7 +96,7 @@ impl Pod<'_> {
             None => fs::read_to_string(RESOLV_CONF).unwrap_or_default(),
         };
         write("resolv.conf", resolv_conf)?;
-        for path in [self.bundle.join("rootfs"), shared_memory(self.bundle)] {
+        for path in [self.bundle.join(ROOT), shared_memory(self.bundle)] {
             fs::create_dir_all(&path).map_err(|source| PodError::File { path, source })?;
         }
         Ok(())
@@ -109,7 +112,7 @@ impl Pod<'_> {
                 path: "cloister-pause".into(),
                 source,
             })?;
-            spec["root"] = json!({"path": "rootfs", "readonly": true});
+            spec["root"] = json!({"path": ROOT, "readonly": true});
             spec["process"] = json!({
                 "args": [PAUSE], "cwd": "/", "env": [], "noNewPrivileges": true,
                 "user": {"uid": 65535, "gid": 65535},
