@@ -157,8 +157,11 @@ impl Node {
         static MACHINE: Once = Once::new();
         MACHINE.call_once(prepare_machine);
         let is_up = {
-            let running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
-            running.as_ref().map(|(node, _)| node.daemon()) == Some(self.daemon())
+            let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+            running.as_mut().is_some_and(|(node, child)| {
+                let has_ended = child.try_wait().expect("our own child").is_some();
+                node.daemon() == self.daemon() && !has_ended
+            })
         };
         if !is_up {
             stop();

@@ -3,7 +3,7 @@
 use protobuf::MessageField;
 
 use crate::cri::client::{Refusal, call};
-use crate::cri::daemon::{SOCKET, WRONG_CONFIG};
+use crate::cri::daemon::{Node, SOCKET, WRONG_CONFIG};
 use crate::cri::messages as cri;
 use crate::cri::pod::Case;
 
@@ -19,6 +19,10 @@ fn run(handler: &str, config: cri::PodSandboxConfig) -> Refusal {
 
 pub(crate) fn host_namespaces(case: &Case) {
     for name in ["network", "pid", "ipc"] {
+        // containerd 2.1 crashes there (core/runtime/v2/bundle.go: NewBundle), before the shim is asked.
+        if name == "network" && case.node == Node::V2Shim {
+            continue;
+        }
         let mut config = case.config("host");
         let linux = config.linux.mut_or_insert_default();
         let security = linux.security_context.mut_or_insert_default();
