@@ -59,7 +59,7 @@ macro_rules! few {
 }
 
 few!(v1_6, V1_6);
-few!(v2_shim, V2Shim);
+few!(v2_pauseless, V2Shim);
 // Nearly the same as the one before it.
 node_checks! { v1_7, V1_7,
     containers: shared_namespaces, termination;
