@@ -330,6 +330,8 @@ pub(crate) fn complete_member(bundle: &Path, sandbox: &Path) -> Result<(), PodEr
             }));
         }
     }
+    // What containerd gives by itself is each container's own.
+    mounts.retain(|mount| mount["destination"] != "/dev/shm" || mount["type"] != "tmpfs");
     if !has(mounts, "/dev/shm") {
         mounts.push(json!({
             "destination": "/dev/shm", "type": "bind", "source": shared_memory(sandbox),
@@ -415,7 +417,9 @@ mod tests {
         assert!(read("hosts").starts_with("127.0.0.1 localhost web\n"));
 
         let member = tempfile::tempdir().unwrap();
-        let text = r#"{"mounts": [{"destination": "/etc/hosts", "source": "/h"}]}"#;
+        let text = r#"{"mounts": [
+            {"destination": "/etc/hosts", "source": "/h"}, {"destination": "/dev/shm", "type": "tmpfs"}
+        ]}"#;
         fs::write(member.path().join(SPEC_FILE), text).unwrap();
         complete_member(member.path(), dir.path()).unwrap();
         let spec = fs::read(member.path().join(SPEC_FILE)).unwrap();
@@ -435,6 +439,7 @@ mod tests {
             ]
         );
         assert_eq!(mounts[0]["source"], "/h");
+        assert_eq!(mounts[3]["type"], "bind");
     }
 
     #[test]
