@@ -159,16 +159,18 @@ impl Tasks {
         if !is_sandbox {
             pod::check_sandbox(&bundle).map_err(|e| Failure::invalid(cloister::text::chain(&e)))?;
         }
-        let options = match options.filter(|any| !any.type_url.is_empty()) {
+        let mut options = match options.filter(|any| !any.type_url.is_empty()) {
             Some(given) => Options::parse(Some(&given), &bundle)
                 .map_err(|e| Failure::invalid(cloister::text::chain(&e)))?,
             None => Options::kept(&bundle),
         };
-        options.keep(&bundle).map_err(|e| Failure::of(&e))?;
         if let Some(sandbox) = self.sandbox_bundle() {
+            // containerd gives the runtime's own to the sandbox, and runc's form to its containers.
+            options = Options::kept(&sandbox);
             pod::complete_member(&bundle, &sandbox)
                 .map_err(|e| Failure::invalid(cloister::text::chain(&e)))?;
         }
+        options.keep(&bundle).map_err(|e| Failure::of(&e))?;
         let brief = Brief::of(&bundle).map_err(|e| Failure::of(&e))?;
         let cloister = Cloister {
             root: paths::root(&options, &self.namespace),
