@@ -3,44 +3,32 @@
 //! What changes a container is done by the command line, `cloister`, as it is by runc's shim; what
 //! is only looked at, or waited for, is asked of its agent.
 
+mod life;
+
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
 
 use cloister::process::ProcessId;
 use cloister::signal::Signal;
 use containerd_shim_protos::api::{self, Mount, Status};
 use containerd_shim_protos::topics;
+use protobuf::Message;
 use protobuf::well_known_types::any::Any;
-use protobuf::{Message, MessageField};
-use tokio::sync::{Notify, oneshot};
-use tokio::time::timeout;
+use tokio::sync::Notify;
 
-use super::command::{Cloister, Streams};
-use super::container::{Container, Exec};
+use super::command::Streams;
+use super::container::Container;
 use super::events::Events;
 use super::failure::Failure;
-use super::group::Brief;
 use super::metrics::{Metrics, Overhead};
-use super::options::Options;
-use super::process::Process;
 use super::reaper::{Ended, Reaper};
 use super::streaming::Streaming;
 use super::streams::Names;
 use super::{guest, paths, timestamp};
-use super::{mounts, pod};
-
-/// How long the processes that were executed in a container may take to end with it.
-const EXECS_LIMIT: Duration = Duration::from_secs(5);
-/// How long after its agent's connection a container may be known to have ended.
-const END_LIMIT: Duration = Duration::from_secs(10);
-/// What a container ends with whose virtual machine this machine's OOM killer has ended: what a shell
-/// says of a process that was killed.
-const OOM_KILLED: u32 = 137;
 
 /// What the shim serves.
 pub(crate) struct Tasks {
@@ -136,286 +124,6 @@ impl Tasks {
     pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>, Failure> {
         let found = self.containers().get(id).cloned();
         found.ok_or_else(|| Failure::not_found(format!("container {id}: not found")))
-    }
-
-    /// Creates a container; gives the pid of the process that stands for it.
-    pub(crate) async fn create(self: &Arc<Self>, creation: Creation) -> Result<u32, Failure> {
-        let Creation {
-            id,
-            bundle,
-            rootfs,
-            names,
-            checkpoint,
-            options,
-            is_sandbox,
-        } = creation;
-        if !checkpoint.is_empty() {
-            return Err(Failure::unimplemented(
-                "restore is not supported: a container's processes are in a virtual machine",
-            ));
-        }
-        // Until it is among the containers: its mounts must not be made, or taken away, twice.
-        let _reservation = self.reserve(&id)?;
-        if !is_sandbox {
-            pod::check_sandbox(&bundle).map_err(|e| Failure::invalid(cloister::text::chain(&e)))?;
-        }
-        let mut options = match options.filter(|any| !any.type_url.is_empty()) {
-            Some(given) => Options::parse(Some(&given), &bundle)
-                .map_err(|e| Failure::invalid(cloister::text::chain(&e)))?,
-            None => Options::kept(&bundle),
-        };
-        if let Some(sandbox) = self.sandbox_bundle() {
-            // containerd gives the runtime's own to the sandbox, and runc's form to its containers.
-            options = Options::kept(&sandbox);
-            pod::complete_member(&bundle, &sandbox)
-                .map_err(|e| Failure::invalid(cloister::text::chain(&e)))?;
-        }
-        options.keep(&bundle).map_err(|e| Failure::of(&e))?;
-        let brief = Brief::of(&bundle).map_err(|e| Failure::of(&e))?;
-        let cloister = Cloister {
-            root: paths::root(&options, &self.namespace),
-            config: options.config,
-            systemd_cgroup: options.systemd_cgroup || brief.has_systemd_cgroup(),
-            debug: self.debug,
-        };
-        let container = Container::new(id, bundle, cloister, names, is_sandbox);
-        let container = Arc::new(container);
-        mounts::mount_all(&rootfs, &container.rootfs()).map_err(|e| Failure::of(&e))?;
-        let ended = match container
-            .create(&self.reaper, &self.namespace, &self.streaming)
-            .await
-        {
-            Ok(ended) => ended,
-            Err(failure) => {
-                if let Err(e) = mounts::unmount_all(&container.rootfs()) {
-                    log::warn!("{}", cloister::text::chain(&e));
-                }
-                return Err(failure);
-            }
-        };
-        let pid = container.init.pid();
-        self.containers()
-            .insert(container.id.clone(), Arc::clone(&container));
-        let names = &container.init.names;
-        let event = containerd_shim_protos::events::task::TaskCreate {
-            container_id: container.id.clone(),
-            bundle: container.bundle.display().to_string(),
-            rootfs,
-            io: MessageField::some(containerd_shim_protos::events::task::TaskIO {
-                stdin: names.stdin.clone(),
-                stdout: names.stdout.clone(),
-                stderr: names.stderr.clone(),
-                terminal: names.terminal,
-                ..Default::default()
-            }),
-            pid,
-            ..Default::default()
-        };
-        self.publish(
-            &container,
-            topics::TASK_CREATE_EVENT_TOPIC,
-            "TaskCreate",
-            &event,
-        );
-        tokio::spawn(Arc::clone(self).follow_init(container, ended));
-        Ok(pid)
-    }
-
-    /// Waits for the end of a container and tells it, after those of what was executed in it.
-    async fn follow_init(
-        self: Arc<Self>,
-        container: Arc<Container>,
-        ended: oneshot::Receiver<Ended>,
-    ) {
-        let mut ended = self.end_of(&container.init, ended).await;
-        if let Some(loss) = guest::lost(&container.cloister.root, &container.id) {
-            log::error!("container {}: {}", container.id, loss.reason);
-            if loss.is_oom {
-                ended.code = OOM_KILLED;
-                self.tell_oom(&container);
-            }
-        }
-        let execs = async {
-            for (_, exec) in container.execs() {
-                if exec.process.pid() != 0 {
-                    exec.process.wait().await;
-                }
-            }
-        };
-        if timeout(EXECS_LIMIT, execs).await.is_err() {
-            log::warn!(
-                "container {} has ended before what it executes",
-                container.id
-            );
-        }
-        self.tell_end(&container, &container.id, &container.init, ended)
-            .await;
-    }
-
-    /// Waits for the end of what was executed in a container and tells it.
-    async fn follow_exec(
-        self: Arc<Self>,
-        container: Arc<Container>,
-        exec_id: String,
-        exec: Arc<Exec>,
-        ended: oneshot::Receiver<Ended>,
-    ) {
-        let ended = self.end_of(&exec.process, ended).await;
-        self.tell_end(&container, &exec_id, &exec.process, ended)
-            .await;
-    }
-
-    async fn end_of(&self, process: &Process, ended: oneshot::Receiver<Ended>) -> Ended {
-        // Every child is collected: only a shim that ends drops its waiters.
-        let ended = ended.await.unwrap_or_else(|_| Ended {
-            code: 255,
-            at: SystemTime::now(),
-        });
-        process.finish().await;
-        ended
-    }
-
-    async fn tell_end(&self, container: &Container, id: &str, process: &Process, ended: Ended) {
-        // Whoever starts it tells that first.
-        let start = process.start.lock().await;
-        let event = containerd_shim_protos::events::task::TaskExit {
-            container_id: container.id.clone(),
-            id: id.to_owned(),
-            pid: process.pid(),
-            exit_status: ended.code,
-            exited_at: MessageField::some(timestamp(ended.at)),
-            ..Default::default()
-        };
-        self.publish(container, topics::TASK_EXIT_EVENT_TOPIC, "TaskExit", &event);
-        process.tell(ended);
-        drop(start);
-    }
-
-    /// Starts the program of a container, or what is to be executed in it; gives the pid of the
-    /// process that stands for it.
-    pub(crate) async fn start(self: &Arc<Self>, id: &str, exec_id: &str) -> Result<u32, Failure> {
-        let container = self.container(id)?;
-        if exec_id.is_empty() {
-            self.start_init(&container).await
-        } else {
-            self.start_exec(container, exec_id).await
-        }
-    }
-
-    async fn start_init(self: &Arc<Self>, container: &Arc<Container>) -> Result<u32, Failure> {
-        let init = &container.init;
-        let guard = init.start.lock().await;
-        if init.status() != Status::CREATED {
-            let text = format!("container {} has been started", container.id);
-            return Err(Failure::precondition(text));
-        }
-        container
-            .run(&self.reaper, &["start", &container.id])
-            .await?;
-        init.mark_started();
-        let pid = init.pid();
-        let event = containerd_shim_protos::events::task::TaskStart {
-            container_id: container.id.clone(),
-            pid,
-            ..Default::default()
-        };
-        self.publish(
-            container,
-            topics::TASK_START_EVENT_TOPIC,
-            "TaskStart",
-            &event,
-        );
-        drop(guard);
-        tokio::spawn(Arc::clone(self).follow_oom(Arc::clone(container)));
-        Ok(pid)
-    }
-
-    async fn start_exec(
-        self: &Arc<Self>,
-        container: Arc<Container>,
-        exec_id: &str,
-    ) -> Result<u32, Failure> {
-        let exec = container.exec(exec_id)?;
-        let guard = exec.process.start.lock().await;
-        if exec.process.status() != Status::CREATED {
-            return Err(Failure::precondition(format!(
-                "process {exec_id} has been started"
-            )));
-        }
-        let ended = container
-            .start_exec(&exec, &self.reaper, &self.namespace, &self.streaming)
-            .await?;
-        exec.process.mark_started();
-        let pid = exec.process.pid();
-        let event = containerd_shim_protos::events::task::TaskExecStarted {
-            container_id: container.id.clone(),
-            exec_id: exec_id.to_owned(),
-            pid,
-            ..Default::default()
-        };
-        self.events.publish(
-            topics::TASK_EXEC_STARTED_EVENT_TOPIC,
-            "TaskExecStarted",
-            &event,
-        );
-        drop(guard);
-        let follow = Arc::clone(self).follow_exec(container, exec_id.to_owned(), exec, ended);
-        tokio::spawn(follow);
-        Ok(pid)
-    }
-
-    fn tell_oom(&self, container: &Container) {
-        let event = containerd_shim_protos::events::task::TaskOOM {
-            container_id: container.id.clone(),
-            ..Default::default()
-        };
-        self.publish(container, topics::TASK_OOM_EVENT_TOPIC, "TaskOOM", &event);
-    }
-
-    /// Tells each time the OOM killer has struck in a container, until it has ended.
-    async fn follow_oom(self: Arc<Self>, container: Arc<Container>) {
-        let tell = || self.tell_oom(&container);
-        tokio::select! {
-            _ = container.init.wait() => {}
-            result = guest::follow_oom(&container.cloister.root, &container.id, tell) => {
-                // The end of the container is the end of the connection, and is noticed a little later.
-                if let Err(e) = result && timeout(END_LIMIT, container.init.wait()).await.is_err() {
-                    let error = cloister::text::chain(&e);
-                    log::warn!("container {}: OOM kills are not noticed: {error}", container.id);
-                }
-            }
-        }
-    }
-
-    /// Adds a process that is to be executed in a container.
-    pub(crate) fn exec(
-        &self,
-        id: &str,
-        exec_id: &str,
-        names: Names,
-        document: Vec<u8>,
-    ) -> Result<(), Failure> {
-        let container = self.container(id)?;
-        if exec_id.is_empty() || exec_id.contains('/') {
-            return Err(Failure::invalid(format!("exec_id {exec_id:?} is no name")));
-        }
-        if container.init.ended().is_some() {
-            let text = format!("container {id} has ended");
-            return Err(Failure::precondition(text));
-        }
-        let exec = Exec {
-            process: Process::new(names),
-            document,
-        };
-        container.add_exec(exec_id, exec)?;
-        let event = containerd_shim_protos::events::task::TaskExecAdded {
-            container_id: id.to_owned(),
-            exec_id: exec_id.to_owned(),
-            ..Default::default()
-        };
-        self.events
-            .publish(topics::TASK_EXEC_ADDED_EVENT_TOPIC, "TaskExecAdded", &event);
-        Ok(())
     }
 
     /// What containerd wants to know of a process.
@@ -631,63 +339,6 @@ impl Tasks {
         result.unwrap_or(Ok(())).map_err(|e| Failure::of(&e))
     }
 
-    /// Forgets a process that has ended; a container goes with all it had.
-    pub(crate) async fn delete(&self, id: &str, exec_id: &str) -> Result<Deleted, Failure> {
-        let container = self.container(id)?;
-        if !exec_id.is_empty() {
-            let exec = container.exec(exec_id)?;
-            let deleted = deletable(&exec.process)?;
-            exec.process.dispose().await;
-            container.forget_exec(exec_id);
-            return Ok(deleted);
-        }
-        let deleted = deletable(&container.init)?;
-        // A container that was never started is there until now.
-        container
-            .run(&self.reaper, &["delete", "--force", id])
-            .await?;
-        let ended = self.forget(&container).await?;
-        let deleted = Deleted { ended, ..deleted };
-        let event = containerd_shim_protos::events::task::TaskDelete {
-            container_id: id.to_owned(),
-            pid: deleted.pid,
-            exit_status: ended.code,
-            exited_at: MessageField::some(timestamp(ended.at)),
-            ..Default::default()
-        };
-        self.events
-            .publish(topics::TASK_DELETE_EVENT_TOPIC, "TaskDelete", &event);
-        Ok(deleted)
-    }
-
-    /// Forgets a container that was deleted; tells how it has ended.
-    async fn forget(&self, container: &Container) -> Result<Ended, Failure> {
-        let ended = container.init.wait().await;
-        for (_, exec) in container.execs() {
-            exec.process.dispose().await;
-        }
-        container.init.dispose().await;
-        mounts::unmount_all(&container.rootfs()).map_err(|e| Failure::of(&e))?;
-        if container.is_sandbox {
-            let memory = pod::shared_memory(&container.bundle);
-            mounts::unmount_all(&memory).map_err(|e| Failure::of(&e))?;
-        }
-        self.containers().remove(&container.id);
-        Ok(ended)
-    }
-
-    /// Ends a sandbox and all that is in it, and forgets it; there may be none.
-    pub(crate) async fn remove_sandbox(&self, id: &str) -> Result<(), Failure> {
-        let Ok(container) = self.container(id) else {
-            return Ok(());
-        };
-        container
-            .run(&self.reaper, &["delete", "--force", id])
-            .await?;
-        self.forget(&container).await?;
-        Ok(())
-    }
-
     /// The bundle of the sandbox that was described to this shim, if one was.
     fn sandbox_bundle(&self) -> Option<PathBuf> {
         let containers = self.containers();
@@ -713,23 +364,6 @@ impl Tasks {
     /// Whether the shim may end at a signal.
     pub(crate) fn is_empty(&self) -> bool {
         self.containers().is_empty()
-    }
-}
-
-/// Whether a process can be forgotten: it has ended, or was never started.
-fn deletable(process: &Process) -> Result<Deleted, Failure> {
-    let never = Ended {
-        code: 0,
-        at: SystemTime::now(),
-    };
-    match process.status() {
-        Status::STOPPED | Status::CREATED => Ok(Deleted {
-            pid: process.pid(),
-            ended: process.ended().unwrap_or(never),
-        }),
-        _ => Err(Failure::precondition(
-            "task must be stopped before deletion: running",
-        )),
     }
 }
 
