@@ -1,6 +1,7 @@
 //! A container of the shim, and the processes in it.
 
 use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -42,6 +43,14 @@ pub(crate) struct Container {
     pub(crate) is_paused: AtomicBool,
     execs: Mutex<HashMap<String, Arc<Exec>>>,
     commands: AtomicU64,
+}
+
+/// What of the shim's a process is started with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Outside<'a> {
+    pub(crate) reaper: &'a Reaper,
+    pub(crate) namespace: &'a str,
+    pub(crate) streaming: &'a Streaming,
 }
 
 /// Whether streams are the program's, or its terminal's.
@@ -131,95 +140,78 @@ impl Container {
     /// Creates it; the receiver gets the end of its first process.
     pub(crate) async fn create(
         &self,
-        reaper: &Reaper,
-        namespace: &str,
-        streaming: &Streaming,
+        outside: &Outside<'_>,
     ) -> Result<oneshot::Receiver<Ended>, Failure> {
-        let names = &self.init.names;
-        let opened = Opened::open(names, &self.id, namespace, reaper, streaming).await;
-        let opened = opened.map_err(|e| Failure::of(&e))?;
-        let (streams, mut belongings, terminal) =
-            wire(names, opened).await.map_err(|e| Failure::of(&e))?;
         let pid_file = self.bundle.join(PID_FILE);
-        let mut words = vec![
-            "create".into(),
-            "--bundle".into(),
-            self.bundle.clone().into_os_string(),
-            "--pid-file".into(),
-            pid_file.clone().into_os_string(),
+        let words = [
+            "create".as_ref(),
+            "--bundle".as_ref(),
+            self.bundle.as_os_str(),
         ];
-        if let Some(terminal) = &terminal {
-            words.push("--console-socket".into());
-            words.push(terminal.socket.path().into_os_string());
-        }
-        words.push((&self.id).into());
-        let expectation = reaper.expect();
         let log = self.bundle.join(LOG);
-        let run = self.cloister.run(reaper, &log, &words, streams).await;
-        let there = match run {
-            Ok(()) => arrived(&pid_file, terminal, &mut belongings).await,
-            Err(e) => Err(Failure::from(e)),
-        };
-        match there {
-            Ok(pid) => {
-                self.init.exists(pid, belongings);
-                Ok(expectation.meet(pid.cast_signed()))
-            }
-            Err(failure) => {
-                self.init.exists(0, belongings);
-                self.init.dispose().await;
-                Err(failure)
-            }
-        }
+        self.launch(&self.init, &words, &pid_file, &log, outside)
+            .await
     }
 
     /// Starts an executed process; the receiver gets its end.
     pub(crate) async fn start_exec(
         &self,
         exec: &Exec,
-        reaper: &Reaper,
-        namespace: &str,
-        streaming: &Streaming,
+        outside: &Outside<'_>,
     ) -> Result<oneshot::Receiver<Ended>, Failure> {
-        let names = &exec.process.names;
+        let pid_file = self.scratch("pid");
+        let document = self.scratch("json");
+        fs::write(&document, &exec.document).map_err(|e| Failure::of(&e))?;
+        let words = ["exec", "--detach", "--process"].map(OsStr::new);
+        let words = [&words[..], &[document.as_os_str()]].concat();
+        let log = self.scratch("log");
+        let launched = self
+            .launch(&exec.process, &words, &pid_file, &log, outside)
+            .await;
+        for file in [&document, &pid_file, &log] {
+            remove(file);
+        }
+        launched
+    }
+
+    /// Runs a command that leaves a process behind; the receiver gets that one's end.
+    async fn launch(
+        &self,
+        process: &Process,
+        words: &[&OsStr],
+        pid_file: &Path,
+        log: &Path,
+        outside: &Outside<'_>,
+    ) -> Result<oneshot::Receiver<Ended>, Failure> {
+        let names = &process.names;
+        let Outside {
+            reaper,
+            namespace,
+            streaming,
+        } = *outside;
         let opened = Opened::open(names, &self.id, namespace, reaper, streaming).await;
         let opened = opened.map_err(|e| Failure::of(&e))?;
         let (streams, mut belongings, terminal) =
             wire(names, opened).await.map_err(|e| Failure::of(&e))?;
-        let pid_file = self.scratch("pid");
-        let document = self.scratch("json");
-        fs::write(&document, &exec.document).map_err(|e| Failure::of(&e))?;
-        let mut words = vec![
-            "exec".into(),
-            "--detach".into(),
-            "--process".into(),
-            document.clone().into_os_string(),
-            "--pid-file".into(),
-            pid_file.clone().into_os_string(),
-        ];
+        let mut words: Vec<OsString> = words.iter().map(OsString::from).collect();
+        words.extend(["--pid-file".into(), pid_file.into()]);
         if let Some(terminal) = &terminal {
-            words.push("--console-socket".into());
-            words.push(terminal.socket.path().into_os_string());
+            words.extend(["--console-socket".into(), terminal.socket.path().into()]);
         }
         words.push((&self.id).into());
         let expectation = reaper.expect();
-        let log = self.scratch("log");
-        let run = self.cloister.run(reaper, &log, &words, streams).await;
-        let there = match run {
-            Ok(()) => arrived(&pid_file, terminal, &mut belongings).await,
+        let there = match self.cloister.run(reaper, log, &words, streams).await {
+            Ok(()) => arrived(pid_file, terminal, &mut belongings).await,
             Err(e) => Err(Failure::from(e)),
         };
-        for file in [&document, &pid_file, &log] {
-            remove(file);
-        }
         match there {
             Ok(pid) => {
-                exec.process.exists(pid, belongings);
+                process.exists(pid, belongings);
                 Ok(expectation.meet(pid.cast_signed()))
             }
             Err(failure) => {
-                exec.process.exists(0, belongings);
-                exec.process.dispose().await;
+                process.exists(0, belongings);
+                process.dispose().await;
                 Err(failure)
             }
         }

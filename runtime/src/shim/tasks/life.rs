@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::super::command::Cloister;
-use super::super::container::{Container, Exec};
+use super::super::container::{Container, Exec, Outside};
 use super::super::failure::Failure;
 use super::super::group::Brief;
 use super::super::options::Options;
@@ -28,6 +28,14 @@ const END_LIMIT: Duration = Duration::from_secs(10);
 const OOM_KILLED: u32 = 137;
 
 impl Tasks {
+    fn outside(&self) -> Outside<'_> {
+        Outside {
+            reaper: &self.reaper,
+            namespace: &self.namespace,
+            streaming: &self.streaming,
+        }
+    }
+
     /// Creates a container; gives the pid of the process that stands for it.
     pub(crate) async fn create(self: &Arc<Self>, creation: Creation) -> Result<u32, Failure> {
         let Creation {
@@ -71,10 +79,7 @@ impl Tasks {
         let container = Container::new(id, bundle, cloister, names, is_sandbox);
         let container = Arc::new(container);
         mounts::mount_all(&rootfs, &container.rootfs()).map_err(|e| Failure::of(&e))?;
-        let ended = match container
-            .create(&self.reaper, &self.namespace, &self.streaming)
-            .await
-        {
+        let ended = match container.create(&self.outside()).await {
             Ok(ended) => ended,
             Err(failure) => {
                 if let Err(e) = mounts::unmount_all(&container.rootfs()) {
@@ -232,9 +237,7 @@ impl Tasks {
                 "process {exec_id} has been started"
             )));
         }
-        let ended = container
-            .start_exec(&exec, &self.reaper, &self.namespace, &self.streaming)
-            .await?;
+        let ended = container.start_exec(&exec, &self.outside()).await?;
         exec.process.mark_started();
         let pid = exec.process.pid();
         let event = containerd_shim_protos::events::task::TaskExecStarted {
