@@ -207,19 +207,14 @@ fn an_address_that_clashes_is_left_out() {
         wire.in_pod("addr show dev eth0").contains("dadfailed")
     });
     let bundle = wire.bundle(&["sleep", "1000"]);
-    start(&bundle);
+    let started = bundle.command("run", &["--detach"], "pod").run();
+    assert_eq!(started.code(), 0, "{started}");
+    let warning = format!("interface eth0 of the network namespace: its address {HOST_IPV6}");
+    assert!(started.err().contains(&warning), "{started}");
     let addresses = exec(&bundle, "ip addr show eth0");
     assert!(addresses.contains(POD_IPV6), "{addresses}");
     assert!(!addresses.contains(HOST_IPV6), "{addresses}");
     exec(&bundle, &format!("ping -6 -c 1 -w 20 {HOST_IPV6}"));
-    let log = bundle.state_root().join("pod/monitor.log");
-    let log = std::fs::read_to_string(log).unwrap();
-    assert!(
-        log.contains(&format!(
-            "interface eth0 of the network namespace: its address {HOST_IPV6}"
-        )),
-        "{log}"
-    );
 }
 
 /// A container that pings and listens at a port below 1024, without a capability and without root.
