@@ -4,6 +4,7 @@
 //! (`CLOISTER_TEST_RUNTIME`) they prove themselves, but for those of what virtual machines alone do: `size`, `at_once`,
 //! `virtual_machine`, and what is refused.
 
+mod bench;
 mod checks;
 mod client;
 mod daemon;

@@ -78,7 +78,16 @@ impl Case {
 
     /// Runs a pod with the handler of the node.
     pub(crate) fn run(&self, config: cri::PodSandboxConfig) -> Result<Pod, Refusal> {
-        let id = run(self.node.handler(), &config)?;
+        self.run_with(self.node.handler(), config)
+    }
+
+    /// Runs a pod with another handler.
+    pub(crate) fn run_with(
+        &self,
+        handler: &str,
+        config: cri::PodSandboxConfig,
+    ) -> Result<Pod, Refusal> {
+        let id = run(handler, &config)?;
         Ok(Pod { id, config })
     }
 
