@@ -49,7 +49,7 @@ fn memory() -> BTreeMap<String, u64> {
 #[test]
 #[ignore = "figures for people: tests/bench pods"]
 fn figures() {
-    let case = Case::new(Node::V2);
+    let case = Case::with_handlers(Node::V2, &HANDLERS.map(|(handler, _)| handler));
     println!("a pod and its container, from RunPodSandbox to running, in virtual ms");
     for (handler, name) in HANDLERS {
         let mut times = Vec::new();

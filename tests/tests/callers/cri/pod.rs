@@ -60,9 +60,16 @@ fn by_container(id: &str) -> cri::ContainerRequest {
 
 impl Case {
     pub(crate) fn new(node: Node) -> Self {
+        Self::with_handlers(node, &[node.handler()])
+    }
+
+    /// One in which pods are run with other handlers than the node's, too.
+    pub(crate) fn with_handlers(node: Node, handlers: &[&'static str]) -> Self {
         let machine = Machine::alone(|| {
             node.ensure();
-            first_pod(node);
+            for handler in handlers {
+                first_pod(node, handler);
+            }
         });
         Self {
             node,
@@ -150,13 +157,13 @@ fn run(handler: &str, config: &cri::PodSandboxConfig) -> Result<String, Refusal>
 }
 
 /// What a version makes once and keeps is made before anything is compared; the tests tell whether it works.
-fn first_pod(node: Node) {
-    static DONE: Mutex<Vec<Node>> = Mutex::new(Vec::new());
+fn first_pod(node: Node, handler: &'static str) {
+    static DONE: Mutex<Vec<(Node, &str)>> = Mutex::new(Vec::new());
     let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
-    if !done.contains(&node) {
-        done.push(node);
+    if !done.contains(&(node, handler)) {
+        done.push((node, handler));
         let config = describe("first");
-        let first = run(node.handler(), &config).and_then(|id| {
+        let first = run(handler, &config).and_then(|id| {
             let pod = Pod { id, config };
             pod.create(pod.describe("first", "true"))
         });
