@@ -17,7 +17,9 @@ use tokio::time::{Instant, timeout_at};
 use crate::socket::{Listener, Socket};
 
 /// How long a connection waits for its claim, and a claim for its connection.
-const CLAIM_TIMEOUT: Duration = Duration::from_secs(10);
+///
+/// The two come over different connections, and where many machines start at once the later one may take its time.
+const CLAIM_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The most connections that are kept without having been claimed.
 const MAX_UNCLAIMED: usize = 64;
