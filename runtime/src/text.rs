@@ -94,6 +94,16 @@ fn without_escapes(line: &str) -> String {
     text
 }
 
+/// A truth value, in the words of Go's strconv.ParseBool.
+#[must_use]
+pub fn truth(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,15 +7,7 @@
 use std::ffi::OsString;
 
 use clap::Command;
-
-/// The words of Go's strconv.ParseBool.
-fn truth(text: &str) -> Option<bool> {
-    match text {
-        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
-        _ => None,
-    }
-}
+use cloister::text::truth;
 
 /// Gives options with one dash their second one, and takes their truth values away.
 pub(crate) fn normalize(args: impl Iterator<Item = OsString>, command: &Command) -> Vec<OsString> {

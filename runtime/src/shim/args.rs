@@ -145,16 +145,15 @@ fn text(word: OsString) -> Result<String, ArgsError> {
     word.into_string().map_err(ArgsError::Encoding)
 }
 
-/// The values that Go's strconv.ParseBool takes.
+/// A flag without a value is set.
 fn boolean(flag: &str, value: Option<String>) -> Result<bool, ArgsError> {
-    match value.as_deref() {
-        None | Some("1" | "t" | "T" | "true" | "TRUE" | "True") => Ok(true),
-        Some("0" | "f" | "F" | "false" | "FALSE" | "False") => Ok(false),
-        Some(value) => Err(ArgsError::NoBoolean {
-            flag: flag.to_owned(),
-            value: value.to_owned(),
-        }),
-    }
+    let Some(value) = value else {
+        return Ok(true);
+    };
+    cloister::text::truth(&value).ok_or_else(|| ArgsError::NoBoolean {
+        flag: flag.to_owned(),
+        value,
+    })
 }
 
 #[cfg(test)]
