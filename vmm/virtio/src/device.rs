@@ -187,6 +187,9 @@ pub enum ActivateError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The driver starts the device again and again, which is work for the host each time.
+    #[error("it has been reset and started too often")]
+    TooOften,
 }
 
 /// A queue's configuration and position in a form that can be stored.

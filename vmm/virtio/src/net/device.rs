@@ -28,7 +28,8 @@ const QUEUE_SIZE: u16 = 256;
 /// The size of the control queue. Linux has one command under way.
 const CONTROL_SIZE: u16 = 64;
 
-/// How many commands that change something are followed. Linux sends a handful in a device's life.
+/// How many commands that change something are followed, the start of the device among them: each changes what the host's
+/// kernel knows of the taps, under a lock of that whole kernel. Linux sends a handful in a device's life.
 const COMMANDS: RateLimit = RateLimit {
     bytes_per_second: 20,
     burst: 64,
@@ -286,6 +287,11 @@ impl VirtioDevice for Net {
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let mut session = Session::new(activation)?;
+        let commands = &mut self.host.flow.commands;
+        if !commands.ready(Instant::now()) {
+            return Err(ActivateError::TooOften);
+        }
+        commands.spend(1);
         if let Err(error) = session.start(&mut self.host, self.resumed.take()) {
             session.stop(&mut self.host);
             return Err(error);

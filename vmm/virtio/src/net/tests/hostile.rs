@@ -1,6 +1,7 @@
 //! Drivers that break the rules.
 
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress};
@@ -168,6 +169,27 @@ fn queues_that_are_not_ready_are_refused_or_not_used() {
     let mut guest = Guest::new(&[256, 256, 256, 0, 64], false);
     device.activate(guest.activation(MULTI | CONTROL)).unwrap();
     assert_eq!(device.queue_states().len(), 5);
+}
+
+#[test]
+fn starts_without_end_are_refused() {
+    let mut rig = Rig::new(0);
+    let began = Instant::now();
+    let mut started = 1;
+    for round in 0..1000 {
+        rig.device().reset();
+        let features = if round % 2 == 0 { MERGEABLE } else { 0 };
+        let activation = rig.guest.activation(features);
+        match rig.device().activate(activation) {
+            Ok(()) => started += 1,
+            Err(error) => assert!(matches!(error, ActivateError::TooOften), "{error}"),
+        }
+    }
+    let most = 64 + 20 * (began.elapsed().as_secs() + 1);
+    assert!(
+        (64..=most).contains(&started),
+        "{started} of 1000, {most} allowed"
+    );
 }
 
 #[test]
