@@ -1,6 +1,6 @@
 //! The guest has the identity that the namespace has.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::super::harness::{add_program, eventually};
 use super::*;
@@ -133,6 +133,55 @@ fn an_ipvlan_device_and_a_dummy() {
     start(&bundle);
     exec(&bundle, "ping -c 1 -w 20 10.79.0.1");
     exec(&bundle, "ping -c 1 -w 20 10.81.0.1");
+}
+
+#[test]
+fn a_bond_and_its_ports() {
+    let wire = Wire::bare();
+    wire.in_pod("link add bond0 type bond mode active-backup miimon 100");
+    wire.on_host("link add br0 type bridge");
+    wire.on_host("link set br0 up");
+    wire.on_host("addr add 10.77.0.1/24 dev br0");
+    for number in 0..2 {
+        let (port, peer) = (format!("port{number}"), format!("peer{number}"));
+        wire.add_veth(&port, &peer);
+        wire.on_host(&format!("link set {peer} master br0"));
+        // One that is up cannot become a port.
+        wire.in_pod(&format!("link set {port} down"));
+        wire.in_pod(&format!("link set {port} master bond0"));
+    }
+    wire.in_pod("link set bond0 up");
+    wire.in_pod("addr add 10.77.0.2/24 dev bond0");
+    let bundle = wire.bundle(&["sleep", "1000"]);
+    start(&bundle);
+    assert_eq!(
+        exec(&bundle, "ls /sys/class/net | tr '\\n' ' '"),
+        "bond0 lo "
+    );
+    exec(&bundle, "ping -c 1 -w 20 10.77.0.1");
+    // The other port takes over.
+    wire.on_host("link set peer0 down");
+    exec(&bundle, "ping -c 1 -w 20 10.77.0.1");
+}
+
+#[test]
+fn a_tap_that_a_program_holds() {
+    let wire = Wire::bare();
+    wire.in_pod("tuntap add tap0 mode tap");
+    wire.in_pod("addr add 10.77.0.2/24 dev tap0");
+    wire.in_pod("link set tap0 up");
+    wire.on_host("tuntap add tap0 mode tap");
+    wire.on_host("addr add 10.77.0.1/24 dev tap0");
+    wire.on_host("link set tap0 up");
+    let host = PathBuf::from("/run/netns").join(&wire.host);
+    let pod = wire.path();
+    let cable = Cmd::new(CABLE)
+        .args([&pod, Path::new("tap0"), &host, Path::new("tap0")])
+        .spawn();
+    let bundle = wire.bundle(&["sleep", "1000"]);
+    start(&bundle);
+    exec(&bundle, "ping -c 1 -w 20 10.77.0.1");
+    cable.kill();
 }
 
 #[test]

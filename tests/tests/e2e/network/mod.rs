@@ -23,6 +23,8 @@ const HOST_IPV6: &str = "fd77::1";
 
 /// `tests/src/bin/peer.rs`, which containers may have as well.
 const PEER: &str = env!("CARGO_BIN_EXE_peer");
+/// `tests/src/bin/cable.rs`.
+const CABLE: &str = env!("CARGO_BIN_EXE_cable");
 
 /// Two network namespaces: a pod's, and that of a host on the other end of its wire.
 struct Wire {

@@ -70,7 +70,7 @@ impl Drop for EchoOutside {
 #[test]
 fn a_stream_arrives_whole_both_ways_at_once() {
     // A gibibyte takes a minute in the bed, if it is alone there.
-    let mib = std::env::var("CLOISTER_TEST_STREAM_MIB").unwrap_or_else(|_| "512".into());
+    let mib = std::env::var("CLOISTER_TEST_STREAM_MIB").unwrap_or_else(|_| "1024".into());
     let seconds = mib.parse().expect("a number of MiB");
     let wire = Wire::new();
     let _bundle = echo_inside(&wire);
