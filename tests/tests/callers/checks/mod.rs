@@ -19,7 +19,7 @@ macro_rules! engine_checks {
                 two_at_once;
             limits: memory, cpus, pids, update, ulimit;
             network: published_port, two_containers, names_in_a_network_of_ones_own, connect_and_disconnect,
-                the_network_of_another_container, the_hosts_network;
+                interfaces_on_one_of_the_machine, the_network_of_another_container, the_hosts_network;
             process: user, capabilities, no_new_privileges, seccomp, sysctl;
             rootfs: read_only, tmpfs, volumes, a_file_as_volume, copy, shm, device;
         }

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
-use crate::harness::{Case, LIMIT, eventually};
+use crate::harness::{Case, Cmd, Engine, LIMIT, eventually};
 
 /// What a web server's container runs.
 const SERVER: &str = "mkdir -p /www; echo found >/www/page; exec httpd -f -p 80 -h /www";
@@ -59,7 +59,7 @@ pub(crate) fn published_port(case: &Case) {
     assert!(names.contains(address), "{names}");
     // Where the engine itself would look.
     let pid = case.inspect("web")["State"]["Pid"].to_string();
-    let outside = crate::harness::Cmd::new("nsenter")
+    let outside = Cmd::new("nsenter")
         .args(["--net", "--target", &pid, "ip", "addr", "show", "eth0"])
         .run();
     assert!(outside.out().contains(address), "{outside}");
@@ -102,6 +102,50 @@ pub(crate) fn names_in_a_network_of_ones_own(case: &Case) {
     }
     case.ok(["rm", "--force", "web"]);
     case.ok(["network", "rm", "own"]);
+}
+
+/// Networks whose interfaces share one of the machine's, without a bridge.
+pub(crate) fn interfaces_on_one_of_the_machine(case: &Case) {
+    let ip = |words: &str| Cmd::new("ip").args(words.split(' ')).run();
+    let drivers = [("macvlan", "10.91.0"), ("ipvlan", "10.92.0")];
+    // Podman 4.3 has the first alone, with netavark.
+    let had = if case.engine == Engine::Podman { 1 } else { 2 };
+    for (driver, subnet) in drivers.into_iter().take(had) {
+        let made = ip("link add parent0 type dummy");
+        assert_eq!(made.status.code(), Some(0), "{made}");
+        ip("link set parent0 up");
+        let range = format!("{subnet}.0/24");
+        case.ok([
+            "network",
+            "create",
+            "--driver",
+            driver,
+            "--opt",
+            "parent=parent0",
+            "--subnet",
+            &range,
+            "lan",
+        ]);
+        let address = format!("{subnet}.7");
+        detached(case, "web", &["--network", "lan", "--ip", &address], SERVER);
+        let script = format!("until wget -q -O - http://{address}/page; do sleep 0.3; done");
+        let fetched = case
+            .command([
+                "run",
+                "--rm",
+                "--network",
+                "lan",
+                "busybox",
+                "sh",
+                "-c",
+                &script,
+            ])
+            .run();
+        assert_eq!(fetched.out(), "found\n", "{driver}: {fetched}");
+        case.ok(["rm", "--force", "web"]);
+        case.ok(["network", "rm", "lan"]);
+        ip("link delete parent0");
+    }
 }
 
 pub(crate) fn connect_and_disconnect(case: &Case) {

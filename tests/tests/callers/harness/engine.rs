@@ -22,7 +22,7 @@ pub(crate) enum Engine {
 /// One check with an engine. Dropping it removes every container and asserts that nothing is left; after a failure
 /// it prints what there is to know.
 pub(crate) struct Case {
-    engine: Engine,
+    pub(crate) engine: Engine,
     machine: Machine,
 }
 
