@@ -9,6 +9,7 @@ mod checks;
 mod client;
 mod daemon;
 mod pod;
+mod websocket;
 
 /// The messages of `proto/cri.proto`.
 mod generated {
@@ -51,10 +52,12 @@ node_checks! { v1_6, V1_6,
     faults: containerd, shim;
     network: address_and_traffic;
     refused: host_namespaces;
+    streams: terminal;
 }
 node_checks! { v1_7, V1_7,
     containers: shared_namespaces;
     faults: containerd;
+    streams: attach;
 }
 node_checks! { v2_pauseless, V2Shim,
     containers: shared_namespaces, init_and_restart;
@@ -73,4 +76,5 @@ node_checks! { v2, V2,
     network: address_and_traffic, names, port_forward;
     refused: host_namespaces, wrong_configuration, unknown_handler, annotations;
     security: users_and_groups, capabilities, privileged, seccomp, sysctls;
+    streams: terminal, pipes, attach, port_forward;
 }

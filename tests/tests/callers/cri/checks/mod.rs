@@ -8,3 +8,4 @@ pub(crate) mod many;
 pub(crate) mod network;
 pub(crate) mod refused;
 pub(crate) mod security;
+pub(crate) mod streams;
