@@ -27,6 +27,7 @@ mod execs;
 mod forward;
 mod logger;
 mod network;
+mod processors;
 mod relay;
 mod resolve;
 mod server;

@@ -1,18 +1,19 @@
 //! The ttrpc face of the agent: checks and translates, and maps errors to statuses.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use cloister_container::ErrorKind;
 use cloister_protocol::agent::{
-    CreateContainerRequest, CreateContainerResponse, DeleteContainerRequest,
-    DeleteContainerResponse, ExecRequest, ExecResponse, ForwardRequest, ForwardResponse,
-    HelloRequest, HelloResponse, PauseRequest, PauseResponse, ProcessesRequest, ProcessesResponse,
-    ResizeTerminalRequest, ResizeTerminalResponse, ResolveRequest, ResolveResponse, ResumeRequest,
-    ResumeResponse, SetNetworkRequest, SetNetworkResponse, ShutdownRequest, ShutdownResponse,
-    SignalRequest, SignalResponse, StartContainerRequest, StartContainerResponse, StatsRequest,
-    StatsResponse, UpdateRequest, UpdateResponse, WaitOomRequest, WaitOomResponse, WaitRequest,
-    WaitResponse,
+    AddProcessorsRequest, AddProcessorsResponse, CreateContainerRequest, CreateContainerResponse,
+    DeleteContainerRequest, DeleteContainerResponse, ExecRequest, ExecResponse, ForwardRequest,
+    ForwardResponse, HelloRequest, HelloResponse, PauseRequest, PauseResponse, ProcessesRequest,
+    ProcessesResponse, ResizeTerminalRequest, ResizeTerminalResponse, ResolveRequest,
+    ResolveResponse, ResumeRequest, ResumeResponse, SetNetworkRequest, SetNetworkResponse,
+    ShutdownRequest, ShutdownResponse, SignalRequest, SignalResponse, StartContainerRequest,
+    StartContainerResponse, StatsRequest, StatsResponse, UpdateRequest, UpdateResponse,
+    WaitOomRequest, WaitOomResponse, WaitRequest, WaitResponse,
 };
 use cloister_protocol::agent_ttrpc::Agent;
 use cloister_protocol::{MESSAGE_MAX, SPEC_MAX, VERSION};
@@ -23,9 +24,11 @@ use ttrpc::r#async::TtrpcContext;
 use crate::containers::{ContainerError, Containers};
 use crate::forward::ForwardError;
 use crate::network::NetworkError;
+use crate::processors::{self, PROCESSORS};
 use crate::resolve::ResolveError;
 use crate::shares::ShareError;
 use crate::stdio::StdioError;
+use crate::sys;
 
 /// When the agent came to life, for the host's timeline, in nanoseconds of CLOCK_BOOTTIME.
 #[derive(Debug, Clone, Copy)]
@@ -233,6 +236,27 @@ impl Agent for Service {
             running.resize(id, columns, rows)?;
         }
         Ok(ResizeTerminalResponse::default())
+    }
+
+    async fn add_processors(
+        &self,
+        _: &TtrpcContext,
+        request: AddProcessorsRequest,
+    ) -> Reply<AddProcessorsResponse> {
+        // A processor that does not start is waited for, for seconds.
+        let started = sys::on_thread("processors", move || {
+            processors::bring_online(Path::new(PROCESSORS), request.count)
+        });
+        let count = started.await.and_then(|count| count).map_err(|e| {
+            status(
+                Code::INTERNAL,
+                format!("cannot start the machine's processors: {e}"),
+            )
+        })?;
+        Ok(AddProcessorsResponse {
+            count,
+            ..AddProcessorsResponse::default()
+        })
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> Reply<ShutdownResponse> {

@@ -11,11 +11,11 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use cloister_protocol::agent::{
-    BindSource, CreateContainerRequest, DeleteContainerRequest, ExecRequest, ForwardRequest,
-    HelloRequest, HelloResponse, PauseRequest, Process, ProcessesRequest, ResizeTerminalRequest,
-    ResolveRequest, ResumeRequest, SetNetworkRequest, SharedNamespace, SharedPath, ShutdownRequest,
-    SignalRequest, StartContainerRequest, StatsRequest, Stdio, UpdateRequest, WaitOomRequest,
-    WaitRequest,
+    AddProcessorsRequest, BindSource, CreateContainerRequest, DeleteContainerRequest, ExecRequest,
+    ForwardRequest, HelloRequest, HelloResponse, PauseRequest, Process, ProcessesRequest,
+    ResizeTerminalRequest, ResolveRequest, ResumeRequest, SetNetworkRequest, SharedNamespace,
+    SharedPath, ShutdownRequest, SignalRequest, StartContainerRequest, StatsRequest, Stdio,
+    UpdateRequest, WaitOomRequest, WaitRequest,
 };
 use cloister_protocol::agent_ttrpc::AgentClient;
 use cloister_protocol::{AGENT_PORT, ANSWER_MAX, LISTING_MAX, PROCESSES_MAX, VERSION};
@@ -451,6 +451,19 @@ impl Agent {
         let call = self.client.update(context(), &request);
         self.bounded("Update", call).await?;
         Ok(())
+    }
+
+    /// Has the guest start processors that its machine has got, so that `count` run. Tells how many do.
+    ///
+    /// # Errors
+    /// The agent's reason.
+    pub async fn add_processors(&self, count: u32) -> Result<u32, AgentError> {
+        let request = AddProcessorsRequest {
+            count,
+            ..AddProcessorsRequest::default()
+        };
+        let call = self.client.add_processors(context(), &request);
+        Ok(self.bounded("AddProcessors", call).await?.count)
     }
 
     /// The files of a container's cgroup, as the guest has them.

@@ -26,7 +26,7 @@ enum Kind {
 }
 
 /// Every key.
-const KEYS: [(&str, Kind); 16] = [
+const KEYS: [(&str, Kind); 17] = [
     ("vmm", Kind::Text),
     ("fs", Kind::Text),
     ("kernel", Kind::Text),
@@ -34,6 +34,7 @@ const KEYS: [(&str, Kind); 16] = [
     ("kernel_cmdline", Kind::Text),
     ("memory_mib", Kind::Number),
     ("vcpus", Kind::Number),
+    ("max_vcpus", Kind::Number),
     ("boot_timeout_s", Kind::Number),
     ("request_timeout_s", Kind::Number),
     ("jail_uid", Kind::Number),
@@ -84,6 +85,8 @@ pub struct Config {
     pub memory_mib: u32,
     /// Virtual CPUs.
     pub vcpus: u8,
+    /// Up to how many of them a virtual machine can grow; `None` leaves it to the container's limits.
+    pub max_vcpus: Option<u8>,
     /// How long the agent may take from the start of its virtual machine to its first word.
     pub boot_timeout: Duration,
     /// How long the agent may take to answer.
@@ -157,6 +160,7 @@ struct File {
     kernel_cmdline: Option<String>,
     memory_mib: Option<u32>,
     vcpus: Option<u8>,
+    max_vcpus: Option<u8>,
     boot_timeout_s: Option<u64>,
     request_timeout_s: Option<u64>,
     jail_uid: Option<u32>,
@@ -232,6 +236,7 @@ fn overlay(
             "kernel_cmdline" => file.kernel_cmdline = Some(text.into()),
             "memory_mib" => file.memory_mib = Some(number.try_into().map_err(large)?),
             "vcpus" => file.vcpus = Some(number.try_into().map_err(large)?),
+            "max_vcpus" => file.max_vcpus = Some(number.try_into().map_err(large)?),
             "boot_timeout_s" => file.boot_timeout_s = Some(number),
             "request_timeout_s" => file.request_timeout_s = Some(number),
             "jail_uid" => file.jail_uid = Some(number.try_into().map_err(large)?),
@@ -288,6 +293,7 @@ impl File {
             kernel_cmdline: self.kernel_cmdline.unwrap_or_default(),
             memory_mib: self.memory_mib.unwrap_or(DEFAULT_MEMORY_MIB),
             vcpus: self.vcpus.unwrap_or(1),
+            max_vcpus: self.max_vcpus,
             boot_timeout: timeout(
                 "boot_timeout_s",
                 self.boot_timeout_s,

@@ -20,7 +20,7 @@ use cloister_virtio::rng::{self, Rng};
 use cloister_virtio::vsock::{self, Connector, Vsock};
 use cloister_vmm_api::VmConfig;
 use kvm_bindings::{CpuId, KVM_CAP_SPLIT_IRQCHIP, kvm_clock_data, kvm_enable_cap};
-use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, Kvm, VmFd};
 use vm_superio::Serial;
 use vm_superio::serial::NoEvents;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -36,6 +36,7 @@ use crate::nets::Nets;
 use crate::plug;
 use crate::state::VmState;
 use crate::vcpu::{self, Topology};
+use crate::vcpus::Vcpus;
 
 /// The version of the KVM interface; the only one there has been since 2007.
 pub const KVM_API_VERSION: i32 = 12;
@@ -120,8 +121,8 @@ pub struct Machine {
     pub memory: GuestRam,
     /// What is around its vCPUs.
     pub bus: Arc<Bus>,
-    /// Its vCPUs.
-    pub vcpus: Vec<Arc<Mutex<VcpuFd>>>,
+    /// Its vCPUs, some of which may come later.
+    pub vcpus: Arc<Mutex<Vcpus>>,
     /// The socket device.
     pub vsock: Arc<Mutex<Vsock>>,
     /// The entropy device.
@@ -156,7 +157,8 @@ impl Machine {
         memory: GuestRam,
         state: VmState,
     ) -> Result<Self, Error> {
-        if state.vcpus.len() != usize::from(config.vcpus) {
+        let possible = usize::from(config.vcpus)..=usize::from(config.max_vcpus);
+        if !possible.contains(&state.vcpus.len()) {
             return Err(Error::State("the number of vCPUs"));
         }
         if state.slots.len() != SLOTS {
@@ -180,7 +182,12 @@ impl Machine {
         let vm = Arc::new(create_vm(kvm)?);
         memory::attach(&vm, &memory)?;
         prepare_vm(&vm)?;
-        let vcpus = create_vcpus(kvm, &vm, config.vcpus)?;
+        let count = match &state {
+            None => config.vcpus,
+            // Checked against the configuration.
+            Some(state) => u8::try_from(state.vcpus.len()).unwrap_or(config.max_vcpus),
+        };
+        let vcpus = create_vcpus(kvm, vm.clone(), count, config.max_vcpus)?;
 
         let mut assembly = Assembly {
             vm: &vm,
@@ -216,6 +223,9 @@ impl Machine {
             fs = Some(device);
         }
         Slot::nets().for_each(|slot| assembly.cmdline.announce(slot));
+        if config.max_vcpus > config.vcpus {
+            assembly.cmdline.start_only(config.vcpus.into());
+        }
         assembly.cmdline.append(&config.cmdline);
         let Assembly {
             slots,
@@ -229,7 +239,7 @@ impl Machine {
         let (ioapic, serial) = match state {
             None => (Ioapic::new(vm.clone()), Serial::new(line, console)),
             Some(state) => {
-                for (vcpu, state) in vcpus.iter().zip(&state.vcpus) {
+                for (vcpu, state) in vcpus.made().iter().zip(&state.vcpus) {
                     vcpu::state::restore(&lock(vcpu), state)?;
                 }
                 let clock = kvm_clock_data {
@@ -251,7 +261,7 @@ impl Machine {
             vm,
             memory,
             bus,
-            vcpus,
+            vcpus: Arc::new(Mutex::new(vcpus)),
             vsock,
             rng,
             fs,
@@ -275,10 +285,9 @@ impl Machine {
     /// # Errors
     /// If the guest cannot be loaded.
     pub fn load(&self, kernel: &File, initramfs: &File) -> Result<Range<u64>, Error> {
-        // At most what the configuration allows.
-        let count = u8::try_from(self.vcpus.len()).unwrap_or(u8::MAX);
-        let loaded = boot::load(&self.memory, kernel, initramfs, &self.cmdline, count)?;
-        if let Some(first) = self.vcpus.first() {
+        let vcpus = lock(&self.vcpus);
+        let loaded = boot::load(&self.memory, kernel, initramfs, &self.cmdline, vcpus.max())?;
+        if let Some(first) = vcpus.made().first() {
             vcpu::enter(&lock(first), boot::entry_state(loaded.entry))?;
         }
         Ok(loaded.initramfs)
@@ -320,8 +329,8 @@ impl Assembly<'_> {
     }
 }
 
-fn lock(vcpu: &Mutex<VcpuFd>) -> MutexGuard<'_, VcpuFd> {
-    vcpu.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn event(what: &'static str) -> Result<EventFd, Error> {
@@ -367,16 +376,12 @@ pub fn supported_cpuid(kvm: &Kvm) -> Result<CpuId, KvmError> {
         .during("KVM_GET_SUPPORTED_CPUID")
 }
 
-fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8) -> Result<Vec<Arc<Mutex<VcpuFd>>>, KvmError> {
+/// The first `count` vCPUs of at most `max`.
+fn create_vcpus(kvm: &Kvm, vm: Arc<VmFd>, count: u8, max: u8) -> Result<Vcpus, KvmError> {
     let supported = supported_cpuid(kvm)?;
     let topology = Topology {
-        vcpus: count,
+        vcpus: max,
         tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
     };
-    (0..count)
-        .map(|id| {
-            let vcpu = vcpu::create(vm, &supported, topology, id)?;
-            Ok(Arc::new(Mutex::new(vcpu)))
-        })
-        .collect()
+    Vcpus::new(vm, supported, topology, count)
 }

@@ -140,6 +140,7 @@ mod tests {
         VmConfig {
             api_version: API_VERSION,
             vcpus: 1,
+            max_vcpus: 1,
             memory_mib: 128,
             cmdline: String::new(),
             vsock: VsockConfig {

@@ -21,7 +21,7 @@ use crate::vcpu::state::VcpuState;
 /// A VM that stood still.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VmState {
-    /// The vCPUs, by number.
+    /// The vCPUs that there were, by number.
     pub vcpus: Vec<VcpuState>,
     /// The clock that the guest reads through KVM.
     pub clock: kvm_clock_data,
@@ -59,7 +59,7 @@ impl Machine {
     /// # Errors
     /// If a vCPU runs, or KVM refuses to tell.
     pub fn save(&self) -> Result<VmState, SaveError> {
-        let vcpus = (self.vcpus.iter().enumerate())
+        let vcpus = (lock(&self.vcpus).made().iter().enumerate())
             .map(|(id, vcpu)| {
                 // A vCPU's thread holds the lock whenever it is not at the gate.
                 let vcpu = vcpu.try_lock().map_err(|_| SaveError::Running(id))?;

@@ -188,8 +188,9 @@ pub(crate) enum Command {
 
     /// Change the limits of a container
     ///
-    /// Its virtual machine keeps the memory and the processors that it was made with: a limit beyond
-    /// them holds, and a warning says what there is.
+    /// Its virtual machine gets processors if the quota pays for more than it has, up to max_vcpus of the
+    /// configuration. It keeps the memory that it was made with. A limit beyond what there is holds, and a
+    /// warning says so.
     Update(Box<UpdateOptions>),
 
     /// Print what a container uses, and when it is out of memory, as JSON

@@ -4,8 +4,12 @@ use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, anyhow, bail};
-use cloister::monitor::beyond;
+use cloister::control;
+use cloister::monitor::{Allowance, beyond};
+use cloister::state::VmSize;
+use cloister::text::chain;
 use cloister_spec::Side;
+use oci_spec::runtime::LinuxResources;
 use serde_json::{Map, Value, json};
 
 use super::args::UpdateOptions;
@@ -29,19 +33,36 @@ pub(crate) fn update(globals: &Globals, options: &UpdateOptions) -> Result<u8, F
     let document = serde_json::to_vec(&resources)?;
     let checked = cloister_spec::check_resources(&document, &name, Side::Host)?;
     warn(globals, &name, &checked.warnings, &checked.defaults)?;
-    container.ask(async |agent| agent.update(id, document).await)??;
     let resources = serde_json::from_value(checked.value)?;
+    // Before there is a limit that allows it.
+    let size = grow(&container, &resources)?;
+    container.ask(async |agent| agent.update(id, document).await)??;
     // After the guest, which refuses more.
     if let Some(cgroup) = &container.state.cgroup {
         cgroup.update(&resources)?;
     }
     // The limit holds, and what it allows cannot be had.
-    if let Some(size) = container.dir.vm_size(&container.state)? {
-        for limit in beyond(size, &resources) {
-            log::warn!("container {id}: {name}: {limit}");
-        }
+    for limit in size
+        .map(|size| beyond(size, &resources))
+        .unwrap_or_default()
+    {
+        log::warn!("container {id}: {name}: {limit}");
     }
     Ok(0)
+}
+
+/// Makes the virtual machine as large as the container needs it under its new limits, as far as that is
+/// possible. Tells its size.
+fn grow(container: &Container, resources: &LinuxResources) -> anyhow::Result<Option<VmSize>> {
+    let allowance = Allowance::of(resources);
+    if !allowance.is_empty() {
+        let machine = container.dir.open_machine(&container.state)?;
+        match control::grow(&machine, &container.state.id, allowance, container.limit) {
+            Ok(size) => return Ok(Some(size)),
+            Err(e) => log::warn!("the virtual machine stays as it is: {}", chain(&e)),
+        }
+    }
+    Ok(container.dir.vm_size(&container.state)?)
 }
 
 fn read(path: &Path) -> anyhow::Result<Value> {

@@ -58,10 +58,11 @@ const TASKS: u64 = 1024;
 /// # Errors
 /// The setting that does not hold, by name.
 pub fn vm_config(config: &Config, container: &Container) -> Result<VmConfig, ConfigError> {
-    let size = size::of(config, container);
+    let (size, max) = size::of(config, container);
     let vm = VmConfig {
         api_version: API_VERSION,
         vcpus: size.vcpus,
+        max_vcpus: max.vcpus,
         memory_mib: size.memory_mib,
         cmdline: config.kernel_cmdline.clone(),
         vsock: VsockConfig {
@@ -254,6 +255,8 @@ pub(crate) struct Machine {
     pub(crate) vmm: Worker,
     pub(crate) fs: Worker,
     pub(crate) size: VmSize,
+    /// As large as it can become.
+    pub(crate) max: VmSize,
 }
 
 impl Machine {
@@ -269,6 +272,10 @@ impl Machine {
         let size = VmSize {
             memory_mib: vm.memory_mib,
             vcpus: vm.vcpus,
+        };
+        let max = VmSize {
+            memory_mib: vm.memory_mib,
+            vcpus: vm.max_vcpus,
         };
         let kvm = open("the hypervisor", Path::new(KVM), true)?;
         let kernel = open("the guest kernel", &config.kernel, false)?;
@@ -311,7 +318,7 @@ impl Machine {
             },
         };
         fs.send("cloister-fs", &serve, &fds)?;
-        Ok(Self { vmm, fs, size })
+        Ok(Self { vmm, fs, size, max })
     }
 
     /// Ends both processes without waiting for them.

@@ -10,8 +10,6 @@
 //! It is done first when the container is started, because callers plug interfaces in between
 //! `create` and `start`, and from then on whenever the kernel tells of a change.
 
-mod orders;
-
 use std::cell::{OnceCell, RefCell};
 use std::io;
 use std::net::Ipv4Addr;
@@ -25,19 +23,20 @@ use cloister_netlink::{Events, Socket};
 use cloister_protocol::agent::{SetNetworkRequest, Sysctl};
 use cloister_protocol::{STDIO_PORT, TOKEN_LEN, agent};
 use cloister_vmm_api::{
-    ChannelError, Event, MAX_QUEUE_PAIRS, NET_PLATFORM_ID, NET_SLOTS, NetConfig, Request,
+    ChannelError, Event, MAX_QUEUE_PAIRS, NET_PLATFORM_ID, NET_SLOTS, NetConfig, NetCounters,
+    Request,
 };
 use tokio::io::AsyncWriteExt;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
-use tokio::sync::{Mutex, Notify, Semaphore, mpsc};
-use tokio::time::{sleep, timeout};
+use tokio::sync::{Mutex, Notify, Semaphore};
+use tokio::time::sleep;
 
-use super::life::AsyncChannel;
 use super::place::Place;
+use super::vmm::Vmm;
 use super::{resolver, streams};
 use crate::agent::{Agent, AgentError};
-use crate::control;
+use crate::control::InterfaceCounters;
 use crate::launch::Launch;
 use crate::network::{self, ForwardListener, Forwarded, Interface, NetworkError, Scan, Tap};
 use crate::sys::{self, Watched};
@@ -46,8 +45,6 @@ use crate::vsock;
 
 /// How long to wait for more of a change before it is followed.
 const SETTLE: Duration = Duration::from_millis(20);
-/// How long the VMM may take to change a device.
-const DEVICE_LIMIT: Duration = Duration::from_secs(30);
 /// How many connections to the guest's ports there may be at once.
 const MAX_FORWARDED: usize = 256;
 /// How long to rest when a connection cannot be taken: the process is out of descriptors.
@@ -111,15 +108,9 @@ pub(crate) struct Network<'a> {
     /// The state directory.
     dir: Arc<OwnedFd>,
     queue_pairs: u8,
-    orders: AsyncFd<Watched<OwnedFd>>,
     links: Mutex<Links>,
     /// For requests, and for news of changes.
     sockets: OnceCell<(Socket, AsyncFd<Watched<Events>>)>,
-    /// What the VMM has answered.
-    answers: (
-        mpsc::UnboundedSender<Event>,
-        Mutex<mpsc::UnboundedReceiver<Event>>,
-    ),
     /// Told when the network has been connected for the first time.
     connected: Notify,
     forward: RefCell<Option<Rc<ForwardListener>>>,
@@ -133,34 +124,20 @@ impl<'a> Network<'a> {
         dir: BorrowedFd<'_>,
         vcpus: u8,
     ) -> io::Result<Self> {
-        let orders = control::listen_in(&dir)?;
-        let (sender, receiver) = mpsc::unbounded_channel();
         Ok(Self {
             place,
             launch,
             dir: Arc::new(dir.try_clone_to_owned()?),
             queue_pairs: vcpus.min(MAX_QUEUE_PAIRS),
-            orders: sys::watch(orders)?,
             links: Mutex::default(),
             sockets: OnceCell::new(),
-            answers: (sender, Mutex::new(receiver)),
             connected: Notify::new(),
             forward: RefCell::default(),
         })
     }
 
-    /// Takes what the VMM has answered.
-    pub(crate) fn answered(&self, event: Event) {
-        // Whoever asked is there for as long as this is.
-        let _ = self.answers.0.send(event);
-    }
-
     /// Makes the guest's network what the namespace's is now.
-    pub(crate) async fn connect(
-        &self,
-        vmm: &AsyncChannel,
-        agent: &Agent,
-    ) -> Result<(), ConnectError> {
+    pub(crate) async fn connect(&self, vmm: &Vmm, agent: &Agent) -> Result<(), ConnectError> {
         let mut links = self.links.lock().await;
         let (socket, _) = match self.sockets.get() {
             Some(sockets) => sockets,
@@ -249,7 +226,7 @@ impl<'a> Network<'a> {
         links: &mut Links,
         socket: &Socket,
         scan: &Scan,
-        vmm: &AsyncChannel,
+        vmm: &Vmm,
         agent: &Agent,
     ) -> Result<(), ConnectError> {
         let stays = |plugged: &Plugged| {
@@ -295,7 +272,7 @@ impl<'a> Network<'a> {
         links: &Links,
         socket: &Socket,
         interface: &Interface,
-        vmm: &AsyncChannel,
+        vmm: &Vmm,
     ) -> Result<Plugged, ConnectError> {
         let is_free = |slot: &u8| !links.plugged.iter().any(|p| p.slot == *slot);
         let slot = (0..NET_SLOTS).find(is_free);
@@ -339,7 +316,7 @@ impl<'a> Network<'a> {
         &self,
         plugged: &Plugged,
         socket: &Socket,
-        vmm: &AsyncChannel,
+        vmm: &Vmm,
     ) -> Result<(), ConnectError> {
         let Plugged {
             slot,
@@ -361,7 +338,7 @@ impl<'a> Network<'a> {
         plugged: &mut Plugged,
         socket: &Socket,
         interface: &Interface,
-        vmm: &AsyncChannel,
+        vmm: &Vmm,
     ) -> Result<(), ConnectError> {
         if plugged.interface.carrier != interface.carrier {
             let request = Request::SetLink {
@@ -426,13 +403,13 @@ impl<'a> Network<'a> {
     /// Has the VMM do something about an interface.
     async fn ask(
         &self,
-        vmm: &AsyncChannel,
+        vmm: &Vmm,
         interface: &Interface,
         request: &Request,
         fds: &[BorrowedFd<'_>],
     ) -> Result<(), ConnectError> {
         let name = || interface.name.clone();
-        match self.answer(vmm, request, fds).await? {
+        match vmm.ask(request, fds).await? {
             Some(Event::NetRefused { message, .. }) => Err(ConnectError::Device {
                 name: name(),
                 message: printable(&message, TEXT_MAX),
@@ -442,33 +419,38 @@ impl<'a> Network<'a> {
         }
     }
 
-    /// What the VMM says to a request; `None` if nothing.
-    async fn answer(
-        &self,
-        vmm: &AsyncChannel,
-        request: &Request,
-        fds: &[BorrowedFd<'_>],
-    ) -> Result<Option<Event>, ChannelError> {
-        let mut answers = self.answers.1.lock().await;
-        // What came too late for an earlier question.
-        while answers.try_recv().is_ok() {}
-        vmm.send_with(request, fds)?;
-        Ok(timeout(DEVICE_LIMIT, answers.recv())
-            .await
-            .unwrap_or_default())
-    }
-
-    /// Serves, for as long as it is polled: orders, changes in the namespace, connections.
-    pub(crate) async fn serve(&self, vmm: &AsyncChannel, agent: &RefCell<Option<Agent>>) {
+    /// Serves, for as long as it is polled: changes in the namespace, connections.
+    pub(crate) async fn serve(&self, vmm: &Vmm, agent: &RefCell<Option<Agent>>) {
         let agent = || agent.borrow().clone();
-        let later = async {
-            self.connected.notified().await;
-            tokio::join!(self.follow_changes(vmm, &agent), self.forward_all(&agent))
-        };
-        tokio::join!(self.follow_orders(vmm, &agent), later);
+        self.connected.notified().await;
+        tokio::join!(self.follow_changes(vmm, &agent), self.forward_all(&agent));
     }
 
-    async fn follow_changes(&self, vmm: &AsyncChannel, agent: &impl Fn() -> Option<Agent>) {
+    /// What the interfaces have counted.
+    pub(crate) async fn counters(&self, vmm: &Vmm) -> Result<Vec<InterfaceCounters>, ConnectError> {
+        let links = self.links.lock().await;
+        let request = Request::NetCounters;
+        let Some(Event::NetCounters { nets }) = vmm.ask(&request, &[]).await? else {
+            return Err(ConnectError::Uncounted);
+        };
+        let of = |counters: &NetCounters| {
+            let mut plugged = links.plugged.iter();
+            let plugged = plugged.find(|plugged| plugged.slot == counters.slot)?;
+            Some(InterfaceCounters {
+                name: plugged.interface.name.clone(),
+                rx_bytes: counters.rx_bytes,
+                rx_packets: counters.rx_packets,
+                rx_errors: counters.rx_errors,
+                rx_dropped: counters.rx_dropped,
+                tx_bytes: counters.tx_bytes,
+                tx_packets: counters.tx_packets,
+                tx_errors: counters.tx_errors,
+                tx_dropped: counters.tx_dropped,
+            })
+        };
+        Ok(nets.iter().filter_map(of).collect())
+    }
+    async fn follow_changes(&self, vmm: &Vmm, agent: &impl Fn() -> Option<Agent>) {
         // There since the network was connected for the first time.
         let Some((_, events)) = self.sockets.get() else {
             return;

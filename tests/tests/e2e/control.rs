@@ -183,7 +183,7 @@ fn limits_can_be_changed() {
             "memory.limit: 4294967296 bytes are more than the virtual machine",
             "keeps: 128 MiB",
             "cpu.quota: time of 3 processors",
-            "keeps: 1",
+            "can grow to: 1",
         ],
     );
     assert_eq!(raised.err().lines().count(), 2, "{raised}");

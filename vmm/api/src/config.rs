@@ -26,8 +26,11 @@ const FIRST_GUEST_CID: u32 = 3;
 pub struct VmConfig {
     /// Must equal [`API_VERSION`].
     pub api_version: u32,
-    /// Virtual CPUs, all of them started at boot.
+    /// Virtual CPUs that are there from the start.
     pub vcpus: u8,
+    /// Virtual CPUs that there can be, `vcpus` or more: the guest's kernel makes room for so many when
+    /// it boots. [`Request::AddVcpus`](crate::Request::AddVcpus) adds them.
+    pub max_vcpus: u8,
     /// Guest RAM in MiB.
     pub memory_mib: u32,
     /// Appended to the command line that the VMM makes for its own devices.
@@ -85,6 +88,14 @@ pub enum ConfigError {
         /// The number that was given.
         got: u8,
     },
+    /// `max_vcpus` is out of range.
+    #[error("max_vcpus: {got} given, vcpus ({least}) to {MAX_VCPUS} possible")]
+    MaxVcpus {
+        /// The number that was given.
+        got: u8,
+        /// The number at the start.
+        least: u8,
+    },
     /// `memory_mib` is out of range.
     #[error("memory_mib: {got} given, {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB} possible")]
     Memory {
@@ -122,6 +133,12 @@ impl VmConfig {
         if self.vcpus == 0 || self.vcpus > MAX_VCPUS {
             return Err(ConfigError::Vcpus { got: self.vcpus });
         }
+        if !(self.vcpus..=MAX_VCPUS).contains(&self.max_vcpus) {
+            return Err(ConfigError::MaxVcpus {
+                got: self.max_vcpus,
+                least: self.vcpus,
+            });
+        }
         if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&self.memory_mib) {
             return Err(ConfigError::Memory {
                 got: self.memory_mib,
@@ -156,6 +173,7 @@ mod tests {
         VmConfig {
             api_version: API_VERSION,
             vcpus: 1,
+            max_vcpus: 1,
             memory_mib: 128,
             cmdline: "quiet".into(),
             vsock: VsockConfig {
@@ -178,10 +196,12 @@ mod tests {
     #[test]
     fn each_field_is_checked_and_named() {
         type Change = fn(&mut VmConfig);
-        let cases: [(Change, &str); 9] = [
+        let cases: [(Change, &str); 11] = [
             (|c| c.api_version = 99, "api_version: 99"),
             (|c| c.vcpus = 0, "vcpus: 0"),
             (|c| c.vcpus = 33, "vcpus: 33"),
+            (|c| c.max_vcpus = 0, "max_vcpus: 0 given, vcpus (1) to 32"),
+            (|c| c.max_vcpus = 33, "max_vcpus: 33"),
             (|c| c.memory_mib = 31, "memory_mib: 31"),
             (|c| c.cmdline = "a\nb".into(), "cmdline:"),
             (|c| c.cmdline = "x".repeat(1025), "cmdline:"),

@@ -51,6 +51,13 @@ pub enum Request {
     },
     /// What the network devices have counted; answered by [`Event::NetCounters`].
     NetCounters,
+    /// Have at least so many vCPUs; answered by [`Event::VcpusAdded`] or [`Event::GrowthRefused`],
+    /// also while the VM is paused. The guest is not told: a new vCPU waits until the guest's kernel
+    /// starts it.
+    AddVcpus {
+        /// At most [`VmConfig::max_vcpus`].
+        vcpus: u8,
+    },
 }
 
 /// What a descriptor that comes with [`Request::Boot`] is for.
@@ -120,6 +127,16 @@ pub enum Event {
     NetCounters {
         /// By slot, in order.
         nets: Vec<NetCounters>,
+    },
+    /// There are as many vCPUs as requested, or more.
+    VcpusAdded {
+        /// All that there are.
+        vcpus: u8,
+    },
+    /// A request for more of something cannot be followed, or not to its end. The VM goes on.
+    GrowthRefused {
+        /// What is wrong, with its causes.
+        message: String,
     },
     /// The VM has ended. The last packet.
     Exited {

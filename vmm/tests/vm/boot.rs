@@ -51,7 +51,7 @@ fn every_cpu_is_seen() {
     }
     for (vcpus, online) in [(1, "cpus 0\n"), (2, "cpus 0-1\n"), (4, "cpus 0-3\n")] {
         let mut plan = Plan::new("cpus shutdown");
-        plan.config.vcpus = vcpus;
+        (plan.config.vcpus, plan.config.max_vcpus) = (vcpus, vcpus);
         let mut vm = plan.start();
         vm.booted();
         let (reason, _) = vm.exited();

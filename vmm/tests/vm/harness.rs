@@ -165,6 +165,7 @@ impl Plan {
             config: VmConfig {
                 api_version: API_VERSION,
                 vcpus: 1,
+                max_vcpus: 1,
                 memory_mib: 128,
                 cmdline: format!("-- {actions}"),
                 vsock: VsockConfig {

@@ -8,6 +8,7 @@ use cloister_virtio::vsock::{Connector, ConnectorError};
 use cloister_vmm::machine::{Backends, Machine};
 use cloister_vmm::memory;
 use cloister_vmm::state::VmState;
+use cloister_vmm::vcpus::Start;
 use cloister_vmm_api::{Event, NetConfig, Request, VmConfig};
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use kvm_ioctls::Kvm;
@@ -46,7 +47,7 @@ fn kvm() -> Kvm {
 
 fn config() -> VmConfig {
     let mut config = Plan::with_kernel(harness::file(b""), "").config;
-    config.vcpus = 2;
+    (config.vcpus, config.max_vcpus) = (2, 2);
     config
 }
 
@@ -103,6 +104,35 @@ fn a_restored_vm_has_the_state_it_was_given() {
 }
 
 #[test]
+fn a_vcpu_that_has_come_is_restored() {
+    if !kvm_expected("a_vcpu_that_has_come_is_restored") {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let (mut config, kvm) = (config(), kvm());
+    config.max_vcpus = 3;
+    let machine = Machine::assemble(&config, &kvm, backends(&directory, "first")).unwrap();
+    let start: Start = Box::new(|_, _| Ok(()));
+    let request = Request::AddVcpus { vcpus: 3 };
+    let answer = machine.vcpus.lock().unwrap().follow(request, &start);
+    assert_eq!(answer.unwrap(), Event::VcpusAdded { vcpus: 3 });
+    let saved = machine.save().unwrap();
+    assert_eq!(saved.vcpus.len(), 3);
+    let memory = memory::create(1 << 20).unwrap();
+    let second = backends(&directory, "second");
+    let second = Machine::restore(&config, &kvm, second, memory, saved.clone()).unwrap();
+    assert_eq!(second.save().unwrap().vcpus.len(), 3);
+    config.max_vcpus = 2;
+    let memory = memory::create(1 << 20).unwrap();
+    let third = backends(&directory, "third");
+    let error = Machine::restore(&config, &kvm, third, memory, saved);
+    assert_eq!(
+        error.err().unwrap().to_string(),
+        "saved state: the number of vCPUs does not match the configuration"
+    );
+}
+
+#[test]
 fn the_state_of_another_vm_is_refused() {
     if !kvm_expected("the_state_of_another_vm_is_refused") {
         return;
@@ -111,7 +141,7 @@ fn the_state_of_another_vm_is_refused() {
     let (mut config, kvm) = (config(), kvm());
     let machine = Machine::assemble(&config, &kvm, backends(&directory, "first")).unwrap();
     let saved = machine.save().unwrap();
-    config.vcpus = 1;
+    (config.vcpus, config.max_vcpus) = (1, 1);
     let memory = memory::create(1 << 20).unwrap();
     let backends = backends(&directory, "second");
     let error = Machine::restore(&config, &kvm, backends, memory, saved);

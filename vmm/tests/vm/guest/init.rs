@@ -127,6 +127,15 @@ fn act(what: &[u8]) {
             print(b"cpus ");
             print(&buffer[..count]);
         }
+        // A CPU that the kernel was told not to start.
+        [b'o', b'n', b'l', b'i', b'n', b'e', cpu] => {
+            mount(b"sysfs\0", b"/sys\0");
+            let mut path = *b"/sys/devices/system/cpu/cpu0/online\0";
+            path[27] = *cpu;
+            while !write(&path, b"1") {
+                sleep(10);
+            }
+        }
         b"memory" => {
             let mut info = [0_u64; 14];
             call(SYSINFO, [info.as_mut_ptr() as usize, 0, 0, 0, 0, 0]);
