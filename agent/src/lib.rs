@@ -34,6 +34,7 @@ mod server;
 mod service;
 mod session;
 mod shares;
+mod slot;
 mod socket;
 mod stdio;
 mod sys;

@@ -6,14 +6,15 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use cloister_container::ErrorKind;
 use cloister_protocol::agent::{
-    AddProcessorsRequest, AddProcessorsResponse, CreateContainerRequest, CreateContainerResponse,
-    DeleteContainerRequest, DeleteContainerResponse, ExecRequest, ExecResponse, ForwardRequest,
-    ForwardResponse, HelloRequest, HelloResponse, PauseRequest, PauseResponse, ProcessesRequest,
-    ProcessesResponse, ResizeTerminalRequest, ResizeTerminalResponse, ResolveRequest,
-    ResolveResponse, ResumeRequest, ResumeResponse, SetNetworkRequest, SetNetworkResponse,
-    ShutdownRequest, ShutdownResponse, SignalRequest, SignalResponse, StartContainerRequest,
-    StartContainerResponse, StatsRequest, StatsResponse, UpdateRequest, UpdateResponse,
-    WaitOomRequest, WaitOomResponse, WaitRequest, WaitResponse,
+    AddMemoryRequest, AddMemoryResponse, AddProcessorsRequest, AddProcessorsResponse,
+    CreateContainerRequest, CreateContainerResponse, DeleteContainerRequest,
+    DeleteContainerResponse, ExecRequest, ExecResponse, ForwardRequest, ForwardResponse,
+    HelloRequest, HelloResponse, PauseRequest, PauseResponse, ProcessesRequest, ProcessesResponse,
+    ResizeTerminalRequest, ResizeTerminalResponse, ResolveRequest, ResolveResponse, ResumeRequest,
+    ResumeResponse, SetNetworkRequest, SetNetworkResponse, ShutdownRequest, ShutdownResponse,
+    SignalRequest, SignalResponse, StartContainerRequest, StartContainerResponse, StatsRequest,
+    StatsResponse, UpdateRequest, UpdateResponse, WaitOomRequest, WaitOomResponse, WaitRequest,
+    WaitResponse,
 };
 use cloister_protocol::agent_ttrpc::Agent;
 use cloister_protocol::{MESSAGE_MAX, SPEC_MAX, VERSION};
@@ -27,6 +28,7 @@ use crate::network::NetworkError;
 use crate::processors::{self, PROCESSORS};
 use crate::resolve::ResolveError;
 use crate::shares::ShareError;
+use crate::slot;
 use crate::stdio::StdioError;
 use crate::sys;
 
@@ -257,6 +259,21 @@ impl Agent for Service {
             count,
             ..AddProcessorsResponse::default()
         })
+    }
+
+    async fn add_memory(
+        &self,
+        _: &TtrpcContext,
+        request: AddMemoryRequest,
+    ) -> Reply<AddMemoryResponse> {
+        let device = slot::name(request.device);
+        if !slot::is_bound(&device) {
+            slot::bind(&device).map_err(|e| {
+                let problem = format!("memory device {device}: its driver does not take it: {e}");
+                status(Code::INTERNAL, problem)
+            })?;
+        }
+        Ok(AddMemoryResponse::default())
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> Reply<ShutdownResponse> {

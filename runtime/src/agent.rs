@@ -11,11 +11,11 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use cloister_protocol::agent::{
-    AddProcessorsRequest, BindSource, CreateContainerRequest, DeleteContainerRequest, ExecRequest,
-    ForwardRequest, HelloRequest, HelloResponse, PauseRequest, Process, ProcessesRequest,
-    ResizeTerminalRequest, ResolveRequest, ResumeRequest, SetNetworkRequest, SharedNamespace,
-    SharedPath, ShutdownRequest, SignalRequest, StartContainerRequest, StatsRequest, Stdio,
-    UpdateRequest, WaitOomRequest, WaitRequest,
+    AddMemoryRequest, AddProcessorsRequest, BindSource, CreateContainerRequest,
+    DeleteContainerRequest, ExecRequest, ForwardRequest, HelloRequest, HelloResponse, PauseRequest,
+    Process, ProcessesRequest, ResizeTerminalRequest, ResolveRequest, ResumeRequest,
+    SetNetworkRequest, SharedNamespace, SharedPath, ShutdownRequest, SignalRequest,
+    StartContainerRequest, StatsRequest, Stdio, UpdateRequest, WaitOomRequest, WaitRequest,
 };
 use cloister_protocol::agent_ttrpc::AgentClient;
 use cloister_protocol::{AGENT_PORT, ANSWER_MAX, LISTING_MAX, PROCESSES_MAX, VERSION};
@@ -464,6 +464,21 @@ impl Agent {
         };
         let call = self.client.add_processors(context(), &request);
         Ok(self.bounded("AddProcessors", call).await?.count)
+    }
+
+    /// Has the guest take memory that its machine has got; `device` is the number of the memory device.
+    /// It does so by and by.
+    ///
+    /// # Errors
+    /// The agent's reason.
+    pub async fn add_memory(&self, device: u32) -> Result<(), AgentError> {
+        let request = AddMemoryRequest {
+            device,
+            ..AddMemoryRequest::default()
+        };
+        let call = self.client.add_memory(context(), &request);
+        self.bounded("AddMemory", call).await?;
+        Ok(())
     }
 
     /// The files of a container's cgroup, as the guest has them.

@@ -26,13 +26,14 @@ enum Kind {
 }
 
 /// Every key.
-const KEYS: [(&str, Kind); 17] = [
+const KEYS: [(&str, Kind); 18] = [
     ("vmm", Kind::Text),
     ("fs", Kind::Text),
     ("kernel", Kind::Text),
     ("initramfs", Kind::Text),
     ("kernel_cmdline", Kind::Text),
     ("memory_mib", Kind::Number),
+    ("max_memory_mib", Kind::Number),
     ("vcpus", Kind::Number),
     ("max_vcpus", Kind::Number),
     ("boot_timeout_s", Kind::Number),
@@ -83,6 +84,8 @@ pub struct Config {
     pub kernel_cmdline: String,
     /// Guest memory in MiB.
     pub memory_mib: u32,
+    /// Up to how much of it a virtual machine can grow, in MiB; `None` leaves it to this machine.
+    pub max_memory_mib: Option<u32>,
     /// Virtual CPUs.
     pub vcpus: u8,
     /// Up to how many of them a virtual machine can grow; `None` leaves it to the container's limits.
@@ -159,6 +162,7 @@ struct File {
     initramfs: Option<PathBuf>,
     kernel_cmdline: Option<String>,
     memory_mib: Option<u32>,
+    max_memory_mib: Option<u32>,
     vcpus: Option<u8>,
     max_vcpus: Option<u8>,
     boot_timeout_s: Option<u64>,
@@ -235,6 +239,9 @@ fn overlay(
             "initramfs" => file.initramfs = Some(text.into()),
             "kernel_cmdline" => file.kernel_cmdline = Some(text.into()),
             "memory_mib" => file.memory_mib = Some(number.try_into().map_err(large)?),
+            "max_memory_mib" => {
+                file.max_memory_mib = Some(number.try_into().map_err(large)?);
+            }
             "vcpus" => file.vcpus = Some(number.try_into().map_err(large)?),
             "max_vcpus" => file.max_vcpus = Some(number.try_into().map_err(large)?),
             "boot_timeout_s" => file.boot_timeout_s = Some(number),
@@ -292,6 +299,7 @@ impl File {
             initramfs: absolute(self.initramfs, install.initramfs())?,
             kernel_cmdline: self.kernel_cmdline.unwrap_or_default(),
             memory_mib: self.memory_mib.unwrap_or(DEFAULT_MEMORY_MIB),
+            max_memory_mib: self.max_memory_mib,
             vcpus: self.vcpus.unwrap_or(1),
             max_vcpus: self.max_vcpus,
             boot_timeout: timeout(

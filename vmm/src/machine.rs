@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cloister_virtio::device::GuestRam;
 use cloister_virtio::fs::{self, Fs};
+use cloister_virtio::mem;
 use cloister_virtio::mmio::{self, SharedDevice, Transport, TransportState};
 use cloister_virtio::net;
 use cloister_virtio::rng::{self, Rng};
@@ -34,6 +35,7 @@ use crate::layout::{KVM_TSS, SERIAL_LINE, SLOTS, Slot};
 use crate::memory;
 use crate::nets::Nets;
 use crate::plug;
+use crate::ram::{self, Ram};
 use crate::state::VmState;
 use crate::vcpu::{self, Topology};
 use crate::vcpus::Vcpus;
@@ -42,8 +44,13 @@ use crate::vcpus::Vcpus;
 pub const KVM_API_VERSION: i32 = 12;
 
 /// The system calls that the devices of a running machine need beside those of any VM.
-pub const DEVICE_SYSCALLS: &[&[libc::c_long]] =
-    &[rng::SYSCALLS, vsock::SYSCALLS, net::SYSCALLS, FS_SYSCALLS];
+pub const DEVICE_SYSCALLS: &[&[libc::c_long]] = &[
+    rng::SYSCALLS,
+    vsock::SYSCALLS,
+    net::SYSCALLS,
+    mem::SYSCALLS,
+    FS_SYSCALLS,
+];
 /// The `ioctl` operations that they need.
 pub const DEVICE_IOCTLS: &[&[u32]] = &[net::IOCTLS];
 
@@ -91,6 +98,9 @@ pub enum Error {
     /// A device's transport cannot be what it was.
     #[error(transparent)]
     Transport(#[from] mmio::RestoreError),
+    /// The memory that may come, or has come, cannot be had.
+    #[error(transparent)]
+    Ram(#[from] ram::Refusal),
     /// A network device cannot be what it was.
     #[error(transparent)]
     Net(#[from] crate::nets::Refusal),
@@ -109,6 +119,8 @@ pub struct Backends {
     pub vsock_connector: Box<dyn Connector + Send>,
     /// The file server, if the machine has a file system device.
     pub fs: Option<UnixStream>,
+    /// The file of the memory that had been added to a restored machine, if any had. A new machine has none.
+    pub added_memory: Option<File>,
     /// The taps of the network devices that a restored machine had, by slot. A new machine has none.
     pub nets: Vec<(u8, Vec<OwnedFd>)>,
 }
@@ -117,8 +129,10 @@ pub struct Backends {
 pub struct Machine {
     /// The VM.
     pub vm: Arc<VmFd>,
-    /// Its memory.
+    /// The memory that it has from the start.
     pub memory: GuestRam,
+    /// All of its memory, some of which may come later.
+    pub ram: Arc<Mutex<Ram>>,
     /// What is around its vCPUs.
     pub bus: Arc<Bus>,
     /// Its vCPUs, some of which may come later.
@@ -145,8 +159,8 @@ impl Machine {
         Self::build(config, kvm, backends, memory, None)
     }
 
-    /// Makes a VM that goes on where `state` was taken. `memory` holds what it held then, and
-    /// `config` is the one that the VM was made with.
+    /// Makes a VM that goes on where `state` was taken. `memory`, and the file of what had been added to it,
+    /// hold what they held then, and `config` is the one that the VM was made with.
     ///
     /// # Errors
     /// If anything cannot be made, or the state does not belong to such a VM.
@@ -180,6 +194,10 @@ impl Machine {
         }
         let console = Console::new(backends.console).map_err(Error::Console)?;
         let vm = Arc::new(create_vm(kvm)?);
+        let saved_ram = state.as_mut().and_then(|state| state.mem.take());
+        let (boot, max) = (config.memory_mib, config.max_memory_mib);
+        let mut plan = ram::Plan::new(boot, max, saved_ram, backends.added_memory)?;
+        let memory = plan.memory(&memory)?;
         memory::attach(&vm, &memory)?;
         prepare_vm(&vm)?;
         let count = match &state {
@@ -222,6 +240,9 @@ impl Machine {
             assembly.plug(Slot::Fs, device.clone())?;
             fs = Some(device);
         }
+        if plan.grows() {
+            assembly.cmdline.announce(Slot::Mem);
+        }
         Slot::nets().for_each(|slot| assembly.cmdline.announce(slot));
         if config.max_vcpus > config.vcpus {
             assembly.cmdline.start_only(config.vcpus.into());
@@ -257,9 +278,11 @@ impl Machine {
         let bus = Arc::new(Bus::new(slots, ioapic, serial));
         let mut nets = Nets::new(vm.clone(), memory.clone(), bus.clone());
         nets.restore(saved_nets, &saved, backends.nets)?;
+        let ram = Ram::new(vm.clone(), bus.clone(), memory.clone(), plan, &saved)?;
         Ok(Self {
             vm,
             memory,
+            ram: Arc::new(Mutex::new(ram)),
             bus,
             vcpus: Arc::new(Mutex::new(vcpus)),
             vsock,

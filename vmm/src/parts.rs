@@ -142,6 +142,7 @@ mod tests {
             vcpus: 1,
             max_vcpus: 1,
             memory_mib: 128,
+            max_memory_mib: 128,
             cmdline: String::new(),
             vsock: VsockConfig {
                 guest_cid: 3,

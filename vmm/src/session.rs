@@ -31,6 +31,7 @@ use crate::machine::{self, Backends, DEVICE_IOCTLS, DEVICE_SYSCALLS, Machine};
 use crate::memory;
 use crate::nets::Nets;
 use crate::parts::{self, Parts};
+use crate::ram::Ram;
 use crate::vcpu::gate::{self, Gate};
 use crate::vcpu::{Ending, Outside, Runner};
 use crate::vcpus::{self, Start, Vcpus};
@@ -152,6 +153,7 @@ impl Session {
             vsock_listener,
             vsock_connector: Box::new(OwnerConnector::new(self.channel.clone())),
             fs: fs_backend,
+            added_memory: None,
             nets: Vec::new(),
         };
         let machine = Machine::assemble(&config, &kvm, backends)?;
@@ -232,6 +234,7 @@ impl Session {
             gate,
             fs: machine.fs.clone(),
             nets: machine.nets.clone(),
+            ram: machine.ram.clone(),
             vcpus: machine.vcpus.clone(),
             start,
             memory: machine.memory.clone(),
@@ -260,6 +263,8 @@ fn name(request: &Request) -> &'static str {
         Request::SetLink { .. } => "set_link",
         Request::NetCounters => "net_counters",
         Request::AddVcpus { .. } => "add_vcpus",
+        Request::AddMemory { .. } => "add_memory",
+        Request::Memory => "memory",
     }
 }
 
@@ -342,6 +347,7 @@ struct Control {
     /// The devices that come and go at the owner's request. Their events are watched as this
     /// subscriber's.
     nets: Arc<Mutex<Nets>>,
+    ram: Arc<Mutex<Ram>>,
     vcpus: Arc<Mutex<Vcpus>>,
     /// Starts the thread of a vCPU.
     start: Start,
@@ -401,6 +407,10 @@ impl Control {
             Err(request) => *request,
             answer => return answer,
         };
+        let request = match self.ram().follow(request, &mut self.nets(), ops) {
+            Err(request) => *request,
+            answer => return answer,
+        };
         let mut vcpus = self.vcpus.lock().unwrap_or_else(PoisonError::into_inner);
         vcpus.follow(request, &self.start)
     }
@@ -447,6 +457,10 @@ impl Control {
         self.nets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn ram(&self) -> MutexGuard<'_, Ram> {
+        self.ram.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Gives the pages of the initramfs back once the guest has unpacked it.
     fn release_initramfs(&mut self) {
         if self.notice.init.load(Ordering::Relaxed) != 0
@@ -487,6 +501,7 @@ impl MutEventSubscriber for Control {
             }
         }
         self.nets().init(ops);
+        self.ram().init(ops);
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
@@ -496,7 +511,9 @@ impl MutEventSubscriber for Control {
         } else if events.fd() == raw(&self.channel) {
             self.requests(ops)
         } else {
-            self.nets().process(events, ops);
+            if !self.ram().process(events, ops) {
+                self.nets().process(events, ops);
+            }
             return;
         };
         if let Some(end) = outcome.transpose() {

@@ -7,7 +7,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cloister_virtio::mmio::TransportState;
-use cloister_virtio::{fs, net, rng, vsock};
+use cloister_virtio::{fs, mem, net, rng, vsock};
 use kvm_bindings::kvm_clock_data;
 use serde::{Deserialize, Serialize};
 use vm_superio::SerialState;
@@ -37,6 +37,8 @@ pub struct VmState {
     pub rng: rng::State,
     /// The file system device, if there is one.
     pub fs: Option<fs::State>,
+    /// The memory device, if memory has been added. The file of that memory is the owner's.
+    pub mem: Option<mem::State>,
     /// The network devices, by slot; none where there is none.
     pub nets: Vec<Option<net::State>>,
 }
@@ -78,6 +80,7 @@ impl Machine {
             vsock: lock(&self.vsock).state(),
             rng: lock(&self.rng).state(),
             fs: self.fs.as_ref().map(|fs| lock(fs).state()),
+            mem: lock(&self.ram).state(),
             nets: lock(&self.nets).states(),
         })
     }

@@ -188,9 +188,8 @@ pub(crate) enum Command {
 
     /// Change the limits of a container
     ///
-    /// Its virtual machine gets processors if the quota pays for more than it has, up to max_vcpus of the
-    /// configuration. It keeps the memory that it was made with. A limit beyond what there is holds, and a
-    /// warning says so.
+    /// Its virtual machine grows by what the limits allow beyond what it has, up to max_memory_mib and
+    /// max_vcpus of the configuration. A limit beyond these holds, and a warning says what there is.
     Update(Box<UpdateOptions>),
 
     /// Print what a container uses, and when it is out of memory, as JSON

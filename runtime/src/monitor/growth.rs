@@ -9,8 +9,10 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use cloister_vmm_api::{ChannelError, Event, Request};
+use cloister_vmm_api::{ChannelError, Event, MEM_PLATFORM_ID, Request};
+use tokio::time::{sleep, timeout};
 
 use super::life::Life;
 use super::size::{self, Allowance};
@@ -21,6 +23,10 @@ use crate::launch::Launch;
 use crate::state::{self, VmSize};
 use crate::text::{chain, printable};
 
+/// How long a guest may take to take memory that it has got, before what it has taken counts.
+const TAKING_LIMIT: Duration = Duration::from_secs(10);
+/// How often it is looked at meanwhile.
+const POLL: Duration = Duration::from_millis(10);
 /// The longest text of the VMM that is shown, in bytes.
 const TEXT_MAX: usize = 4096;
 
@@ -31,6 +37,8 @@ enum GrowthError {
     Refused(String),
     #[error("the VMM does not answer")]
     Silent,
+    #[error("the VMM gives an answer that was not asked for")]
+    Confused,
     #[error("cannot speak to the VMM")]
     Channel(#[from] ChannelError),
     #[error("the guest")]
@@ -102,6 +110,14 @@ impl Life<'_> {
                 ),
             }
         }
+        if wanted.memory_mib > size.memory_mib {
+            let grown = add_memory(vmm, &agent, wanted.memory_mib).await;
+            size.memory_mib = grown.unwrap_or_else(|e| {
+                let kept = size.memory_mib;
+                log::warn!("the virtual machine keeps its {kept} MiB: {}", chain(&e));
+                kept
+            });
+        }
         log::info!(
             "the virtual machine has {} MiB and {} processors",
             size.memory_mib,
@@ -125,6 +141,35 @@ async fn ask(vmm: &Vmm, request: &Request) -> Result<Event, GrowthError> {
         }
         Some(event) => Ok(event),
         None => Err(GrowthError::Silent),
+    }
+}
+
+/// Has the guest use so much memory, and tells how much it does.
+async fn add_memory(vmm: &Vmm, agent: &Agent, memory_mib: u32) -> Result<u32, GrowthError> {
+    ask(vmm, &Request::AddMemory { memory_mib }).await?;
+    agent.add_memory(MEM_PLATFORM_ID.into()).await?;
+    // It takes one section after the other, each with a word to the VMM.
+    let taken = async {
+        loop {
+            let used = match ask(vmm, &Request::Memory).await? {
+                Event::Memory { plugged_mib, .. } => plugged_mib,
+                _ => return Err(GrowthError::Confused),
+            };
+            if used >= memory_mib {
+                return Ok(used);
+            }
+            sleep(POLL).await;
+        }
+    };
+    match timeout(TAKING_LIMIT, taken).await {
+        Ok(used) => used,
+        Err(_) => match ask(vmm, &Request::Memory).await? {
+            Event::Memory { plugged_mib, .. } => {
+                log::warn!("of {memory_mib} MiB the guest has taken {plugged_mib}");
+                Ok(plugged_mib)
+            }
+            _ => Err(GrowthError::Confused),
+        },
     }
 }
 
@@ -168,8 +213,17 @@ mod tests {
         // What is not told again stays.
         assert_eq!(vcpus("b", allowance(50, 0)), 2);
         assert_eq!(vcpus("b", allowance(0, 9000)), 4);
+        // With what the guest needs for itself, and no less than there is.
+        let memory = |id: &str, mib| {
+            growth
+                .wanted(size, id, allowance(mib, 0), |_| true)
+                .memory_mib
+        };
+        assert_eq!(memory("a", 10), 128);
+        assert_eq!(memory("a", 150), 264);
+        assert_eq!(memory("a", 8000), 4096);
         // One that has gone.
         let wanted = growth.wanted(size, "a", allowance(0, 1000), |id| id != "b");
-        assert_eq!(wanted.vcpus, 1);
+        assert_eq!((wanted.vcpus, wanted.memory_mib), (1, 4096));
     }
 }

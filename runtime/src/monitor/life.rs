@@ -480,6 +480,7 @@ impl Life<'_> {
                 | Event::NetRefused { .. }
                 | Event::NetCounters { .. }
                 | Event::VcpusAdded { .. }
+                | Event::Memory { .. }
                 | Event::GrowthRefused { .. }) => vmm.answered(event),
                 Event::Exited { reason, timeline } => {
                     self.timeline.borrow_mut().vm(&timeline);

@@ -64,6 +64,7 @@ pub fn vm_config(config: &Config, container: &Container) -> Result<VmConfig, Con
         vcpus: size.vcpus,
         max_vcpus: max.vcpus,
         memory_mib: size.memory_mib,
+        max_memory_mib: max.memory_mib,
         cmdline: config.kernel_cmdline.clone(),
         vsock: VsockConfig {
             guest_cid: GUEST_CID,
@@ -274,7 +275,7 @@ impl Machine {
             vcpus: vm.vcpus,
         };
         let max = VmSize {
-            memory_mib: vm.memory_mib,
+            memory_mib: vm.max_memory_mib,
             vcpus: vm.max_vcpus,
         };
         let kvm = open("the hypervisor", Path::new(KVM), true)?;

@@ -1,7 +1,7 @@
 //! How large a virtual machine is: as the configuration says, or as the container's limits allow if
 //! that is more. It can grow up to a maximum; what is allowed beyond that can only be told.
 
-use cloister_vmm_api::MAX_VCPUS;
+use cloister_vmm_api::{MAX_MEMORY_MIB, MAX_VCPUS};
 use oci_spec::runtime::LinuxResources;
 use serde::{Deserialize, Serialize};
 
@@ -83,7 +83,7 @@ pub(super) fn of(config: &Config, container: &Container) -> (VmSize, VmSize) {
         vcpus: vcpus(config, time),
     };
     let max = VmSize {
-        memory_mib: size.memory_mib,
+        memory_mib: max_memory_mib(config, size.memory_mib),
         vcpus: max_vcpus(config, size.vcpus, time.is_some()),
     };
     (size, max)
@@ -93,8 +93,12 @@ pub(super) fn of(config: &Config, container: &Container) -> (VmSize, VmSize) {
 /// `allowance`.
 pub(super) fn grown(size: VmSize, max: VmSize, allowance: Allowance) -> VmSize {
     let vcpus = allowance.processors.map_or(0, whole).min(max.vcpus.into());
+    let memory = allowance.memory.map_or(0, with_guest);
+    let memory = memory.min(max.memory_mib.into());
     VmSize {
-        memory_mib: size.memory_mib,
+        memory_mib: u32::try_from(memory)
+            .unwrap_or(max.memory_mib)
+            .max(size.memory_mib),
         vcpus: u8::try_from(vcpus).unwrap_or(max.vcpus).max(size.vcpus),
     }
 }
@@ -128,17 +132,32 @@ fn whole(time: u64) -> u64 {
     time.div_ceil(1000)
 }
 
+/// What a guest needs that lets its containers use `limit` bytes, in MiB.
+fn with_guest(limit: u64) -> u64 {
+    limit.div_ceil(MIB) + GUEST_MIB
+}
+
 fn memory_mib(config: &Config, limit: Option<u64>) -> u32 {
     let Some(limit) = limit else {
         return config.memory_mib;
     };
-    // More than the machine has is of no use to a guest.
+    let most = config.max_memory_mib.unwrap_or(u32::MAX).min(machine_mib());
+    let wanted = with_guest(limit).min(most.into());
+    u32::try_from(wanted).unwrap_or(most).max(config.memory_mib)
+}
+
+fn max_memory_mib(config: &Config, memory_mib: u32) -> u32 {
+    match config.max_memory_mib {
+        Some(max) => max,
+        None => machine_mib().min(MAX_MEMORY_MIB).max(memory_mib),
+    }
+}
+
+/// This machine's memory: more is of no use to a guest.
+fn machine_mib() -> u32 {
     let info = rustix::system::sysinfo();
     let machine = info.totalram.saturating_mul(info.mem_unit.into()) / MIB;
-    let wanted = (limit.div_ceil(MIB) + GUEST_MIB).min(machine);
-    u32::try_from(wanted)
-        .unwrap_or(u32::MAX)
-        .max(config.memory_mib)
+    u32::try_from(machine).unwrap_or(u32::MAX)
 }
 
 /// As many processors as the quota pays for, as far as the machine has them.
@@ -178,8 +197,8 @@ pub fn beyond(size: VmSize, resources: &LinuxResources) -> Vec<String> {
         .filter(|&limit| limit > u64::from(memory_mib) * MIB)
         .map(|limit| {
             format!(
-                "memory.limit: {limit} bytes are more than the virtual machine was made with and \
-                 keeps: {memory_mib} MiB"
+                "memory.limit: {limit} bytes are more than the virtual machine has and can grow to: \
+                 {memory_mib} MiB"
             )
         });
     let cpu = (processor_time(resources).map(whole))
@@ -262,8 +281,8 @@ mod tests {
                 "memory": {"limit": (192 << 20) + 1}, "cpu": {"quota": 200_001, "period": 100_000},
             })),
             [
-                "memory.limit: 201326593 bytes are more than the virtual machine was made with and \
-                 keeps: 192 MiB",
+                "memory.limit: 201326593 bytes are more than the virtual machine has and can grow to: \
+                 192 MiB",
                 "cpu.quota: time of 3 processors is more than the virtual machine has and can grow to: \
                  2",
             ]

@@ -1,6 +1,6 @@
 //! Virtual machines that grow when limits are raised.
 
-use super::harness::{Bundle, Finished, eventually};
+use super::harness::{Bundle, Cmd, Finished, eventually};
 
 /// A container that runs, in a virtual machine with the settings `settings`.
 fn running(bundle: Bundle, settings: &[(&str, &str)]) -> Bundle {
@@ -21,6 +21,15 @@ fn update(bundle: &Bundle, options: &[&str]) -> Finished {
 fn says(bundle: &Bundle, script: &str) -> String {
     let exec = bundle.cloister(["exec", "test", "sh", "-c", script]);
     exec.run().ok().trim().to_owned()
+}
+
+/// The guest's memory, in MiB.
+fn memory(bundle: &Bundle) -> u64 {
+    let total = says(
+        bundle,
+        "awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo",
+    );
+    total.parse().expect("a number")
 }
 
 fn quota(microseconds: &str) -> [&str; 4] {
@@ -47,4 +56,39 @@ fn processors_come_with_the_time_to_use_them() {
     let lowered = update(&bundle, &quota("50000"));
     assert_eq!(lowered.err(), "", "{lowered}");
     assert_eq!(says(&bundle, "nproc"), "3");
+}
+
+#[test]
+fn memory_comes_with_the_limit_that_allows_it() {
+    let bundle = running(
+        Bundle::new(&["sleep", "1000"]),
+        &[("CLOISTER_MAX_MEMORY_MIB", "640")],
+    );
+    let before = memory(&bundle);
+    assert!(before < 128, "{before}");
+    let raised = update(&bundle, &["--memory", "400m"]);
+    assert_eq!(raised.err(), "", "{raised}");
+    // What the kernel is still about to take.
+    let grown = before + 464 - 128;
+    eventually("the memory is there", || memory(&bundle) >= grown - 8);
+    // A process has it, and files of the host do.
+    says(&bundle, "dd if=/dev/zero of=/dev/null bs=300M count=1");
+    let block: Vec<u8> = (0..1_u32 << 18).flat_map(u32::to_le_bytes).collect();
+    std::fs::write(bundle.rootfs().join("large"), block.repeat(160)).expect("a file");
+    let sum = |path: &std::path::Path| Cmd::new("md5sum").args([path]).run().ok();
+    let expected = sum(&bundle.rootfs().join("large"));
+    let seen = says(&bundle, "md5sum /large && cp /large /copy && sync");
+    assert_eq!(seen.split(' ').next(), expected.split(' ').next());
+    let copied = sum(&bundle.rootfs().join("copy"));
+    assert_eq!(copied.split(' ').next(), expected.split(' ').next());
+    // Further, as far as it goes; less takes nothing away.
+    update(&bundle, &["--memory", "2g"]).fails(
+        0,
+        &["memory.limit: 2147483648 bytes", "can grow to: 640 MiB"],
+    );
+    let grown = before + 640 - 128;
+    eventually("the memory is there", || memory(&bundle) >= grown - 8);
+    let lowered = update(&bundle, &["--memory", "300m"]);
+    assert_eq!(lowered.err(), "", "{lowered}");
+    assert!(memory(&bundle) >= grown - 8);
 }

@@ -176,7 +176,9 @@ fn members_with_limits_make_the_pod_grow() {
     );
     let member = |name, args: &[&str]| {
         Member::new(&pod, name, args, |spec| {
-            spec["linux"]["resources"]["cpu"] = json!({"quota": 120_000, "period": 100_000});
+            let resources = &mut spec["linux"]["resources"];
+            resources["cpu"] = json!({"quota": 120_000, "period": 100_000});
+            resources["memory"] = json!({"limit": 100 << 20});
         })
     };
     // 1.2 processors, and as many again beside them.
@@ -184,8 +186,22 @@ fn members_with_limits_make_the_pod_grow() {
     first.command("run", &["--detach"]).run().ok();
     let nproc = |id| pod.cloister(["exec", id, "nproc"]).run().ok();
     assert_eq!(nproc("first"), "2\n");
+    // 100 MiB for each, and what the guest needs.
+    let memory = |mib: u64| {
+        let script = "awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo";
+        let command = ["exec", "pod", "sh", "-c", script];
+        eventually("the memory is there", || {
+            let total = pod.cloister(command).run().ok();
+            total
+                .trim()
+                .parse()
+                .is_ok_and(|total: u64| (mib - 40..mib).contains(&total))
+        });
+    };
+    memory(164);
     let second = member("second", &["nproc"]);
     assert_eq!(second.command("run", &[]).run().ok(), "3\n");
+    memory(264);
     // It has gone, and what it used is there for the next.
     let third = member("third", &["nproc"]);
     assert_eq!(third.command("run", &[]).run().ok(), "3\n");

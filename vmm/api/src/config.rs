@@ -9,7 +9,7 @@ pub const MAX_VCPUS: u8 = 32;
 /// The least guest memory the guest kernel boots in, in MiB.
 const MIN_MEMORY_MIB: u32 = 32;
 /// The most guest memory, in MiB (1 TiB).
-const MAX_MEMORY_MIB: u32 = 1 << 20;
+pub const MAX_MEMORY_MIB: u32 = 1 << 20;
 /// The kernel's limit for its command line on x86-64, in bytes, less what the VMM adds itself.
 const MAX_CMDLINE: usize = 1024;
 /// virtio-v1.3 §5.11.4: the tag field of a file system device is 36 bytes.
@@ -33,6 +33,9 @@ pub struct VmConfig {
     pub max_vcpus: u8,
     /// Guest RAM in MiB.
     pub memory_mib: u32,
+    /// Guest RAM that there can be, in MiB, `memory_mib` or more.
+    /// [`Request::AddMemory`](crate::Request::AddMemory) adds it.
+    pub max_memory_mib: u32,
     /// Appended to the command line that the VMM makes for its own devices.
     pub cmdline: String,
     /// The socket device.
@@ -102,6 +105,14 @@ pub enum ConfigError {
         /// The size that was given, in MiB.
         got: u32,
     },
+    /// `max_memory_mib` is out of range.
+    #[error("max_memory_mib: {got} given, memory_mib ({least}) to {MAX_MEMORY_MIB} possible")]
+    MaxMemory {
+        /// The size that was given, in MiB.
+        got: u32,
+        /// The size at the start.
+        least: u32,
+    },
     /// `cmdline` is too long or has bytes that a kernel command line cannot hold.
     #[error("cmdline: must be at most {MAX_CMDLINE} bytes of printable ASCII")]
     Cmdline,
@@ -144,6 +155,12 @@ impl VmConfig {
                 got: self.memory_mib,
             });
         }
+        if !(self.memory_mib..=MAX_MEMORY_MIB).contains(&self.max_memory_mib) {
+            return Err(ConfigError::MaxMemory {
+                got: self.max_memory_mib,
+                least: self.memory_mib,
+            });
+        }
         let printable = |b: u8| b == b' ' || b.is_ascii_graphic();
         if self.cmdline.len() > MAX_CMDLINE || !self.cmdline.bytes().all(printable) {
             return Err(ConfigError::Cmdline);
@@ -175,6 +192,7 @@ mod tests {
             vcpus: 1,
             max_vcpus: 1,
             memory_mib: 128,
+            max_memory_mib: 128,
             cmdline: "quiet".into(),
             vsock: VsockConfig {
                 guest_cid: 3,
@@ -196,13 +214,21 @@ mod tests {
     #[test]
     fn each_field_is_checked_and_named() {
         type Change = fn(&mut VmConfig);
-        let cases: [(Change, &str); 11] = [
+        let cases: [(Change, &str); 13] = [
             (|c| c.api_version = 99, "api_version: 99"),
             (|c| c.vcpus = 0, "vcpus: 0"),
             (|c| c.vcpus = 33, "vcpus: 33"),
             (|c| c.max_vcpus = 0, "max_vcpus: 0 given, vcpus (1) to 32"),
             (|c| c.max_vcpus = 33, "max_vcpus: 33"),
             (|c| c.memory_mib = 31, "memory_mib: 31"),
+            (
+                |c| c.max_memory_mib = 127,
+                "max_memory_mib: 127 given, memory_mib (128)",
+            ),
+            (
+                |c| c.max_memory_mib = u32::MAX,
+                "max_memory_mib: 4294967295",
+            ),
             (|c| c.cmdline = "a\nb".into(), "cmdline:"),
             (|c| c.cmdline = "x".repeat(1025), "cmdline:"),
             (|c| c.vsock.guest_cid = 2, "vsock.guest_cid: 2"),

@@ -58,6 +58,15 @@ pub enum Request {
         /// At most [`VmConfig::max_vcpus`].
         vcpus: u8,
     },
+    /// Have at least so much guest RAM; answered by [`Event::Memory`] or [`Event::GrowthRefused`], also
+    /// while the VM is paused. The guest finds the first of it when it binds its driver to the memory
+    /// device ([`MEM_PLATFORM_ID`](crate::MEM_PLATFORM_ID)), and is told of what follows.
+    AddMemory {
+        /// In MiB, at most [`VmConfig::max_memory_mib`].
+        memory_mib: u32,
+    },
+    /// How much RAM the guest has taken; answered by [`Event::Memory`].
+    Memory,
 }
 
 /// What a descriptor that comes with [`Request::Boot`] is for.
@@ -132,6 +141,13 @@ pub enum Event {
     VcpusAdded {
         /// All that there are.
         vcpus: u8,
+    },
+    /// The guest's RAM.
+    Memory {
+        /// What it may use, in MiB.
+        granted_mib: u32,
+        /// What it uses, by its own word, in MiB.
+        plugged_mib: u32,
     },
     /// A request for more of something cannot be followed, or not to its end. The VM goes on.
     GrowthRefused {

@@ -54,8 +54,8 @@ const PLAIN: &[libc::c_long] = &[
 ];
 
 /// The operations on descriptors that KVM and the sockets need while the VM runs, beside those of the
-/// devices. KVM's are those of a vCPU that is made, runs or is looked at, the routes that follow the
-/// IOAPIC, and what wires a device that comes or goes.
+/// devices. KVM's are those of a vCPU that is made, runs or is looked at, of memory that is added, the
+/// routes that follow the IOAPIC, and what wires a device that comes or goes.
 mod ioctl {
     /// `_IO(KVMIO, nr)` and its relatives: include/uapi/asm-generic/ioctl.h.
     const fn kvm(direction: u32, number: u32, size: usize) -> u32 {
@@ -78,6 +78,12 @@ mod ioctl {
         kvm(WRITE, 0x89, size_of::<kvm_bindings::kvm_msrs>()),
         kvm(READ, 0x8e, size_of::<kvm_bindings::kvm_lapic_state>()),
         kvm(WRITE, 0x8f, size_of::<kvm_bindings::kvm_lapic_state>()),
+        // KVM_SET_USER_MEMORY_REGION: of memory that is added.
+        kvm(
+            WRITE,
+            0x46,
+            size_of::<kvm_bindings::kvm_userspace_memory_region>(),
+        ),
         // KVM_SET_GSI_ROUTING
         kvm(WRITE, 0x6a, size_of::<kvm_bindings::kvm_irq_routing>()),
         // KVM_IRQFD, KVM_IOEVENTFD
@@ -234,6 +240,14 @@ mod tests {
         assert!(ioctl::ALLOWED.contains(&0xae41), "KVM_CREATE_VCPU");
         assert!(ioctl::ALLOWED.contains(&0x8400_ae8e), "KVM_GET_LAPIC");
         assert!(ioctl::ALLOWED.contains(&0x4400_ae8f), "KVM_SET_LAPIC");
+        let set_memory = 0x4020_ae46;
+        assert!(
+            ioctl::ALLOWED.contains(&set_memory),
+            "KVM_SET_USER_MEMORY_REGION"
+        );
+        assert!(ioctl::ALLOWED.contains(&0x4008_ae90), "KVM_SET_CPUID2");
+        assert!(ioctl::ALLOWED.contains(&0x4008_ae89), "KVM_SET_MSRS");
+        assert!(ioctl::ALLOWED.contains(&0x4040_ae79), "KVM_IOEVENTFD");
     }
 
     #[test]

@@ -67,7 +67,7 @@ fn memory_on_both_sides_of_the_hole_is_usable() {
         return;
     }
     let mut plan = Plan::new("memory touch shutdown");
-    plan.config.memory_mib = 4608;
+    (plan.config.memory_mib, plan.config.max_memory_mib) = (4608, 4608);
     let mut vm = plan.start();
     vm.booted();
     let (reason, _) = vm.exited();

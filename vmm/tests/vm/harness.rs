@@ -167,6 +167,7 @@ impl Plan {
                 vcpus: 1,
                 max_vcpus: 1,
                 memory_mib: 128,
+                max_memory_mib: 128,
                 cmdline: format!("-- {actions}"),
                 vsock: VsockConfig {
                     guest_cid: 3,
