@@ -12,12 +12,15 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cloister_vmm_api::{ChannelError, Event, MEM_PLATFORM_ID, Request};
+use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::{sleep, timeout};
 
 use super::life::Life;
-use super::size::{self, Allowance};
+use super::machine;
+use super::size::{self, Allowance, MIB};
 use super::vmm::Vmm;
 use crate::agent::{Agent, AgentError};
+use crate::cgroup::CgroupError;
 use crate::control::ControlAnswer;
 use crate::launch::Launch;
 use crate::state::{self, VmSize};
@@ -43,6 +46,10 @@ enum GrowthError {
     Channel(#[from] ChannelError),
     #[error("the guest")]
     Agent(#[from] AgentError),
+    #[error("this machine would not let it be used")]
+    Room(#[from] CgroupError),
+    #[error("the thread that sets limits on this machine was lost")]
+    Thread(#[from] JoinError),
 }
 
 /// What decides the size of a virtual machine.
@@ -82,6 +89,12 @@ impl Growth {
         let all = all.fold(Allowance::default(), |sum, one| sum.and(*one));
         size::grown(size, self.max, all)
     }
+
+    /// What a container may use of the memory, in bytes; 0 if that has no limit of its own.
+    fn memory(&self, id: &str) -> u64 {
+        let allowances = self.allowances.borrow();
+        allowances.get(id).and_then(|own| own.memory).unwrap_or(0)
+    }
 }
 
 impl Life<'_> {
@@ -111,12 +124,17 @@ impl Life<'_> {
             }
         }
         if wanted.memory_mib > size.memory_mib {
-            let grown = add_memory(vmm, &agent, wanted.memory_mib).await;
-            size.memory_mib = grown.unwrap_or_else(|e| {
-                let kept = size.memory_mib;
-                log::warn!("the virtual machine keeps its {kept} MiB: {}", chain(&e));
-                kept
-            });
+            let own = growth.memory(&self.launch.id);
+            let grown = async {
+                self.make_room(wanted.memory_mib, own).await?;
+                add_memory(vmm, &agent, wanted.memory_mib).await
+            };
+            let kept = size.memory_mib;
+            match grown.await {
+                // The guest's word, by way of the VMM.
+                Ok(grown) => size.memory_mib = grown.clamp(kept, growth.max.memory_mib),
+                Err(e) => log::warn!("the virtual machine keeps its {kept} MiB: {}", chain(&e)),
+            }
         }
         log::info!(
             "the virtual machine has {} MiB and {} processors",
@@ -130,6 +148,19 @@ impl Life<'_> {
             log::error!("{}", chain(&e));
         }
         ControlAnswer::Size { size }
+    }
+
+    /// Lets the sandbox use as much memory of this machine as the guest is about to have. The limit of its
+    /// own container, `own` bytes, is there already; those of the others hold in the guest alone.
+    async fn make_room(&self, memory_mib: u32, own: u64) -> Result<(), GrowthError> {
+        let Some(mut cgroup) = self.state.borrow().cgroup.clone() else {
+            return Ok(());
+        };
+        let bytes = machine::beyond_workload(u64::from(memory_mib) * MIB, own);
+        // systemd may take its time.
+        let raised = spawn_blocking(move || cgroup.make_room(bytes).map(|()| cgroup));
+        self.state.borrow_mut().cgroup = Some(raised.await??);
+        Ok(())
     }
 }
 
@@ -187,8 +218,6 @@ async fn add_vcpus(vmm: &Vmm, agent: &Agent, vcpus: u8) -> Result<u8, GrowthErro
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const MIB: u64 = 1 << 20;
 
     #[test]
     fn what_containers_may_use_together_decides() {

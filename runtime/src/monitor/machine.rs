@@ -94,9 +94,14 @@ pub(crate) fn overhead(config: &Config, container: &Container) -> Result<Overhea
     let resources = container.resources.as_ref();
     let limit = resources.and_then(size::memory_limit).unwrap_or(0);
     Ok(Overhead {
-        memory_bytes: guest.saturating_sub(limit) + PROCESSES_BYTES,
+        memory_bytes: beyond_workload(guest, limit),
         pids: TASKS,
     })
+}
+
+/// What is needed beyond a limit of memory when the guest has `guest` bytes, in bytes.
+pub(super) fn beyond_workload(guest: u64, limit: u64) -> u64 {
+    guest.saturating_sub(limit) + PROCESSES_BYTES
 }
 
 /// Whether there is anything to limit on this machine. What `unified` limits in the guest is not: a

@@ -74,7 +74,7 @@ fn memory_comes_with_the_limit_that_allows_it() {
     // A process has it, and files of the host do.
     says(&bundle, "dd if=/dev/zero of=/dev/null bs=300M count=1");
     let block: Vec<u8> = (0..1_u32 << 18).flat_map(u32::to_le_bytes).collect();
-    std::fs::write(bundle.rootfs().join("large"), block.repeat(160)).expect("a file");
+    std::fs::write(bundle.rootfs().join("large"), block.repeat(48)).expect("a file");
     let sum = |path: &std::path::Path| Cmd::new("md5sum").args([path]).run().ok();
     let expected = sum(&bundle.rootfs().join("large"));
     let seen = says(&bundle, "md5sum /large && cp /large /copy && sync");

@@ -230,6 +230,31 @@ fn members_with_limits_make_the_pod_grow() {
 }
 
 #[test]
+fn the_pods_limit_on_this_machine_grows_with_it() {
+    let limited = Bundle::new(&["sleep", "1000"]).with(|spec| {
+        spec["linux"]["resources"]["memory"] = json!({"limit": 50 << 20});
+    });
+    let pod = sandbox(limited);
+    let member = Member::new(&pod, "member", &["sleep", "1000"], |spec| {
+        spec["linux"]["resources"]["memory"] = json!({"limit": 100 << 20});
+    });
+    member.command("run", &["--detach"]).run().ok();
+    let raise = |limit, id| {
+        let raised = pod.cloister(["update", "--memory", limit, id]).run();
+        assert_eq!(raised.err(), "", "{raised}");
+        // More than the limit of the pod's container and what the first virtual machine needed.
+        let script = "dd if=/dev/zero of=/dev/null bs=250M count=1";
+        pod.cloister(["exec", "member", "sh", "-c", script])
+            .run()
+            .ok();
+    };
+    raise("280m", "member");
+    // The sandbox's own limit is counted from there.
+    raise("60m", "pod");
+    assert_eq!(pod.status("pod"), "running");
+}
+
+#[test]
 fn the_pods_pid_namespace_can_be_shared() {
     let pod = sandbox(Bundle::new(&["sleep", "1000"]));
     let pid = pod.state("pod")["pid"].clone();
