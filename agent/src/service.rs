@@ -1,10 +1,12 @@
 //! The ttrpc face of the agent: checks and translates, and maps errors to statuses.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use cloister_container::ErrorKind;
 use cloister_protocol::agent::{
+    AddMemoryRequest, AddMemoryResponse, AddProcessorsRequest, AddProcessorsResponse,
     CreateContainerRequest, CreateContainerResponse, DeleteContainerRequest,
     DeleteContainerResponse, ExecRequest, ExecResponse, ForwardRequest, ForwardResponse,
     HelloRequest, HelloResponse, PauseRequest, PauseResponse, ProcessesRequest, ProcessesResponse,
@@ -23,9 +25,12 @@ use ttrpc::r#async::TtrpcContext;
 use crate::containers::{ContainerError, Containers};
 use crate::forward::ForwardError;
 use crate::network::NetworkError;
+use crate::processors::{self, PROCESSORS};
 use crate::resolve::ResolveError;
 use crate::shares::ShareError;
+use crate::slot;
 use crate::stdio::StdioError;
+use crate::sys;
 
 /// When the agent came to life, for the host's timeline, in nanoseconds of CLOCK_BOOTTIME.
 #[derive(Debug, Clone, Copy)]
@@ -233,6 +238,42 @@ impl Agent for Service {
             running.resize(id, columns, rows)?;
         }
         Ok(ResizeTerminalResponse::default())
+    }
+
+    async fn add_processors(
+        &self,
+        _: &TtrpcContext,
+        request: AddProcessorsRequest,
+    ) -> Reply<AddProcessorsResponse> {
+        // A processor that does not start is waited for, for seconds.
+        let started = sys::on_thread("processors", move || {
+            processors::bring_online(Path::new(PROCESSORS), request.count)
+        });
+        let count = started.await.and_then(|count| count).map_err(|e| {
+            status(
+                Code::INTERNAL,
+                format!("cannot start the machine's processors: {e}"),
+            )
+        })?;
+        Ok(AddProcessorsResponse {
+            count,
+            ..AddProcessorsResponse::default()
+        })
+    }
+
+    async fn add_memory(
+        &self,
+        _: &TtrpcContext,
+        request: AddMemoryRequest,
+    ) -> Reply<AddMemoryResponse> {
+        let device = slot::name(request.device);
+        if !slot::is_bound(&device) {
+            slot::bind(&device).map_err(|e| {
+                let problem = format!("memory device {device}: its driver does not take it: {e}");
+                status(Code::INTERNAL, problem)
+            })?;
+        }
+        Ok(AddMemoryResponse::default())
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> Reply<ShutdownResponse> {

@@ -183,3 +183,15 @@ unsafe impl SocketAddrArg for VsockAddr {
         f((&raw const address).cast(), VSOCK_ADDR_LEN)
     }
 }
+
+/// Does what may take long on a thread of its own, which ends with it.
+pub(crate) async fn on_thread<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<T> {
+    let (done, result) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new()
+        .name(name.into())
+        .spawn(move || drop(done.send(work())))?;
+    result.await.map_err(io::Error::other)
+}

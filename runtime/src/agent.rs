@@ -11,11 +11,11 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use cloister_protocol::agent::{
-    BindSource, CreateContainerRequest, DeleteContainerRequest, ExecRequest, ForwardRequest,
-    HelloRequest, HelloResponse, PauseRequest, Process, ProcessesRequest, ResizeTerminalRequest,
-    ResolveRequest, ResumeRequest, SetNetworkRequest, SharedNamespace, SharedPath, ShutdownRequest,
-    SignalRequest, StartContainerRequest, StatsRequest, Stdio, UpdateRequest, WaitOomRequest,
-    WaitRequest,
+    AddMemoryRequest, AddProcessorsRequest, BindSource, CreateContainerRequest,
+    DeleteContainerRequest, ExecRequest, ForwardRequest, HelloRequest, HelloResponse, PauseRequest,
+    Process, ProcessesRequest, ResizeTerminalRequest, ResolveRequest, ResumeRequest,
+    SetNetworkRequest, SharedNamespace, SharedPath, ShutdownRequest, SignalRequest,
+    StartContainerRequest, StatsRequest, Stdio, UpdateRequest, WaitOomRequest, WaitRequest,
 };
 use cloister_protocol::agent_ttrpc::AgentClient;
 use cloister_protocol::{AGENT_PORT, ANSWER_MAX, LISTING_MAX, PROCESSES_MAX, VERSION};
@@ -450,6 +450,34 @@ impl Agent {
         };
         let call = self.client.update(context(), &request);
         self.bounded("Update", call).await?;
+        Ok(())
+    }
+
+    /// Has the guest start processors that its machine has got, so that `count` run. Tells how many do.
+    ///
+    /// # Errors
+    /// The agent's reason.
+    pub async fn add_processors(&self, count: u32) -> Result<u32, AgentError> {
+        let request = AddProcessorsRequest {
+            count,
+            ..AddProcessorsRequest::default()
+        };
+        let call = self.client.add_processors(context(), &request);
+        Ok(self.bounded("AddProcessors", call).await?.count)
+    }
+
+    /// Has the guest take memory that its machine has got; `device` is the number of the memory device.
+    /// It does so by and by.
+    ///
+    /// # Errors
+    /// The agent's reason.
+    pub async fn add_memory(&self, device: u32) -> Result<(), AgentError> {
+        let request = AddMemoryRequest {
+            device,
+            ..AddMemoryRequest::default()
+        };
+        let call = self.client.add_memory(context(), &request);
+        self.bounded("AddMemory", call).await?;
         Ok(())
     }
 

@@ -262,6 +262,31 @@ impl SandboxCgroup {
         })
     }
 
+    /// Raises the limits of memory as far as the overhead is `memory_bytes` from now on, if that is more than
+    /// it was. Limits of a cgroup that was there before are raised by whoever has set them.
+    ///
+    /// # Errors
+    /// If one of them cannot be set. Others may be set then, and the overhead is what it was.
+    pub fn make_room(&mut self, memory_bytes: u64) -> Result<(), CgroupError> {
+        if memory_bytes <= self.overhead.memory_bytes {
+            return Ok(());
+        }
+        let before = self.overhead;
+        let is_own = self
+            .any_path()
+            .is_some_and(|path| self.created.contains(path));
+        let limits = match is_own {
+            true => limits::of_memory(self.version, before, &self.paths)?,
+            false => None,
+        };
+        self.overhead.memory_bytes = memory_bytes;
+        let raised = limits.map(|limits| self.update(&limits)).transpose();
+        if raised.is_err() {
+            self.overhead = before;
+        }
+        raised.map(drop)
+    }
+
     /// Stops every process in the cgroup, and waits until they stand. The caller must not be one
     /// of them.
     ///

@@ -26,14 +26,16 @@ enum Kind {
 }
 
 /// Every key.
-const KEYS: [(&str, Kind); 16] = [
+const KEYS: [(&str, Kind); 18] = [
     ("vmm", Kind::Text),
     ("fs", Kind::Text),
     ("kernel", Kind::Text),
     ("initramfs", Kind::Text),
     ("kernel_cmdline", Kind::Text),
     ("memory_mib", Kind::Number),
+    ("max_memory_mib", Kind::Number),
     ("vcpus", Kind::Number),
+    ("max_vcpus", Kind::Number),
     ("boot_timeout_s", Kind::Number),
     ("request_timeout_s", Kind::Number),
     ("jail_uid", Kind::Number),
@@ -82,8 +84,12 @@ pub struct Config {
     pub kernel_cmdline: String,
     /// Guest memory in MiB.
     pub memory_mib: u32,
+    /// Up to how much of it a virtual machine can grow, in MiB; `None` leaves it to this machine.
+    pub max_memory_mib: Option<u32>,
     /// Virtual CPUs.
     pub vcpus: u8,
+    /// Up to how many of them a virtual machine can grow; `None` leaves it to the container's limits.
+    pub max_vcpus: Option<u8>,
     /// How long the agent may take from the start of its virtual machine to its first word.
     pub boot_timeout: Duration,
     /// How long the agent may take to answer.
@@ -156,7 +162,9 @@ struct File {
     initramfs: Option<PathBuf>,
     kernel_cmdline: Option<String>,
     memory_mib: Option<u32>,
+    max_memory_mib: Option<u32>,
     vcpus: Option<u8>,
+    max_vcpus: Option<u8>,
     boot_timeout_s: Option<u64>,
     request_timeout_s: Option<u64>,
     jail_uid: Option<u32>,
@@ -231,7 +239,11 @@ fn overlay(
             "initramfs" => file.initramfs = Some(text.into()),
             "kernel_cmdline" => file.kernel_cmdline = Some(text.into()),
             "memory_mib" => file.memory_mib = Some(number.try_into().map_err(large)?),
+            "max_memory_mib" => {
+                file.max_memory_mib = Some(number.try_into().map_err(large)?);
+            }
             "vcpus" => file.vcpus = Some(number.try_into().map_err(large)?),
+            "max_vcpus" => file.max_vcpus = Some(number.try_into().map_err(large)?),
             "boot_timeout_s" => file.boot_timeout_s = Some(number),
             "request_timeout_s" => file.request_timeout_s = Some(number),
             "jail_uid" => file.jail_uid = Some(number.try_into().map_err(large)?),
@@ -287,7 +299,9 @@ impl File {
             initramfs: absolute(self.initramfs, install.initramfs())?,
             kernel_cmdline: self.kernel_cmdline.unwrap_or_default(),
             memory_mib: self.memory_mib.unwrap_or(DEFAULT_MEMORY_MIB),
+            max_memory_mib: self.max_memory_mib,
             vcpus: self.vcpus.unwrap_or(1),
+            max_vcpus: self.max_vcpus,
             boot_timeout: timeout(
                 "boot_timeout_s",
                 self.boot_timeout_s,

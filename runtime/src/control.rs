@@ -14,19 +14,28 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::monitor::Allowance;
 use crate::paths::{CONTROL_SOCKET, through_fd};
+use crate::state::VmSize;
 
 /// How many commands may wait to be heard.
 const BACKLOG: i32 = 16;
 
 /// From a command.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "order", rename_all = "snake_case", deny_unknown_fields)]
 pub enum ControlOrder {
     /// Connect the virtual machine to the network as it is now.
     ConnectNetwork,
     /// Tell what the network interfaces have counted.
     NetworkCounters,
+    /// Have the virtual machine grow so far that a container can use what it may.
+    Grow {
+        /// A container in it.
+        id: String,
+        /// What it may use; what is not in it stays as it was.
+        allowance: Allowance,
+    },
 }
 
 /// What a network interface has counted since it was connected, seen from the container. The names
@@ -64,6 +73,11 @@ pub enum ControlAnswer {
     Counters {
         /// By slot, in order.
         interfaces: Vec<InterfaceCounters>,
+    },
+    /// What the virtual machine has now.
+    Size {
+        /// Its size.
+        size: VmSize,
     },
     /// It cannot be done.
     Failed {
@@ -140,6 +154,25 @@ pub fn network_counters(
 ) -> Result<Vec<InterfaceCounters>, ControlError> {
     match ask(dir, ControlOrder::NetworkCounters, limit)? {
         ControlAnswer::Counters { interfaces } => Ok(interfaces),
+        _ => Err(ControlError::Confused),
+    }
+}
+
+/// Has the monitor whose state directory is `dir` make its virtual machine so large that the container
+/// `id` in it can use what it may from now on, as far as that is possible, though not longer than `limit`.
+/// Tells the size.
+///
+/// # Errors
+/// If the monitor does not do it.
+pub fn grow(
+    dir: &impl AsFd,
+    id: &str,
+    allowance: Allowance,
+    limit: Duration,
+) -> Result<VmSize, ControlError> {
+    let id = id.to_owned();
+    match ask(dir, ControlOrder::Grow { id, allowance }, limit)? {
+        ControlAnswer::Size { size } => Ok(size),
         _ => Err(ControlError::Confused),
     }
 }

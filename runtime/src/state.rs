@@ -103,7 +103,7 @@ pub struct NetworkPlace {
     pub path: Option<PathBuf>,
 }
 
-/// What a virtual machine was made with, and keeps.
+/// What a virtual machine has. It may grow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VmSize {

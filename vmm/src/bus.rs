@@ -160,7 +160,7 @@ impl Bus {
         if let Some((index, offset)) = slot_at(address) {
             match self.slots.get(index).map(read).as_deref() {
                 Some(Some(transport)) => transport.read(offset, data),
-                _ if is_net(index) => mmio::read_empty(offset, data),
+                _ if may_be_empty(index) => mmio::read_empty(offset, data),
                 _ => {}
             }
         } else if let Some(offset) = ioapic_offset(address) {
@@ -198,9 +198,9 @@ fn read(slot: &RwLock<Option<Arc<Transport>>>) -> RwLockReadGuard<'_, Option<Arc
     slot.read().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether the slot is announced to the guest while it is empty.
-fn is_net(index: usize) -> bool {
-    Slot::nets().any(|slot| slot.index() == index)
+/// Whether the slot may be announced to the guest while it is empty.
+fn may_be_empty(index: usize) -> bool {
+    (Slot::nets().chain([Slot::Mem])).any(|slot| slot.index() == index)
 }
 
 fn serial_offset(port: u16) -> u8 {

@@ -7,11 +7,13 @@
 //!   0x0010_0000  RAM; the kernel where its program headers say, the initramfs behind it
 //!   0xc000_0000  hole for devices: virtio-mmio pages, IOAPIC, local APICs
 //!   1 << 32      the rest of RAM
+//!   above it     RAM that is added while the VM runs, from a multiple of 2 GiB on
 //! ```
 
 use std::ops::Range;
 
 use cloister_virtio::device::GuestRam;
+use cloister_virtio::mem;
 use cloister_virtio::mmio::PAGE_SIZE as MMIO_PAGE_SIZE;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
@@ -81,6 +83,35 @@ pub fn dense(memory: &GuestRam) -> Vec<Range<u64>> {
         ranges.push(end.saturating_sub(descriptors + EARLY_ALLOCATIONS)..end);
     }
     ranges
+}
+
+/// The largest sections in which an x86-64 kernel takes memory, and where they begin.
+const LARGE_SECTION: u64 = 2 << 30;
+/// The sections that it goes by if it has booted with less memory than [`MUCH_MEMORY`]
+/// (arch/x86/mm/init_64.c: `probe_memory_block_size`).
+const SMALL_SECTION: u64 = 128 << 20;
+const MUCH_MEMORY: u64 = 64 << 30;
+
+/// Where RAM is that is added to `boot` bytes while the VM runs, up to `max` bytes in all; `None` if none
+/// is.
+#[must_use]
+pub fn added_ram(boot: u64, max: u64) -> Option<mem::Config> {
+    let more = max.checked_sub(boot).filter(|&more| more > 0)?;
+    let end = if boot > LOW_RAM_END {
+        HIGH_RAM_START + (boot - LOW_RAM_END)
+    } else {
+        boot
+    };
+    let section = if end < MUCH_MEMORY {
+        SMALL_SECTION
+    } else {
+        LARGE_SECTION
+    };
+    Some(mem::Config {
+        addr: end.max(HIGH_RAM_START).next_multiple_of(LARGE_SECTION),
+        region_size: more.next_multiple_of(section),
+        section,
+    })
 }
 
 /// I/O ports.
@@ -193,9 +224,31 @@ mod tests {
     }
 
     #[test]
+    fn added_ram_is_in_whole_sections_above_all_other() {
+        const MIB: u64 = 1 << 20;
+        assert_eq!(added_ram(128 * MIB, 128 * MIB), None);
+        let at = |boot: u64, max: u64| {
+            let config = added_ram(boot << 20, max << 20).unwrap();
+            (
+                config.addr >> 30,
+                config.region_size >> 20,
+                config.section >> 20,
+            )
+        };
+        assert_eq!(at(128, 129), (4, 128, 128));
+        assert_eq!(at(3072, 8192), (4, 5120, 128));
+        assert_eq!(at(3073, 8192), (6, 5120, 128));
+        assert_eq!(at(70 << 10, 71 << 10), (72, 2048, 2048));
+    }
+
+    #[test]
     fn a_restored_guest_depends_on_these() {
         assert_eq!(Slot::Vsock.address(), 0xd000_0000);
         assert_eq!(Slot::Vsock.line(), 5);
+        assert_eq!(Slot::Mem.address(), 0xd000_3000);
+        assert_eq!(Slot::Mem.line(), 8);
+        let id = usize::from(cloister_vmm_api::MEM_PLATFORM_ID);
+        assert_eq!(Slot::Mem.platform_id(), id);
         assert_eq!(Slot::Fs.address(), 0xd000_4000);
         assert_eq!(Slot::Fs.line(), 9);
         assert_eq!(Slot::Net(0).address(), 0xd000_5000);

@@ -5,6 +5,8 @@
 //!   machine   the VM put together: memory, vCPUs, devices
 //!   boot      kernel, initramfs and what the kernel reads
 //!   vcpu      set-up, run loop, gate                        one thread a vCPU
+//!   vcpus     those that there are, and those that come
+//!   ram       the memory that there is, and what comes
 //!   nets      network devices, which come and go
 //!   jail      what is left of the process when the guest starts
 //!   bus       ports and addresses: ioapic, console, virtio
@@ -33,9 +35,11 @@ pub mod memory;
 pub mod nets;
 pub mod parts;
 pub mod plug;
+pub mod ram;
 pub mod session;
 pub mod state;
 pub mod vcpu;
+pub mod vcpus;
 
 /// An error with its causes on one line.
 #[must_use]

@@ -14,13 +14,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cloister_virtio::device::GuestRam;
 use cloister_virtio::fs::{self, Fs};
+use cloister_virtio::mem;
 use cloister_virtio::mmio::{self, SharedDevice, Transport, TransportState};
 use cloister_virtio::net;
 use cloister_virtio::rng::{self, Rng};
 use cloister_virtio::vsock::{self, Connector, Vsock};
 use cloister_vmm_api::VmConfig;
 use kvm_bindings::{CpuId, KVM_CAP_SPLIT_IRQCHIP, kvm_clock_data, kvm_enable_cap};
-use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, Kvm, VmFd};
 use vm_superio::Serial;
 use vm_superio::serial::NoEvents;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -34,15 +35,22 @@ use crate::layout::{KVM_TSS, SERIAL_LINE, SLOTS, Slot};
 use crate::memory;
 use crate::nets::Nets;
 use crate::plug;
+use crate::ram::{self, Ram};
 use crate::state::VmState;
 use crate::vcpu::{self, Topology};
+use crate::vcpus::Vcpus;
 
 /// The version of the KVM interface; the only one there has been since 2007.
 pub const KVM_API_VERSION: i32 = 12;
 
 /// The system calls that the devices of a running machine need beside those of any VM.
-pub const DEVICE_SYSCALLS: &[&[libc::c_long]] =
-    &[rng::SYSCALLS, vsock::SYSCALLS, net::SYSCALLS, FS_SYSCALLS];
+pub const DEVICE_SYSCALLS: &[&[libc::c_long]] = &[
+    rng::SYSCALLS,
+    vsock::SYSCALLS,
+    net::SYSCALLS,
+    mem::SYSCALLS,
+    FS_SYSCALLS,
+];
 /// The `ioctl` operations that they need.
 pub const DEVICE_IOCTLS: &[&[u32]] = &[net::IOCTLS];
 
@@ -90,6 +98,9 @@ pub enum Error {
     /// A device's transport cannot be what it was.
     #[error(transparent)]
     Transport(#[from] mmio::RestoreError),
+    /// The memory that may come, or has come, cannot be had.
+    #[error(transparent)]
+    Ram(#[from] ram::Refusal),
     /// A network device cannot be what it was.
     #[error(transparent)]
     Net(#[from] crate::nets::Refusal),
@@ -108,6 +119,8 @@ pub struct Backends {
     pub vsock_connector: Box<dyn Connector + Send>,
     /// The file server, if the machine has a file system device.
     pub fs: Option<UnixStream>,
+    /// The file of the memory that had been added to a restored machine, if any had. A new machine has none.
+    pub added_memory: Option<File>,
     /// The taps of the network devices that a restored machine had, by slot. A new machine has none.
     pub nets: Vec<(u8, Vec<OwnedFd>)>,
 }
@@ -116,12 +129,14 @@ pub struct Backends {
 pub struct Machine {
     /// The VM.
     pub vm: Arc<VmFd>,
-    /// Its memory.
+    /// The memory that it has from the start.
     pub memory: GuestRam,
+    /// All of its memory, some of which may come later.
+    pub ram: Arc<Mutex<Ram>>,
     /// What is around its vCPUs.
     pub bus: Arc<Bus>,
-    /// Its vCPUs.
-    pub vcpus: Vec<Arc<Mutex<VcpuFd>>>,
+    /// Its vCPUs, some of which may come later.
+    pub vcpus: Arc<Mutex<Vcpus>>,
     /// The socket device.
     pub vsock: Arc<Mutex<Vsock>>,
     /// The entropy device.
@@ -144,8 +159,8 @@ impl Machine {
         Self::build(config, kvm, backends, memory, None)
     }
 
-    /// Makes a VM that goes on where `state` was taken. `memory` holds what it held then, and
-    /// `config` is the one that the VM was made with.
+    /// Makes a VM that goes on where `state` was taken. `memory`, and the file of what had been added to it,
+    /// hold what they held then, and `config` is the one that the VM was made with.
     ///
     /// # Errors
     /// If anything cannot be made, or the state does not belong to such a VM.
@@ -156,7 +171,8 @@ impl Machine {
         memory: GuestRam,
         state: VmState,
     ) -> Result<Self, Error> {
-        if state.vcpus.len() != usize::from(config.vcpus) {
+        let possible = usize::from(config.vcpus)..=usize::from(config.max_vcpus);
+        if !possible.contains(&state.vcpus.len()) {
             return Err(Error::State("the number of vCPUs"));
         }
         if state.slots.len() != SLOTS {
@@ -178,9 +194,18 @@ impl Machine {
         }
         let console = Console::new(backends.console).map_err(Error::Console)?;
         let vm = Arc::new(create_vm(kvm)?);
+        let saved_ram = state.as_mut().and_then(|state| state.mem.take());
+        let (boot, max) = (config.memory_mib, config.max_memory_mib);
+        let mut plan = ram::Plan::new(boot, max, saved_ram, backends.added_memory)?;
+        let memory = plan.memory(&memory)?;
         memory::attach(&vm, &memory)?;
         prepare_vm(&vm)?;
-        let vcpus = create_vcpus(kvm, &vm, config.vcpus)?;
+        let count = match &state {
+            None => config.vcpus,
+            // Checked against the configuration.
+            Some(state) => u8::try_from(state.vcpus.len()).unwrap_or(config.max_vcpus),
+        };
+        let vcpus = create_vcpus(kvm, vm.clone(), count, config.max_vcpus)?;
 
         let mut assembly = Assembly {
             vm: &vm,
@@ -215,7 +240,13 @@ impl Machine {
             assembly.plug(Slot::Fs, device.clone())?;
             fs = Some(device);
         }
+        if plan.grows() {
+            assembly.cmdline.announce(Slot::Mem);
+        }
         Slot::nets().for_each(|slot| assembly.cmdline.announce(slot));
+        if config.max_vcpus > config.vcpus {
+            assembly.cmdline.start_only(config.vcpus.into());
+        }
         assembly.cmdline.append(&config.cmdline);
         let Assembly {
             slots,
@@ -229,7 +260,7 @@ impl Machine {
         let (ioapic, serial) = match state {
             None => (Ioapic::new(vm.clone()), Serial::new(line, console)),
             Some(state) => {
-                for (vcpu, state) in vcpus.iter().zip(&state.vcpus) {
+                for (vcpu, state) in vcpus.made().iter().zip(&state.vcpus) {
                     vcpu::state::restore(&lock(vcpu), state)?;
                 }
                 let clock = kvm_clock_data {
@@ -247,11 +278,13 @@ impl Machine {
         let bus = Arc::new(Bus::new(slots, ioapic, serial));
         let mut nets = Nets::new(vm.clone(), memory.clone(), bus.clone());
         nets.restore(saved_nets, &saved, backends.nets)?;
+        let ram = Ram::new(vm.clone(), bus.clone(), memory.clone(), plan, &saved)?;
         Ok(Self {
             vm,
             memory,
+            ram: Arc::new(Mutex::new(ram)),
             bus,
-            vcpus,
+            vcpus: Arc::new(Mutex::new(vcpus)),
             vsock,
             rng,
             fs,
@@ -275,10 +308,9 @@ impl Machine {
     /// # Errors
     /// If the guest cannot be loaded.
     pub fn load(&self, kernel: &File, initramfs: &File) -> Result<Range<u64>, Error> {
-        // At most what the configuration allows.
-        let count = u8::try_from(self.vcpus.len()).unwrap_or(u8::MAX);
-        let loaded = boot::load(&self.memory, kernel, initramfs, &self.cmdline, count)?;
-        if let Some(first) = self.vcpus.first() {
+        let vcpus = lock(&self.vcpus);
+        let loaded = boot::load(&self.memory, kernel, initramfs, &self.cmdline, vcpus.max())?;
+        if let Some(first) = vcpus.made().first() {
             vcpu::enter(&lock(first), boot::entry_state(loaded.entry))?;
         }
         Ok(loaded.initramfs)
@@ -320,8 +352,8 @@ impl Assembly<'_> {
     }
 }
 
-fn lock(vcpu: &Mutex<VcpuFd>) -> MutexGuard<'_, VcpuFd> {
-    vcpu.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn event(what: &'static str) -> Result<EventFd, Error> {
@@ -367,16 +399,12 @@ pub fn supported_cpuid(kvm: &Kvm) -> Result<CpuId, KvmError> {
         .during("KVM_GET_SUPPORTED_CPUID")
 }
 
-fn create_vcpus(kvm: &Kvm, vm: &VmFd, count: u8) -> Result<Vec<Arc<Mutex<VcpuFd>>>, KvmError> {
+/// The first `count` vCPUs of at most `max`.
+fn create_vcpus(kvm: &Kvm, vm: Arc<VmFd>, count: u8, max: u8) -> Result<Vcpus, KvmError> {
     let supported = supported_cpuid(kvm)?;
     let topology = Topology {
-        vcpus: count,
+        vcpus: max,
         tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
     };
-    (0..count)
-        .map(|id| {
-            let vcpu = vcpu::create(vm, &supported, topology, id)?;
-            Ok(Arc::new(Mutex::new(vcpu)))
-        })
-        .collect()
+    Vcpus::new(vm, supported, topology, count)
 }

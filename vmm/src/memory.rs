@@ -1,4 +1,4 @@
-//! Guest RAM: one memfd, mapped once.
+//! Guest RAM: one memfd, mapped once. What is added while the VM runs is another one ([`Extension`]).
 //!
 //! A page that a guest touches for the first time costs two faults, one of the guest's and one of the
 //! host's, and they are most of what booting a kernel costs. So what is known to be used
@@ -119,25 +119,43 @@ pub fn create(size: u64) -> Result<GuestRam, Error> {
         };
         let bytes = usize::try_from(length).map_err(|_| Error::Layout { size })?;
         let file = FileOffset::from_arc(memfd.clone(), offset);
-        let host = map_aligned(&file, bytes).map_err(|errno| fail(errno.into()))?;
-        // SAFETY: the mapping is `bytes` long and belongs to nobody else; it is never unmapped.
-        let builder = unsafe { MmapRegionBuilder::new(bytes).with_raw_mmap_pointer(host.cast()) };
-        let mapping = builder
-            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
-            .with_file_offset(file)
-            .build()
-            .map_err(|error| fail(io::Error::other(error)))?;
-        let region = GuestRegionMmap::new(mapping, GuestAddress(address));
-        regions.push(region.ok_or(Error::Layout { size })?);
+        let host = reserve(bytes).map_err(|errno| fail(errno.into()))?;
+        map(&file, host, bytes).map_err(|errno| fail(errno.into()))?;
+        // SAFETY: the mapping was made for it just now.
+        regions.push(unsafe { region(file, host, bytes, address) }?);
     }
     GuestRam::from_regions(regions).map_err(|_| Error::Layout { size })
 }
 
-/// Maps `bytes` of `file` at an address that is a multiple of [`HUGE_PAGE`]: guest pages can only
-/// be huge where guest and host address agree below that. The mapping stays until the process ends.
-fn map_aligned(file: &FileOffset, bytes: usize) -> Result<*mut libc::c_void, Errno> {
-    use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+/// The region of guest RAM at `address` whose `bytes` are `file`, mapped at `host`.
+///
+/// # Safety
+/// The mapping must be `bytes` long, belong to nobody else, and never be unmapped.
+unsafe fn region(
+    file: FileOffset,
+    host: *mut libc::c_void,
+    bytes: usize,
+    address: u64,
+) -> Result<GuestRegionMmap<()>, Error> {
+    let size = bytes as u64;
+    // SAFETY: the caller's promise.
+    let builder = unsafe { MmapRegionBuilder::new(bytes).with_raw_mmap_pointer(host.cast()) };
+    let mapping = builder
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+        .with_file_offset(file)
+        .build()
+        .map_err(|error| Error::Map {
+            size,
+            source: io::Error::other(error),
+        })?;
+    GuestRegionMmap::new(mapping, GuestAddress(address)).ok_or(Error::Layout { size })
+}
+
+/// Keeps `bytes` of this process' addresses free, from a multiple of [`HUGE_PAGE`] on: guest pages can
+/// only be huge where guest and host address agree below that.
+fn reserve(bytes: usize) -> Result<*mut libc::c_void, Errno> {
+    use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
     let huge = usize::try_from(HUGE_PAGE).map_err(|_| Errno::INVAL)?;
     let reserved = bytes.checked_add(huge).ok_or(Errno::INVAL)?;
@@ -147,18 +165,26 @@ fn map_aligned(file: &FileOffset, bytes: usize) -> Result<*mut libc::c_void, Err
         unsafe { mmap_anonymous(std::ptr::null_mut(), reserved, ProtFlags::empty(), flags) }?;
     let before = start.align_offset(huge);
     let aligned = start.wrapping_byte_add(before);
-    let flags = MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::FIXED;
-    let (protection, fd) = (ProtFlags::READ | ProtFlags::WRITE, file.file());
-    // SAFETY: replaces a part of the mapping made above, which nobody uses.
-    let mapped = unsafe { mmap(aligned, bytes, protection, flags, fd, file.start()) }?;
-    let after = mapped.wrapping_byte_add(bytes);
+    let after = aligned.wrapping_byte_add(bytes);
     for (edge, length) in [(start, before), (after, huge - before)] {
         if length > 0 {
-            // SAFETY: a part of the mapping made above that was not replaced.
+            // SAFETY: a part of the mapping made above that nobody knows.
             unsafe { munmap(edge, length) }?;
         }
     }
-    Ok(mapped)
+    Ok(aligned)
+}
+
+/// Maps `bytes` of `file` at `host`, in addresses that [`reserve`] has kept. The mapping stays until the
+/// process ends.
+fn map(file: &FileOffset, host: *mut libc::c_void, bytes: usize) -> Result<(), Errno> {
+    use rustix::mm::{MapFlags, ProtFlags, mmap};
+
+    let flags = MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::FIXED;
+    let (protection, fd) = (ProtFlags::READ | ProtFlags::WRITE, file.file());
+    // SAFETY: replaces what nobody uses: it was reserved and not given to anybody.
+    unsafe { mmap(host, bytes, protection, flags, fd, file.start()) }?;
+    Ok(())
 }
 
 /// Makes the blocks that lie in `ranges` of huge pages, as far as the host can: for speed only, so
@@ -213,25 +239,166 @@ fn collapse(memory: &GuestRam, start: u64, end: u64) -> io::Result<()> {
     }
 }
 
-/// Gives the guest its memory: one slot for each piece, set once.
+/// Gives the guest its first memory: one slot for each piece, set once.
 ///
 /// # Errors
 /// If KVM refuses.
 pub fn attach(vm: &VmFd, memory: &GuestRam) -> Result<(), Error> {
     for (slot, region) in (0..).zip(memory.iter()) {
-        let slot_region = kvm_userspace_memory_region {
-            slot,
-            flags: 0,
-            guest_phys_addr: region.start_addr().0,
-            memory_size: region.len(),
-            userspace_addr: region.as_ptr() as u64,
-        };
-        // SAFETY: the mapping is `memory_size` bytes long and stays for as long as the process
-        // lives: the regions are kept by the machine, which is never dropped before the VM.
-        unsafe { vm.set_user_memory_region(slot_region) }
-            .map_err(|source| Error::Slot { slot, source })?;
+        attach_part(vm, slot, region, 0)?;
     }
     Ok(())
+}
+
+/// Gives the guest what is in `region` from `offset` on, as slot `slot`. KVM waits for a grace period if
+/// its vCPUs run.
+///
+/// # Errors
+/// If KVM refuses.
+pub fn attach_part(
+    vm: &VmFd,
+    slot: u32,
+    region: &GuestRegionMmap<()>,
+    offset: u64,
+) -> Result<(), Error> {
+    let slot_region = kvm_userspace_memory_region {
+        slot,
+        flags: 0,
+        guest_phys_addr: region.start_addr().0 + offset,
+        memory_size: region.len().saturating_sub(offset),
+        userspace_addr: region.as_ptr() as u64 + offset,
+    };
+    // SAFETY: the mapping is `memory_size` bytes long and stays for as long as the process lives: none
+    // is ever unmapped.
+    unsafe { vm.set_user_memory_region(slot_region) }.map_err(|source| Error::Slot { slot, source })
+}
+
+/// Guest RAM that is added while the VM runs: a memory file and room in this process' addresses, both of
+/// which are used from their starts. So memory stays where it is when there comes more behind it.
+#[derive(Debug)]
+pub struct Extension {
+    file: Arc<File>,
+    /// How long it is.
+    file_length: u64,
+    /// Where it begins for the guest.
+    address: u64,
+    /// How much there can be.
+    max: u64,
+    /// Where it begins in this process, once there is any.
+    host: Option<usize>,
+    /// How much there is.
+    length: u64,
+}
+
+impl Extension {
+    /// None yet, from `address` on, and up to `max` bytes of it.
+    ///
+    /// # Errors
+    /// If the memory file cannot be made.
+    pub fn new(address: u64, max: u64) -> Result<Self, Error> {
+        let file = |operation| {
+            move |errno: rustix::io::Errno| Error::File {
+                operation,
+                source: errno.into(),
+            }
+        };
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let memfd = memfd_create("guest-ram-added", flags).map_err(file("memfd_create"))?;
+        // As above, but that it grows.
+        fcntl_add_seals(&memfd, SealFlags::SHRINK | SealFlags::SEAL)
+            .map_err(file("F_ADD_SEALS"))?;
+        Ok(Self::of(memfd.into(), 0, address, max))
+    }
+
+    /// What is in the memory file of another machine is there as far as [`Extension::grow`] is told.
+    ///
+    /// # Errors
+    /// If the file does not tell its length.
+    pub fn restore(file: File, address: u64, max: u64) -> Result<Self, Error> {
+        let length = file.metadata().map_err(|source| Error::File {
+            operation: "fstat",
+            source,
+        })?;
+        Ok(Self::of(file, length.len(), address, max))
+    }
+
+    fn of(file: File, file_length: u64, address: u64, max: u64) -> Self {
+        Self {
+            file: Arc::new(file),
+            file_length,
+            address,
+            max,
+            host: None,
+            length: 0,
+        }
+    }
+
+    /// How much there is, in bytes.
+    #[must_use]
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// `memory`, which has what there is of this, with `length` bytes of it, or as many as there are if
+    /// that is more.
+    ///
+    /// # Errors
+    /// If it cannot be; then nothing has changed.
+    pub fn grow(&mut self, memory: &GuestRam, length: u64) -> Result<GuestRam, Error> {
+        if length <= self.length {
+            return Ok(memory.clone());
+        }
+        let layout = |_| Error::Layout { size: length };
+        let fail = |size| {
+            move |errno: Errno| Error::Map {
+                size,
+                source: errno.into(),
+            }
+        };
+        if length > self.max {
+            return Err(Error::Layout { size: length });
+        }
+        let added = length - self.length;
+        let bytes = |size: u64| usize::try_from(size).map_err(|_| Error::Layout { size });
+        let host = match self.host {
+            Some(host) => host,
+            None => reserve(bytes(self.max)?)
+                .map_err(fail(self.max))?
+                .expose_provenance(),
+        };
+        self.host = Some(host);
+        if self.file_length < length {
+            ftruncate(&*self.file, length).map_err(|errno| Error::File {
+                operation: "ftruncate",
+                source: errno.into(),
+            })?;
+            self.file_length = length;
+        }
+        let rest = FileOffset::from_arc(self.file.clone(), self.length);
+        let place = std::ptr::with_exposed_provenance_mut(host + bytes(self.length)?);
+        map(&rest, place, bytes(added)?).map_err(fail(added))?;
+        let all = FileOffset::from_arc(self.file.clone(), 0);
+        let start = std::ptr::with_exposed_provenance_mut(host);
+        // SAFETY: mapped up to `length` by now, in the addresses that were reserved for it.
+        let region = unsafe { region(all, start, bytes(length)?, self.address) }?;
+        let rest = match self.length {
+            0 => memory.clone(),
+            before => {
+                let address = GuestAddress(self.address);
+                memory.remove_region(address, before).map_err(layout)?.0
+            }
+        };
+        let grown = rest.insert_region(Arc::new(region)).map_err(layout)?;
+        self.length = length;
+        Ok(grown)
+    }
+
+    /// Its region in `memory`, which has it.
+    #[must_use]
+    pub fn region<'m>(&self, memory: &'m GuestRam) -> Option<&'m GuestRegionMmap<()>> {
+        let region = memory.find_region(GuestAddress(self.address))?;
+        (region.start_addr().0 == self.address).then_some(region)
+    }
 }
 
 /// Puts `length` bytes of `file` from `offset` at `address` without copying them: the guest shares
@@ -366,6 +533,45 @@ mod tests {
         release_file(&memory, &(MIB..MIB + 8192)).unwrap();
         assert_eq!(read(), 0x44);
         assert!(release_file(&memory, &(3 * MIB..5 * MIB)).is_err());
+    }
+
+    #[test]
+    fn added_memory_stays_where_it_is_when_there_comes_more() {
+        use std::os::unix::fs::FileExt;
+
+        const START: u64 = 4 << 30;
+        let first = create(4 * MIB).unwrap();
+        let mut extension = Extension::new(START, 64 * MIB).unwrap();
+        assert!(extension.region(&first).is_none());
+        let memory = extension.grow(&first, 8 * MIB).unwrap();
+        memory.write_obj(0x66_u8, GuestAddress(START + 5)).unwrap();
+        let more = extension.grow(&memory, 24 * MIB).unwrap();
+        assert_eq!(extension.length(), 24 * MIB);
+        let host = |memory: &GuestRam| memory.get_host_address(GuestAddress(START)).unwrap();
+        assert_eq!(host(&memory), host(&more));
+        assert_eq!(host(&more).align_offset(2 << 20), 0);
+        more.write_obj(0x67_u8, GuestAddress(START + 20 * MIB))
+            .unwrap();
+        assert!(
+            memory
+                .read_obj::<u8>(GuestAddress(START + 20 * MIB))
+                .is_err()
+        );
+        assert!(first.read_obj::<u8>(GuestAddress(START)).is_err());
+        let region = extension.region(&more).unwrap();
+        assert_eq!(region.len(), 24 * MIB);
+        for (offset, expected) in [(5, 0x66), (20 * MIB, 0x67)] {
+            let mut byte = [0];
+            let file = region.file_offset().unwrap();
+            file.file().read_exact_at(&mut byte, offset).unwrap();
+            assert_eq!(byte, [expected]);
+        }
+        // Less is not taken away, and there is an end.
+        assert_eq!(extension.grow(&more, MIB).unwrap().num_regions(), 2);
+        assert!(extension.grow(&more, 65 * MIB).is_err());
+        assert_eq!(extension.length(), 24 * MIB);
+        let shrunk = region.file_offset().unwrap().file().set_len(MIB);
+        assert!(shrunk.is_err());
     }
 
     #[test]

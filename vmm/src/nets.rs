@@ -126,6 +126,11 @@ impl Nets {
         }
     }
 
+    /// What devices that come from now on are given.
+    pub fn set_memory(&mut self, memory: GuestRam) {
+        self.memory = memory;
+    }
+
     /// The devices' states, by slot.
     #[must_use]
     pub fn states(&self) -> Vec<Option<net::State>> {

@@ -140,7 +140,9 @@ mod tests {
         VmConfig {
             api_version: API_VERSION,
             vcpus: 1,
+            max_vcpus: 1,
             memory_mib: 128,
+            max_memory_mib: 128,
             cmdline: String::new(),
             vsock: VsockConfig {
                 guest_cid: 3,

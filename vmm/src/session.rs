@@ -11,7 +11,7 @@
 use std::cell::RefCell;
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,8 +31,10 @@ use crate::machine::{self, Backends, DEVICE_IOCTLS, DEVICE_SYSCALLS, Machine};
 use crate::memory;
 use crate::nets::Nets;
 use crate::parts::{self, Parts};
+use crate::ram::Ram;
 use crate::vcpu::gate::{self, Gate};
 use crate::vcpu::{Ending, Outside, Runner};
+use crate::vcpus::{self, Start, Vcpus};
 
 /// How long an owner may leave its socket full before the VMM gives up telling it something.
 const PATIENCE: Timespec = Timespec {
@@ -61,9 +63,9 @@ pub enum Error {
     /// The process cannot be confined.
     #[error(transparent)]
     Jail(#[from] jail::Error),
-    /// A thread cannot be started.
-    #[error("cannot start the thread of vCPU {0}")]
-    Thread(u8, #[source] io::Error),
+    /// The vCPUs cannot be started.
+    #[error(transparent)]
+    Vcpus(#[from] vcpus::Refusal),
     /// The kick signal cannot be handled.
     #[error("cannot handle the kick signal")]
     Signal(#[source] io::Error),
@@ -151,6 +153,7 @@ impl Session {
             vsock_listener,
             vsock_connector: Box::new(OwnerConnector::new(self.channel.clone())),
             fs: fs_backend,
+            added_memory: None,
             nets: Vec::new(),
         };
         let machine = Machine::assemble(&config, &kvm, backends)?;
@@ -160,12 +163,12 @@ impl Session {
         drop((kernel, initramfs));
         self.timeline.loaded = clock::now();
 
-        // The identity before the vCPU threads, which inherit it; the filter after them, since it
-        // does not let threads start.
+        // The identity before the vCPU threads, which inherit it. The filter lets further threads start
+        // for vCPUs that come later, and nothing else.
         jail::enter(&config.jail)?;
         let gate = Arc::new(Gate::default());
-        self.start_vcpus(&machine, &gate)?;
-        let (mut manager, end) = self.event_loop(&machine, gate.clone(), initramfs_pages)?;
+        let start = self.start_vcpus(&machine, &gate)?;
+        let (mut manager, end) = self.event_loop(&machine, gate.clone(), start, initramfs_pages)?;
         Confinement::new(DEVICE_SYSCALLS, DEVICE_IOCTLS)?.confine()?;
         self.timeline.entered = clock::now();
         tell(
@@ -187,29 +190,37 @@ impl Session {
         Ok(end)
     }
 
-    fn start_vcpus(&self, machine: &Machine, gate: &Arc<Gate>) -> Result<(), Error> {
+    /// Starts the threads of the vCPUs that there are. Returns what starts those of further ones.
+    fn start_vcpus(&self, machine: &Machine, gate: &Arc<Gate>) -> Result<Start, Error> {
         gate::install_handler().map_err(Error::Signal)?;
-        for (id, vcpu) in (0_u8..).zip(&machine.vcpus) {
+        let (bus, gate, notice) = (machine.bus.clone(), gate.clone(), self.notice.clone());
+        let waiting = gate.clone();
+        let start: Start = Box::new(move |id, vcpu| {
             let runner = Runner {
                 id,
-                vcpu: vcpu.clone(),
-                bus: machine.bus.clone(),
+                vcpu,
+                bus: bus.clone(),
                 gate: gate.clone(),
-                outside: self.notice.clone(),
+                outside: notice.clone(),
             };
             std::thread::Builder::new()
                 .name(format!("vcpu{id}"))
-                .spawn(move || runner.run())
-                .map_err(|source| Error::Thread(id, source))?;
-        }
-        gate.assemble(machine.vcpus.len());
-        Ok(())
+                .spawn(move || runner.run())?;
+            // Whoever closes the gate from here on stops this one too.
+            gate.wait_enrolled(usize::from(id) + 1);
+            Ok(())
+        });
+        let mut vcpus = (machine.vcpus.lock()).unwrap_or_else(PoisonError::into_inner);
+        vcpus.start(&start)?;
+        waiting.assemble(vcpus.made().len());
+        Ok(start)
     }
 
     fn event_loop(
         &self,
         machine: &Machine,
         gate: Arc<Gate>,
+        start: Start,
         initramfs: Range<u64>,
     ) -> Result<(EventLoop, Finale), Error> {
         let end = Rc::default();
@@ -223,6 +234,9 @@ impl Session {
             gate,
             fs: machine.fs.clone(),
             nets: machine.nets.clone(),
+            ram: machine.ram.clone(),
+            vcpus: machine.vcpus.clone(),
+            start,
             memory: machine.memory.clone(),
             initramfs: Some(initramfs),
             end: Rc::clone(&end),
@@ -248,6 +262,9 @@ fn name(request: &Request) -> &'static str {
         Request::DetachNet { .. } => "detach_net",
         Request::SetLink { .. } => "set_link",
         Request::NetCounters => "net_counters",
+        Request::AddVcpus { .. } => "add_vcpus",
+        Request::AddMemory { .. } => "add_memory",
+        Request::Memory => "memory",
     }
 }
 
@@ -330,6 +347,10 @@ struct Control {
     /// The devices that come and go at the owner's request. Their events are watched as this
     /// subscriber's.
     nets: Arc<Mutex<Nets>>,
+    ram: Arc<Mutex<Ram>>,
+    vcpus: Arc<Mutex<Vcpus>>,
+    /// Starts the thread of a vCPU.
+    start: Start,
     memory: GuestRam,
     /// The pages of the initramfs, until the guest's init runs.
     initramfs: Option<Range<u64>>,
@@ -358,13 +379,13 @@ impl Control {
         }
     }
 
-    /// The next request, if there is one that is not about network devices. Those are followed here,
-    /// whether the VM runs or not.
+    /// The next request, if there is one that is about the life of the VM. The others, for what comes
+    /// and goes, are followed here, whether the VM runs or not.
     fn next_request(&self, ops: &mut EventOps) -> Result<Option<Received>, Error> {
         loop {
             match self.channel.recv::<Request>() {
                 // Descriptors that no request wants are closed.
-                Ok(Some((request, fds))) => match self.nets().follow(request, fds, ops) {
+                Ok(Some((request, fds))) => match self.follow(request, fds, ops) {
                     Ok(answer) => tell(&self.channel, &answer)?,
                     Err(request) => return Ok(Some(Received::Request(*request))),
                 },
@@ -373,6 +394,25 @@ impl Control {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// The answer to a request for a part of the machine; any other is given back.
+    fn follow(
+        &self,
+        request: Request,
+        fds: Vec<OwnedFd>,
+        ops: &mut EventOps,
+    ) -> Result<Event, Box<Request>> {
+        let request = match self.nets().follow(request, fds, ops) {
+            Err(request) => *request,
+            answer => return answer,
+        };
+        let request = match self.ram().follow(request, &mut self.nets(), ops) {
+            Err(request) => *request,
+            answer => return answer,
+        };
+        let mut vcpus = self.vcpus.lock().unwrap_or_else(PoisonError::into_inner);
+        vcpus.follow(request, &self.start)
     }
 
     /// Stands still until the owner says otherwise.
@@ -417,6 +457,10 @@ impl Control {
         self.nets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn ram(&self) -> MutexGuard<'_, Ram> {
+        self.ram.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Gives the pages of the initramfs back once the guest has unpacked it.
     fn release_initramfs(&mut self) {
         if self.notice.init.load(Ordering::Relaxed) != 0
@@ -457,6 +501,7 @@ impl MutEventSubscriber for Control {
             }
         }
         self.nets().init(ops);
+        self.ram().init(ops);
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
@@ -466,7 +511,9 @@ impl MutEventSubscriber for Control {
         } else if events.fd() == raw(&self.channel) {
             self.requests(ops)
         } else {
-            self.nets().process(events, ops);
+            if !self.ram().process(events, ops) {
+                self.nets().process(events, ops);
+            }
             return;
         };
         if let Some(end) = outcome.transpose() {

@@ -7,7 +7,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cloister_virtio::mmio::TransportState;
-use cloister_virtio::{fs, net, rng, vsock};
+use cloister_virtio::{fs, mem, net, rng, vsock};
 use kvm_bindings::kvm_clock_data;
 use serde::{Deserialize, Serialize};
 use vm_superio::SerialState;
@@ -21,7 +21,7 @@ use crate::vcpu::state::VcpuState;
 /// A VM that stood still.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VmState {
-    /// The vCPUs, by number.
+    /// The vCPUs that there were, by number.
     pub vcpus: Vec<VcpuState>,
     /// The clock that the guest reads through KVM.
     pub clock: kvm_clock_data,
@@ -37,6 +37,8 @@ pub struct VmState {
     pub rng: rng::State,
     /// The file system device, if there is one.
     pub fs: Option<fs::State>,
+    /// The memory device, if memory has been added. The file of that memory is the owner's.
+    pub mem: Option<mem::State>,
     /// The network devices, by slot; none where there is none.
     pub nets: Vec<Option<net::State>>,
 }
@@ -59,7 +61,7 @@ impl Machine {
     /// # Errors
     /// If a vCPU runs, or KVM refuses to tell.
     pub fn save(&self) -> Result<VmState, SaveError> {
-        let vcpus = (self.vcpus.iter().enumerate())
+        let vcpus = (lock(&self.vcpus).made().iter().enumerate())
             .map(|(id, vcpu)| {
                 // A vCPU's thread holds the lock whenever it is not at the gate.
                 let vcpu = vcpu.try_lock().map_err(|_| SaveError::Running(id))?;
@@ -78,6 +80,7 @@ impl Machine {
             vsock: lock(&self.vsock).state(),
             rng: lock(&self.rng).state(),
             fs: self.fs.as_ref().map(|fs| lock(fs).state()),
+            mem: lock(&self.ram).state(),
             nets: lock(&self.nets).states(),
         })
     }

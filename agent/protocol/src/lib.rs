@@ -44,7 +44,7 @@ pub use generated::{agent, agent_ttrpc};
 
 /// The version of this contract. It changes with every change of meaning; the two sides come from
 /// one build, and a mismatch is a broken install that is refused by name.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// The host port to which the agent connects when it is ready.
 pub const READY_PORT: u32 = 1024;

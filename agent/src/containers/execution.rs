@@ -8,6 +8,7 @@ use super::{ContainerError, Slot};
 use crate::execs::Running;
 use crate::session::Session;
 use crate::stdio::Relayed;
+use crate::sys;
 
 /// The execution of a program in a container, from the birth of its process on.
 pub(super) struct Execution {
@@ -70,10 +71,5 @@ pub(super) async fn on_thread<T: Send + 'static>(
         id: id.into(),
         source,
     };
-    let (done, result) = tokio::sync::oneshot::channel();
-    std::thread::Builder::new()
-        .name(name.into())
-        .spawn(move || drop(done.send(work())))
-        .map_err(lost)?;
-    result.await.map_err(|e| lost(std::io::Error::other(e)))
+    sys::on_thread(name, work).await.map_err(lost)
 }

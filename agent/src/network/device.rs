@@ -1,16 +1,12 @@
-//! A network device of the machine: a virtio-mmio slot that the host has filled.
-//!
-//! The kernel has looked at each slot once, when it started, and has found them empty. Binding the
-//! driver by hand (Documentation/ABI/testing/sysfs-bus-platform) makes it look again.
+//! A network device of the machine: a [slot] that the host has filled.
 
 use std::fs;
 use std::io;
 use std::path::PathBuf;
 
 use super::NetworkError;
+use crate::slot;
 
-/// The driver's directory.
-const DRIVER: &str = "/sys/bus/platform/drivers/virtio-mmio";
 /// The devices' directories.
 const DEVICES: &str = "/sys/bus/platform/devices";
 
@@ -23,17 +19,16 @@ pub(super) struct Device {
 impl Device {
     /// Has the driver take the device of a number.
     pub(super) fn bind(number: u32) -> Result<Self, NetworkError> {
-        let name = format!("virtio-mmio.{number}");
-        let this = Self { name };
-        let bound = fs::write(format!("{DRIVER}/bind"), &this.name);
-        bound.map_err(|e| this.error("its driver does not take it", e))?;
+        let this = Self {
+            name: slot::name(number),
+        };
+        slot::bind(&this.name).map_err(|e| this.error("its driver does not take it", e))?;
         Ok(this)
     }
 
     /// Has the driver let go of it, wherever its interface is by now.
     pub(super) fn unbind(&self) -> Result<(), NetworkError> {
-        let unbound = fs::write(format!("{DRIVER}/unbind"), &self.name);
-        unbound.map_err(|e| self.error("its driver does not let go of it", e))
+        slot::unbind(&self.name).map_err(|e| self.error("its driver does not let go of it", e))
     }
 
     /// The index of its interface, while that is in the namespace that sysfs shows.

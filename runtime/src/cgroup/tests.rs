@@ -296,6 +296,63 @@ fn limits_are_set_and_changed() {
 }
 
 #[test]
+fn limits_of_memory_make_room_for_an_overhead_that_grows() {
+    let Some(plan) = plan(&format!("/{}", unique())) else {
+        return;
+    };
+    if !controllers(&plan).iter().any(|there| there == "memory") {
+        return;
+    }
+    let version = plan.hierarchies.version();
+    let (key, file) = match version {
+        Version::V1 => ("memory", "memory.limit_in_bytes"),
+        Version::V2 => (Hierarchies::UNIFIED, "memory.max"),
+    };
+    let mut limits = json!({"memory": {"limit": 64 << 20}});
+    if version == Version::V2 {
+        limits["unified"] = json!({"memory.high": (48 << 20).to_string()});
+    }
+    let limits = resources(limits);
+    let mut cgroup = SandboxCgroup::create(&plan, &limits, OVERHEAD, None).unwrap();
+    let read = |cgroup: &SandboxCgroup, file: &str| {
+        let text = fs::read_to_string(cgroup.paths()[key].join(file)).unwrap();
+        text.trim().parse::<u64>().ok().map(|bytes| bytes >> 20)
+    };
+    assert_eq!(read(&cgroup, file), Some(80));
+    let swap = json!({"memory": {"limit": 64 << 20, "swap": 96 << 20}});
+    let swaps = version == Version::V1 && cgroup.update(&resources(swap)).is_ok();
+    cgroup.make_room(32 << 20).unwrap();
+    assert_eq!(read(&cgroup, file), Some(96));
+    if swaps {
+        assert_eq!(read(&cgroup, "memory.memsw.limit_in_bytes"), Some(128));
+    }
+    if version == Version::V2 {
+        assert_eq!(read(&cgroup, "memory.high"), Some(80));
+    }
+    // Less is not taken away, and what comes later is counted from there.
+    cgroup.make_room(16 << 20).unwrap();
+    assert_eq!(read(&cgroup, file), Some(96));
+    cgroup
+        .update(&resources(
+            json!({"memory": {"limit": 80 << 20, "swap": -1}}),
+        ))
+        .unwrap();
+    assert_eq!(read(&cgroup, file), Some(112));
+    // That of somebody else stays.
+    let mut joined = SandboxCgroup::create(&plan, &resources(json!({})), OVERHEAD, None).unwrap();
+    joined.make_room(64 << 20).unwrap();
+    assert_eq!(read(&cgroup, file), Some(112));
+    // Without a limit there is none to be raised.
+    cgroup
+        .update(&resources(json!({"memory": {"limit": -1}})))
+        .unwrap();
+    cgroup.make_room(128 << 20).unwrap();
+    assert!(read(&cgroup, file).is_none_or(|mib| mib > 1 << 40));
+    cgroup.remove().unwrap();
+    assert_gone(&cgroup);
+}
+
+#[test]
 fn processes_that_want_too_much_memory_are_counted() {
     let Some(plan) = plan(&format!("/{}", unique())) else {
         return;

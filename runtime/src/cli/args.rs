@@ -188,8 +188,8 @@ pub(crate) enum Command {
 
     /// Change the limits of a container
     ///
-    /// Its virtual machine keeps the memory and the processors that it was made with: a limit beyond
-    /// them holds, and a warning says what there is.
+    /// Its virtual machine grows by what the limits allow beyond what it has, up to max_memory_mib and
+    /// max_vcpus of the configuration. A limit beyond these holds, and a warning says what there is.
     Update(Box<UpdateOptions>),
 
     /// Print what a container uses, and when it is out of memory, as JSON

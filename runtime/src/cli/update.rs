@@ -5,7 +5,10 @@ use std::path::Path;
 
 use anyhow::{Context, anyhow, bail};
 use cloister::cgroup::{Update, of_this_machine, refuse_of_this_machine};
-use cloister::monitor::{beyond, in_another};
+use cloister::control;
+use cloister::monitor::{Allowance, beyond, in_another};
+use cloister::state::VmSize;
+use cloister::text::chain;
 use cloister_spec::Side;
 use oci_spec::runtime::LinuxResources;
 use serde_json::{Map, Value, json};
@@ -45,18 +48,32 @@ pub(crate) fn update(globals: &Globals, options: &UpdateOptions) -> Result<u8, F
             log::warn!("container {id}: {field}: {}", in_another(sandbox));
         }
     }
+    let changed = on_host.as_ref().map_or(&resources, Update::resources);
+    // Before there is a limit that allows it.
+    let size = grow(&container, changed)?;
     container.ask(async |agent| agent.update(id, document).await)??;
     if let Some(update) = &on_host {
         update.apply()?;
     }
     // The limit holds, and what it allows cannot be had.
-    if let Some(size) = container.dir.vm_size(&container.state)? {
-        let resources = on_host.as_ref().map_or(&resources, Update::resources);
-        for limit in beyond(size, resources) {
-            log::warn!("container {id}: {name}: {limit}");
-        }
+    for limit in size.map(|size| beyond(size, changed)).unwrap_or_default() {
+        log::warn!("container {id}: {name}: {limit}");
     }
     Ok(0)
+}
+
+/// Makes the virtual machine as large as the container needs it under its new limits, as far as that is
+/// possible. Tells its size.
+fn grow(container: &Container, resources: &LinuxResources) -> anyhow::Result<Option<VmSize>> {
+    let allowance = Allowance::of(resources);
+    if !allowance.is_empty() {
+        let machine = container.dir.open_machine(&container.state)?;
+        match control::grow(&machine, &container.state.id, allowance, container.limit) {
+            Ok(size) => return Ok(Some(size)),
+            Err(e) => log::warn!("the virtual machine stays as it is: {}", chain(&e)),
+        }
+    }
+    Ok(container.dir.vm_size(&container.state)?)
 }
 
 fn read(path: &Path) -> anyhow::Result<Value> {

@@ -31,6 +31,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::failure::Failure;
+use super::growth::Growth;
 use super::holder::Holder;
 use super::hooks::HookRunner;
 use super::machine::{Machine, ROOTFS_NAME, SHARE_TAG, Worker, bind_name};
@@ -40,6 +41,7 @@ use super::stdio::{Ended, QUIET};
 use super::streams::{Plan, Relays};
 use super::terminal::Pty;
 use super::timeline::Timeline;
+use super::vmm::Vmm;
 use crate::agent::{Agent, AgentError, CreatePlan, Exit, ProcessName};
 use crate::cgroup::LiftedQuota;
 use crate::launch::{Launch, Order, Report, Terminal};
@@ -80,11 +82,14 @@ pub(crate) struct Life<'a> {
     pub(crate) control: AsyncChannel,
     pub(crate) signals: AsyncFd<Watched<SignalFd>>,
     /// Those of its own virtual machine.
-    pub(crate) vmm: Option<AsyncChannel>,
+    pub(crate) vmm: Option<Vmm>,
     pub(crate) fs: Option<AsyncChannel>,
     pub(crate) machine: RefCell<Option<&'a mut Machine>>,
     pub(crate) hooks: Option<&'a HookRunner>,
     pub(crate) network: Option<Network<'a>>,
+    /// Where others ask something of it, and what becomes of its size, if it is its own.
+    pub(crate) orders: Option<AsyncFd<Watched<OwnedFd>>>,
+    pub(crate) growth: Option<Growth>,
     pub(crate) holder: &'a Holder,
     /// Whether the log has to leave the caller's standard error when the caller goes.
     pub(crate) leaves_log: bool,
@@ -184,8 +189,7 @@ impl Life<'_> {
 
     /// Takes a container that has come to nothing out of the machine of another, which lives on.
     async fn leave_sandbox(&self) {
-        let agent = self.progress.agent.borrow().clone();
-        let Some(agent) = agent else {
+        let Some(agent) = self.agent_now() else {
             return;
         };
         match agent.delete(&self.launch.id).await {
@@ -376,7 +380,7 @@ impl Life<'_> {
             failure = self.watch_workers(ready, log) => failure,
             failure = self.watch_signals() => failure,
             failure = self.watch_control() => failure,
-            failure = self.serve_network() => failure,
+            failure = self.serve() => failure,
         }
     }
 
@@ -434,13 +438,13 @@ impl Life<'_> {
     /// Ends with the VMM, and says whether it was killed without a last word.
     async fn watch_vm(
         &self,
-        vmm: &AsyncChannel,
+        vmm: &Vmm,
         ready: oneshot::Sender<UnixStream>,
         log: mpsc::Sender<UnixStream>,
     ) -> (Failure, bool) {
         let mut ready = Some(ready);
         loop {
-            let (event, mut fds) = match vmm.recv::<Event>().await {
+            let (event, mut fds) = match vmm.recv().await {
                 Ok(Some(message)) => message,
                 Ok(None) => {
                     let how = describe(self.status(|machine| &mut machine.vmm));
@@ -474,11 +478,10 @@ impl Life<'_> {
                 | Event::NetDetached { .. }
                 | Event::LinkSet { .. }
                 | Event::NetRefused { .. }
-                | Event::NetCounters { .. }) => {
-                    if let Some(network) = &self.network {
-                        network.answered(event);
-                    }
-                }
+                | Event::NetCounters { .. }
+                | Event::VcpusAdded { .. }
+                | Event::Memory { .. }
+                | Event::GrowthRefused { .. }) => vmm.answered(event),
                 Event::Exited { reason, timeline } => {
                     self.timeline.borrow_mut().vm(&timeline);
                     let reason = match reason {
@@ -544,9 +547,8 @@ impl Life<'_> {
                 }
                 (Meaning::Forward(_), Stage::Booting) => {}
                 (Meaning::Forward(signal), Stage::Live) => {
-                    let agent = self.progress.agent.borrow().clone();
                     let init = ProcessName::init(&self.launch.id);
-                    if let Some(agent) = agent
+                    if let Some(agent) = self.agent_now()
                         && let Err(e) = agent.signal(init, signal, false).await
                     {
                         log::warn!("cannot pass signal {} on: {e}", signal.number());
@@ -577,19 +579,32 @@ impl Life<'_> {
         }
     }
 
-    async fn serve_network(&self) -> Failure {
-        if let (Some(network), Some(vmm)) = (&self.network, &self.vmm) {
-            network.serve(vmm, &self.progress.agent).await;
-        }
+    /// Serves others, and the network.
+    async fn serve(&self) -> Failure {
+        let network = async {
+            if let (Some(network), Some(vmm)) = (&self.network, &self.vmm) {
+                network.serve(vmm, &self.progress.agent).await;
+            }
+        };
+        let orders = async {
+            if let Some(orders) = &self.orders {
+                self.follow_orders(orders).await;
+            }
+        };
+        tokio::join!(network, orders);
         std::future::pending().await
+    }
+
+    /// The agent, from when the container has been made.
+    pub(super) fn agent_now(&self) -> Option<Agent> {
+        self.progress.agent.borrow().clone()
     }
 
     /// Passes the size of the terminal on, if there is somebody to pass it to.
     async fn resize(&self) {
-        let agent = self.progress.agent.borrow().clone();
         let (columns, rows) = self.progress.size.get();
         let init = ProcessName::init(&self.launch.id);
-        if let Some(agent) = agent
+        if let Some(agent) = self.agent_now()
             && let Err(e) = agent.resize(init, columns, rows).await
         {
             log::debug!("cannot resize the terminal: {e}");

@@ -58,11 +58,13 @@ const TASKS: u64 = 1024;
 /// # Errors
 /// The setting that does not hold, by name.
 pub fn vm_config(config: &Config, container: &Container) -> Result<VmConfig, ConfigError> {
-    let size = size::of(config, container);
+    let (size, max) = size::of(config, container);
     let vm = VmConfig {
         api_version: API_VERSION,
         vcpus: size.vcpus,
+        max_vcpus: max.vcpus,
         memory_mib: size.memory_mib,
+        max_memory_mib: max.memory_mib,
         cmdline: config.kernel_cmdline.clone(),
         vsock: VsockConfig {
             guest_cid: GUEST_CID,
@@ -92,9 +94,14 @@ pub(crate) fn overhead(config: &Config, container: &Container) -> Result<Overhea
     let resources = container.resources.as_ref();
     let limit = resources.and_then(size::memory_limit).unwrap_or(0);
     Ok(Overhead {
-        memory_bytes: guest.saturating_sub(limit) + PROCESSES_BYTES,
+        memory_bytes: beyond_workload(guest, limit),
         pids: TASKS,
     })
+}
+
+/// What is needed beyond a limit of memory when the guest has `guest` bytes, in bytes.
+pub(super) fn beyond_workload(guest: u64, limit: u64) -> u64 {
+    guest.saturating_sub(limit) + PROCESSES_BYTES
 }
 
 /// Whether there is anything to limit on this machine. What `unified` limits in the guest is not: a
@@ -260,6 +267,8 @@ pub(crate) struct Machine {
     pub(crate) vmm: Worker,
     pub(crate) fs: Worker,
     pub(crate) size: VmSize,
+    /// As large as it can become.
+    pub(crate) max: VmSize,
 }
 
 impl Machine {
@@ -275,6 +284,10 @@ impl Machine {
         let size = VmSize {
             memory_mib: vm.memory_mib,
             vcpus: vm.vcpus,
+        };
+        let max = VmSize {
+            memory_mib: vm.max_memory_mib,
+            vcpus: vm.max_vcpus,
         };
         let kvm = open("the hypervisor", Path::new(KVM), true)?;
         let kernel = open("the guest kernel", &config.kernel, false)?;
@@ -317,7 +330,7 @@ impl Machine {
             },
         };
         fs.send("cloister-fs", &serve, &fds)?;
-        Ok(Self { vmm, fs, size })
+        Ok(Self { vmm, fs, size, max })
     }
 
     /// Ends both processes without waiting for them.

@@ -15,6 +15,7 @@
 mod attach;
 mod exec;
 mod failure;
+mod growth;
 mod guest;
 mod holder;
 mod hooks;
@@ -22,6 +23,7 @@ mod idmap;
 mod life;
 mod machine;
 mod network;
+mod orders;
 mod place;
 mod resolver;
 mod signals;
@@ -30,6 +32,7 @@ mod stdio;
 mod streams;
 mod terminal;
 mod timeline;
+mod vmm;
 
 use std::cell::{Cell, RefCell};
 use std::fs::{File, OpenOptions};
@@ -45,10 +48,11 @@ use tokio::sync::mpsc;
 pub use exec::exec_in_foreground;
 pub use guest::clean_up_guest;
 pub use machine::vm_config;
-pub use size::beyond;
+pub use size::{Allowance, beyond};
 
 use self::exec::ExecParts;
 use self::failure::Failure;
+use self::growth::Growth;
 use self::guest::Guest;
 use self::holder::Holder;
 use self::hooks::HookRunner;
@@ -58,9 +62,11 @@ use self::network::Network;
 use self::place::{Place, has_network};
 use self::streams::Inherited;
 use self::timeline::Timeline;
+use self::vmm::Vmm;
 use crate::agent::Exit;
 use crate::agent_log;
 use crate::cgroup::{self, Driver, Plan as CgroupPlan, SandboxCgroup};
+use crate::control;
 use crate::launch::{self, ExecLaunch, Job, Launch, LaunchError, Received, Report};
 use crate::logger;
 use crate::paths::ContainerPaths;
@@ -356,6 +362,9 @@ impl Monitor {
             remains.guest = Some(guest);
         }
         let machine_dir = self.open_dir(&self.machine_paths)?;
+        if container.sandbox.is_some() {
+            self.ask_for_room(&machine_dir);
+        }
         let (pty, plan) = streams::plan(self.launch.terminal, console_socket, inherited)?;
         let log_file = match container.sandbox {
             None => Some(self.agent_log()?),
@@ -368,16 +377,18 @@ impl Monitor {
             .build()
             .map_err(Failure::Own)?;
         let end = runtime.block_on(async {
-            let channel = |channel: Option<Channel>| {
-                let channel = channel.map(AsyncChannel::new).transpose();
-                channel.map_err(Failure::Own)
-            };
             // A network goes with a machine, whose size the state has.
             let vcpus = state.vm.map_or(1, |vm| vm.vcpus);
             let network = remains.place.as_ref();
             let network = network
                 .map(|place| Network::new(place, &self.launch, dir.as_fd(), vcpus))
                 .transpose();
+            let listener = match container.sandbox {
+                None => Some(control::listen_in(&dir).and_then(sys::watch)),
+                Some(_) => None,
+            };
+            let growth = remains.machine.as_ref();
+            let growth = growth.map(|machine| Growth::new(&self.launch, machine.max));
             let life = Life {
                 launch: &self.launch,
                 paths: &self.paths,
@@ -385,11 +396,13 @@ impl Monitor {
                 names: remains.guest.as_ref().map_or("", Guest::prefix),
                 control: AsyncChannel::new(orders).map_err(Failure::Own)?,
                 signals: sys::watch(signals).map_err(Failure::Own)?,
-                vmm: channel(channels.0)?,
-                fs: channel(channels.1)?,
+                vmm: (channels.0.map(Vmm::new).transpose()).map_err(Failure::Own)?,
+                fs: (channels.1.map(AsyncChannel::new).transpose()).map_err(Failure::Own)?,
                 machine: RefCell::new(remains.machine.as_mut()),
                 hooks: remains.hooks.as_ref(),
                 network: network.map_err(Failure::Control)?,
+                orders: listener.transpose().map_err(Failure::Control)?,
+                growth,
                 holder: &holder,
                 leaves_log: self.leaves_log,
                 quota: Cell::new(quota),
@@ -413,6 +426,24 @@ impl Monitor {
         // Tasks that wait for the guest need not be waited for.
         runtime.shutdown_background();
         end
+    }
+
+    /// Has the virtual machine of another grow by what this container may use.
+    fn ask_for_room(&self, machine: &OwnedFd) {
+        let Launch {
+            id,
+            container,
+            config,
+            ..
+        } = &self.launch;
+        let allowance = container.resources.as_ref().map(Allowance::of);
+        let Some(allowance) = allowance.filter(|allowance| !allowance.is_empty()) else {
+            return;
+        };
+        // Its limits hold all the same.
+        if let Err(e) = control::grow(machine, id, allowance, config.request_timeout) {
+            log::warn!("the virtual machine stays as it is: {}", chain(&e));
+        }
     }
 
     /// Makes the cgroup that the caller asks for, by its path or by limits, and moves this process

@@ -10,9 +10,7 @@
 //! It is done first when the container is started, because callers plug interfaces in between
 //! `create` and `start`, and from then on whenever the kernel tells of a change.
 
-mod answers;
 mod forward;
-mod orders;
 
 use std::cell::{OnceCell, RefCell};
 use std::io;
@@ -27,7 +25,8 @@ use cloister_netlink::{Events, Socket};
 use cloister_protocol::agent::{SetNetworkRequest, Sysctl};
 use cloister_protocol::{STDIO_PORT, TOKEN_LEN, agent};
 use cloister_vmm_api::{
-    ChannelError, Event, MAX_QUEUE_PAIRS, NET_PLATFORM_ID, NET_SLOTS, NetConfig, Request,
+    ChannelError, Event, MAX_QUEUE_PAIRS, NET_PLATFORM_ID, NET_SLOTS, NetConfig, NetCounters,
+    Request,
 };
 use tokio::io::AsyncWriteExt;
 use tokio::io::unix::AsyncFd;
@@ -35,12 +34,11 @@ use tokio::net::UnixStream;
 use tokio::sync::{Mutex, Notify};
 use tokio::time::sleep;
 
-use self::answers::Answers;
-use super::life::AsyncChannel;
 use super::place::Place;
+use super::vmm::Vmm;
 use super::{resolver, streams};
 use crate::agent::{Agent, AgentError};
-use crate::control;
+use crate::control::InterfaceCounters;
 use crate::launch::Launch;
 use crate::network::{self, ForwardListener, Interface, NetworkError, Scan, Tap};
 use crate::sys::{self, Watched};
@@ -51,8 +49,6 @@ use crate::vsock;
 const SETTLE: Duration = Duration::from_millis(20);
 /// How long to wait before a change is followed after one that could not be followed whole.
 const AGAIN: Duration = Duration::from_millis(500);
-/// How long the VMM may take to change a device.
-const DEVICE_LIMIT: Duration = Duration::from_secs(30);
 /// How long to rest when a connection cannot be taken: the process is out of descriptors.
 const REST: Duration = Duration::from_millis(100);
 /// Where a container finds its name servers.
@@ -149,11 +145,9 @@ pub(crate) struct Network<'a> {
     /// The state directory.
     dir: Arc<OwnedFd>,
     queue_pairs: u8,
-    orders: AsyncFd<Watched<OwnedFd>>,
     links: Mutex<Links>,
     /// For requests, and for news of changes.
     sockets: OnceCell<(Socket, AsyncFd<Watched<Events>>)>,
-    answers: Answers,
     /// Told when the network has been connected for the first time.
     connected: Notify,
     forward: RefCell<Option<Rc<ForwardListener>>>,
@@ -169,34 +163,22 @@ impl<'a> Network<'a> {
         dir: BorrowedFd<'_>,
         vcpus: u8,
     ) -> io::Result<Self> {
-        let orders = control::listen_in(&dir)?;
         Ok(Self {
             place,
             launch,
             dir: Arc::new(dir.try_clone_to_owned()?),
             queue_pairs: vcpus.min(MAX_QUEUE_PAIRS),
-            orders: sys::watch(orders)?,
             links: Mutex::default(),
             sockets: OnceCell::new(),
-            answers: Answers::new(),
             connected: Notify::new(),
             forward: RefCell::default(),
             listening: Notify::new(),
         })
     }
 
-    /// Takes what the VMM has answered.
-    pub(crate) fn answered(&self, event: Event) {
-        self.answers.put(event);
-    }
-
     /// Makes the guest's network what the namespace's is now. An interface that it cannot have is an error, and left
     /// out; everything else is done.
-    pub(crate) async fn connect(
-        &self,
-        vmm: &AsyncChannel,
-        agent: &Agent,
-    ) -> Result<(), ConnectError> {
+    pub(crate) async fn connect(&self, vmm: &Vmm, agent: &Agent) -> Result<(), ConnectError> {
         let mut links = self.links.lock().await;
         let (socket, _) = match self.sockets.get() {
             Some(sockets) => sockets,
@@ -278,7 +260,7 @@ impl<'a> Network<'a> {
         links: &mut Links,
         socket: &Socket,
         scan: &Scan,
-        vmm: &AsyncChannel,
+        vmm: &Vmm,
         agent: &Agent,
     ) -> Result<(), ConnectError> {
         let stays = |plugged: &Plugged| {
@@ -322,7 +304,7 @@ impl<'a> Network<'a> {
     }
 
     /// Has the VMM empty a slot.
-    async fn detach(&self, plugged: &Plugged, vmm: &AsyncChannel) -> Result<(), ConnectError> {
+    async fn detach(&self, plugged: &Plugged, vmm: &Vmm) -> Result<(), ConnectError> {
         let request = Request::DetachNet { slot: plugged.slot };
         match self.ask(vmm, &plugged.interface, &request, &[]).await {
             // Of a slot that exists this is all that can be wrong: it is empty.
@@ -337,7 +319,7 @@ impl<'a> Network<'a> {
         links: &mut Links,
         socket: &Socket,
         interface: &Interface,
-        vmm: &AsyncChannel,
+        vmm: &Vmm,
     ) -> Result<(), ConnectError> {
         let slot = links.free_slot().ok_or_else(|| NetworkError::TooMany {
             name: interface.name.clone(),
@@ -385,7 +367,7 @@ impl<'a> Network<'a> {
         &self,
         plugged: &Plugged,
         socket: &Socket,
-        vmm: &AsyncChannel,
+        vmm: &Vmm,
     ) -> Result<(), ConnectError> {
         let Plugged {
             slot,
@@ -407,7 +389,7 @@ impl<'a> Network<'a> {
         plugged: &mut Plugged,
         socket: &Socket,
         interface: &Interface,
-        vmm: &AsyncChannel,
+        vmm: &Vmm,
     ) -> Result<(), ConnectError> {
         if plugged.interface.carrier != interface.carrier {
             let request = Request::SetLink {
@@ -482,13 +464,13 @@ impl<'a> Network<'a> {
     /// Has the VMM do something about an interface.
     async fn ask(
         &self,
-        vmm: &AsyncChannel,
+        vmm: &Vmm,
         interface: &Interface,
         request: &Request,
         fds: &[BorrowedFd<'_>],
     ) -> Result<(), ConnectError> {
         let name = || interface.name.clone();
-        match self.answer(vmm, request, fds).await? {
+        match vmm.ask(request, fds).await? {
             Some(Event::NetRefused { message, .. }) => Err(ConnectError::Device {
                 name: name(),
                 message: printable(&message, TEXT_MAX),
@@ -498,28 +480,39 @@ impl<'a> Network<'a> {
         }
     }
 
-    /// What the VMM says to a request; `None` if nothing.
-    async fn answer(
-        &self,
-        vmm: &AsyncChannel,
-        request: &Request,
-        fds: &[BorrowedFd<'_>],
-    ) -> Result<Option<Event>, ChannelError> {
-        let send = || vmm.send_with(request, fds);
-        self.answers.to(request, send, DEVICE_LIMIT).await
-    }
-
-    /// Serves, for as long as it is polled: orders, changes in the namespace, connections.
-    pub(crate) async fn serve(&self, vmm: &AsyncChannel, agent: &RefCell<Option<Agent>>) {
+    /// Serves, for as long as it is polled: changes in the namespace, connections.
+    pub(crate) async fn serve(&self, vmm: &Vmm, agent: &RefCell<Option<Agent>>) {
         let agent = || agent.borrow().clone();
-        let later = async {
-            self.connected.notified().await;
-            tokio::join!(self.follow_changes(vmm, &agent), self.forward_all(&agent))
-        };
-        tokio::join!(self.follow_orders(vmm, &agent), later);
+        self.connected.notified().await;
+        tokio::join!(self.follow_changes(vmm, &agent), self.forward_all(&agent));
     }
 
-    async fn follow_changes(&self, vmm: &AsyncChannel, agent: &impl Fn() -> Option<Agent>) {
+    /// What the interfaces have counted.
+    pub(crate) async fn counters(&self, vmm: &Vmm) -> Result<Vec<InterfaceCounters>, ConnectError> {
+        let links = self.links.lock().await;
+        let request = Request::NetCounters;
+        let Some(Event::NetCounters { nets }) = vmm.ask(&request, &[]).await? else {
+            return Err(ConnectError::Uncounted);
+        };
+        let of = |counters: &NetCounters| {
+            let mut plugged = links.plugged.iter();
+            let plugged = plugged.find(|plugged| plugged.slot == counters.slot)?;
+            Some(InterfaceCounters {
+                name: plugged.interface.name.clone(),
+                rx_bytes: counters.rx_bytes,
+                rx_packets: counters.rx_packets,
+                rx_errors: counters.rx_errors,
+                rx_dropped: counters.rx_dropped,
+                tx_bytes: counters.tx_bytes,
+                tx_packets: counters.tx_packets,
+                tx_errors: counters.tx_errors,
+                tx_dropped: counters.tx_dropped,
+            })
+        };
+        Ok(nets.iter().filter_map(of).collect())
+    }
+
+    async fn follow_changes(&self, vmm: &Vmm, agent: &impl Fn() -> Option<Agent>) {
         // There since the network was connected for the first time.
         let Some((_, events)) = self.sockets.get() else {
             return;

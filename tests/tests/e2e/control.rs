@@ -122,7 +122,8 @@ fn limits_can_be_changed() {
         spec["mounts"].as_array_mut().unwrap().push(cgroup);
         spec["linux"]["resources"]["cpu"] = json!({"quota": 50_000, "period": 200_000});
     });
-    bundle.command("run", &["--detach"], "test").run().ok();
+    let run = bundle.command("run", &["--detach"], "test");
+    run.env("CLOISTER_MAX_MEMORY_MIB", "192").run().ok();
     let read = |file: &str| {
         let path = format!("/sys/fs/cgroup/{file}");
         bundle
@@ -205,9 +206,9 @@ fn limits_can_be_changed() {
         0,
         &[
             "memory.limit: 4294967296 bytes are more than the virtual machine",
-            "keeps: 128 MiB",
+            "can grow to: 192 MiB",
             "cpu.quota: time of 3 processors",
-            "keeps: 1",
+            "can grow to: 1",
         ],
     );
     assert_eq!(raised.err().lines().count(), 2, "{raised}");

@@ -20,6 +20,7 @@ mod exec;
 mod exit_status;
 mod faults;
 mod fields;
+mod grow;
 mod harness;
 mod hello;
 mod hooks;

@@ -12,11 +12,19 @@ const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
 
 /// A pod's sandbox, running, with the name `pod`.
 fn sandbox(bundle: Bundle) -> Bundle {
+    sandbox_with(bundle, &[])
+}
+
+fn sandbox_with(bundle: Bundle, settings: &[(&str, &str)]) -> Bundle {
     let bundle = bundle.with(|spec| {
         spec["annotations"] = json!({TYPE: "sandbox", SANDBOX: "pod"});
         spec["hostname"] = "the-pod".into();
     });
-    bundle.command("run", &["--detach"], "pod").run().ok();
+    let mut run = bundle.command("run", &["--detach"], "pod");
+    for (key, value) in settings {
+        run = run.env(key, value);
+    }
+    run.run().ok();
     bundle
 }
 
@@ -176,6 +184,74 @@ fn each_container_has_its_own_exit_code_streams_mounts_and_limits() {
     // The name is free again, in the guest too.
     let done = member.command("run", &[]).input("again\n").run();
     assert_eq!(done.code(), 9, "{done}");
+}
+
+#[test]
+fn members_with_limits_make_the_pod_grow() {
+    let pod = sandbox_with(
+        Bundle::new(&["sleep", "1000"]),
+        &[("CLOISTER_MAX_VCPUS", "4")],
+    );
+    let member = |name, args: &[&str]| {
+        Member::new(&pod, name, args, |spec| {
+            let resources = &mut spec["linux"]["resources"];
+            resources["cpu"] = json!({"quota": 120_000, "period": 100_000});
+            resources["memory"] = json!({"limit": 100 << 20});
+        })
+    };
+    // 1.2 processors, and as many again beside them.
+    let first = member("first", &["sleep", "1000"]);
+    first.command("run", &["--detach"]).run().ok();
+    let nproc = |id| pod.cloister(["exec", id, "nproc"]).run().ok();
+    assert_eq!(nproc("first"), "2\n");
+    // 100 MiB for each, and what the guest needs.
+    let memory = |mib: u64| {
+        let script = "awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo";
+        let command = ["exec", "pod", "sh", "-c", script];
+        eventually("the memory is there", || {
+            let total = pod.cloister(command).run().ok();
+            total
+                .trim()
+                .parse()
+                .is_ok_and(|total: u64| (mib - 40..mib).contains(&total))
+        });
+    };
+    memory(164);
+    let second = member("second", &["nproc"]);
+    assert_eq!(second.command("run", &[]).run().ok(), "3\n");
+    memory(264);
+    // It has gone, and what it used is there for the next.
+    let third = member("third", &["nproc"]);
+    assert_eq!(third.command("run", &[]).run().ok(), "3\n");
+    let options = ["--cpu-period", "100000", "--cpu-quota", "350000", "first"];
+    let raised = pod.cloister(["update"]).args(options).run();
+    assert_eq!(raised.err(), "", "{raised}");
+    assert_eq!(nproc("pod"), "4\n");
+}
+
+#[test]
+fn the_pods_limit_on_this_machine_grows_with_it() {
+    let limited = Bundle::new(&["sleep", "1000"]).with(|spec| {
+        spec["linux"]["resources"]["memory"] = json!({"limit": 50 << 20});
+    });
+    let pod = sandbox(limited);
+    let member = Member::new(&pod, "member", &["sleep", "1000"], |spec| {
+        spec["linux"]["resources"]["memory"] = json!({"limit": 100 << 20});
+    });
+    member.command("run", &["--detach"]).run().ok();
+    let raise = |limit, id| {
+        let raised = pod.cloister(["update", "--memory", limit, id]).run();
+        assert_eq!(raised.err(), "", "{raised}");
+        // More than the limit of the pod's container and what the first virtual machine needed.
+        let script = "dd if=/dev/zero of=/dev/null bs=250M count=1";
+        pod.cloister(["exec", "member", "sh", "-c", script])
+            .run()
+            .ok();
+    };
+    raise("280m", "member");
+    // The sandbox's own limit is counted from there.
+    raise("60m", "pod");
+    assert_eq!(pod.status("pod"), "running");
 }
 
 #[test]

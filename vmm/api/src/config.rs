@@ -9,7 +9,7 @@ pub const MAX_VCPUS: u8 = 32;
 /// The least guest memory the guest kernel boots in, in MiB.
 const MIN_MEMORY_MIB: u32 = 32;
 /// The most guest memory, in MiB (1 TiB).
-const MAX_MEMORY_MIB: u32 = 1 << 20;
+pub const MAX_MEMORY_MIB: u32 = 1 << 20;
 /// The kernel's limit for its command line on x86-64, in bytes, less what the VMM adds itself.
 const MAX_CMDLINE: usize = 1024;
 /// virtio-v1.3 §5.11.4: the tag field of a file system device is 36 bytes.
@@ -26,10 +26,16 @@ const FIRST_GUEST_CID: u32 = 3;
 pub struct VmConfig {
     /// Must equal [`API_VERSION`].
     pub api_version: u32,
-    /// Virtual CPUs, all of them started at boot.
+    /// Virtual CPUs that are there from the start.
     pub vcpus: u8,
+    /// Virtual CPUs that there can be, `vcpus` or more: the guest's kernel makes room for so many when
+    /// it boots. [`Request::AddVcpus`](crate::Request::AddVcpus) adds them.
+    pub max_vcpus: u8,
     /// Guest RAM in MiB.
     pub memory_mib: u32,
+    /// Guest RAM that there can be, in MiB, `memory_mib` or more.
+    /// [`Request::AddMemory`](crate::Request::AddMemory) adds it.
+    pub max_memory_mib: u32,
     /// Appended to the command line that the VMM makes for its own devices.
     pub cmdline: String,
     /// The socket device.
@@ -85,11 +91,27 @@ pub enum ConfigError {
         /// The number that was given.
         got: u8,
     },
+    /// `max_vcpus` is out of range.
+    #[error("max_vcpus: {got} given, vcpus ({least}) to {MAX_VCPUS} possible")]
+    MaxVcpus {
+        /// The number that was given.
+        got: u8,
+        /// The number at the start.
+        least: u8,
+    },
     /// `memory_mib` is out of range.
     #[error("memory_mib: {got} given, {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB} possible")]
     Memory {
         /// The size that was given, in MiB.
         got: u32,
+    },
+    /// `max_memory_mib` is out of range.
+    #[error("max_memory_mib: {got} given, memory_mib ({least}) to {MAX_MEMORY_MIB} possible")]
+    MaxMemory {
+        /// The size that was given, in MiB.
+        got: u32,
+        /// The size at the start.
+        least: u32,
     },
     /// `cmdline` is too long or has bytes that a kernel command line cannot hold.
     #[error("cmdline: must be at most {MAX_CMDLINE} bytes of printable ASCII")]
@@ -122,9 +144,21 @@ impl VmConfig {
         if self.vcpus == 0 || self.vcpus > MAX_VCPUS {
             return Err(ConfigError::Vcpus { got: self.vcpus });
         }
+        if !(self.vcpus..=MAX_VCPUS).contains(&self.max_vcpus) {
+            return Err(ConfigError::MaxVcpus {
+                got: self.max_vcpus,
+                least: self.vcpus,
+            });
+        }
         if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&self.memory_mib) {
             return Err(ConfigError::Memory {
                 got: self.memory_mib,
+            });
+        }
+        if !(self.memory_mib..=MAX_MEMORY_MIB).contains(&self.max_memory_mib) {
+            return Err(ConfigError::MaxMemory {
+                got: self.max_memory_mib,
+                least: self.memory_mib,
             });
         }
         let printable = |b: u8| b == b' ' || b.is_ascii_graphic();
@@ -156,7 +190,9 @@ mod tests {
         VmConfig {
             api_version: API_VERSION,
             vcpus: 1,
+            max_vcpus: 1,
             memory_mib: 128,
+            max_memory_mib: 128,
             cmdline: "quiet".into(),
             vsock: VsockConfig {
                 guest_cid: 3,
@@ -178,11 +214,21 @@ mod tests {
     #[test]
     fn each_field_is_checked_and_named() {
         type Change = fn(&mut VmConfig);
-        let cases: [(Change, &str); 9] = [
+        let cases: [(Change, &str); 13] = [
             (|c| c.api_version = 99, "api_version: 99"),
             (|c| c.vcpus = 0, "vcpus: 0"),
             (|c| c.vcpus = 33, "vcpus: 33"),
+            (|c| c.max_vcpus = 0, "max_vcpus: 0 given, vcpus (1) to 32"),
+            (|c| c.max_vcpus = 33, "max_vcpus: 33"),
             (|c| c.memory_mib = 31, "memory_mib: 31"),
+            (
+                |c| c.max_memory_mib = 127,
+                "max_memory_mib: 127 given, memory_mib (128)",
+            ),
+            (
+                |c| c.max_memory_mib = u32::MAX,
+                "max_memory_mib: 4294967295",
+            ),
             (|c| c.cmdline = "a\nb".into(), "cmdline:"),
             (|c| c.cmdline = "x".repeat(1025), "cmdline:"),
             (|c| c.vsock.guest_cid = 2, "vsock.guest_cid: 2"),

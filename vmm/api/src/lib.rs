@@ -36,7 +36,9 @@ mod message;
 mod net;
 
 pub use channel::{Channel, ChannelError};
-pub use config::{ConfigError, FsConfig, JailConfig, MAX_VCPUS, VmConfig, VsockConfig};
+pub use config::{
+    ConfigError, FsConfig, JailConfig, MAX_MEMORY_MIB, MAX_VCPUS, VmConfig, VsockConfig,
+};
 pub use message::{Check, CheckReport, Event, ExitReason, FdRole, NetCounters, Request, Timeline};
 pub use net::{MAX_QUEUE_PAIRS, NET_PLATFORM_ID, NET_SLOTS, NetConfig, NetConfigError, RateLimit};
 
@@ -46,6 +48,9 @@ pub const API_VERSION: u32 = 1;
 
 /// The descriptor number at which a VMM process finds its control socket.
 pub const CONTROL_FD: i32 = 3;
+
+/// What stands for N in `virtio-mmio.N`, the name of the memory device in a Linux guest.
+pub const MEM_PLATFORM_ID: u8 = 3;
 
 /// The largest packet either side sends or accepts, in bytes.
 pub const MAX_PACKET: usize = 64 * 1024;

@@ -51,6 +51,22 @@ pub enum Request {
     },
     /// What the network devices have counted; answered by [`Event::NetCounters`].
     NetCounters,
+    /// Have at least so many vCPUs; answered by [`Event::VcpusAdded`] or [`Event::GrowthRefused`],
+    /// also while the VM is paused. The guest is not told: a new vCPU waits until the guest's kernel
+    /// starts it.
+    AddVcpus {
+        /// At most [`VmConfig::max_vcpus`].
+        vcpus: u8,
+    },
+    /// Have at least so much guest RAM; answered by [`Event::Memory`] or [`Event::GrowthRefused`], also
+    /// while the VM is paused. The guest finds the first of it when it binds its driver to the memory
+    /// device ([`MEM_PLATFORM_ID`](crate::MEM_PLATFORM_ID)), and is told of what follows.
+    AddMemory {
+        /// In MiB, at most [`VmConfig::max_memory_mib`].
+        memory_mib: u32,
+    },
+    /// How much RAM the guest has taken; answered by [`Event::Memory`].
+    Memory,
 }
 
 /// What a descriptor that comes with [`Request::Boot`] is for.
@@ -120,6 +136,23 @@ pub enum Event {
     NetCounters {
         /// By slot, in order.
         nets: Vec<NetCounters>,
+    },
+    /// There are as many vCPUs as requested, or more.
+    VcpusAdded {
+        /// All that there are.
+        vcpus: u8,
+    },
+    /// The guest's RAM.
+    Memory {
+        /// What it may use, in MiB.
+        granted_mib: u32,
+        /// What it uses, by its own word, in MiB.
+        plugged_mib: u32,
+    },
+    /// A request for more of something cannot be followed, or not to its end. The VM goes on.
+    GrowthRefused {
+        /// What is wrong, with its causes.
+        message: String,
     },
     /// The VM has ended. The last packet.
     Exited {

@@ -35,6 +35,29 @@ fn error(reply: Option<Reply>) -> String {
 }
 
 #[test]
+fn memory_that_comes_while_it_serves_holds_requests_and_answers() {
+    let directory = tempfile::tempdir().unwrap();
+    let text: Vec<u8> = (0..4000_u32)
+        .map(|n| n.to_le_bytes()[usize::from(n.is_multiple_of(3))])
+        .collect();
+    fs::write(directory.path().join("file"), &text).unwrap();
+    let (_server, mut guest) = share(&[("data", directory.path(), false)]);
+    let data = guest.walk("data");
+    let (node, fh) = guest.create(data, "before", 0o600).unwrap();
+    assert_eq!(guest.write(node, fh, 0, b"old"), Ok(3));
+    guest.grow();
+    // What was open stays so, and the rings go on where they were.
+    assert_eq!(guest.write(node, fh, 3, b"new"), Ok(3));
+    assert_eq!(guest.read(node, fh, 0, 100).unwrap(), b"oldnew");
+    assert_eq!(guest.contents("data/file"), text);
+    assert_eq!(guest.device.metrics().failures, 0);
+    assert_eq!(
+        fs::read(directory.path().join("before")).unwrap(),
+        b"oldnew"
+    );
+}
+
+#[test]
 fn it_ends_when_the_owner_goes() {
     let directory = tempfile::tempdir().unwrap();
     let (mut server, _guest) = share(&[("data", directory.path(), false)]);

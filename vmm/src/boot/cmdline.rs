@@ -44,6 +44,12 @@ impl Cmdline {
         ));
     }
 
+    /// Has the kernel start `vcpus` of the CPUs that the MP table lists, and no more until it is told
+    /// to.
+    pub fn start_only(&mut self, vcpus: usize) {
+        self.append(&format!("maxcpus={vcpus}"));
+    }
+
     /// Adds `words`.
     pub fn append(&mut self, words: &str) {
         if !words.is_empty() {
@@ -83,7 +89,7 @@ mod tests {
         let mut cmdline = Cmdline::default();
         cmdline.announce(Slot::Rng);
         cmdline.append("");
-        cmdline.append("maxcpus=1");
+        cmdline.start_only(1);
         assert!(
             cmdline
                 .text

@@ -32,6 +32,8 @@ pub(super) enum Rule {
         mask: u32,
         values: Vec<u32>,
     },
+    /// Never: it fails with this error number.
+    Fail(u16),
 }
 
 /// A jump of the tree is longer than the instruction can hold.
@@ -59,6 +61,10 @@ fn load(offset: u32) -> sock_filter {
 
 fn allow() -> sock_filter {
     statement(BPF_RET | BPF_K, libc::SECCOMP_RET_ALLOW)
+}
+
+fn fail(errno: u16) -> sock_filter {
+    statement(BPF_RET | BPF_K, libc::SECCOMP_RET_ERRNO | u32::from(errno))
 }
 
 fn kill() -> sock_filter {
@@ -99,13 +105,14 @@ fn tree(rules: &[(u32, Rule)]) -> Result<BpfProgram, TooLong> {
 }
 
 fn condition(rule: &Rule) -> Result<BpfProgram, TooLong> {
-    let Rule::Argument {
-        argument,
-        mask,
-        values,
-    } = rule
-    else {
-        return Ok(vec![allow()]);
+    let (argument, mask, values) = match rule {
+        Rule::Always => return Ok(vec![allow()]),
+        Rule::Fail(errno) => return Ok(vec![fail(*errno)]),
+        Rule::Argument {
+            argument,
+            mask,
+            values,
+        } => (argument, mask, values),
     };
     // Little-endian: the lower half comes first.
     let mut program = vec![load(ARGUMENTS + 8 * u32::from(*argument))];
@@ -209,6 +216,15 @@ mod tests {
                 "{value}"
             );
         }
+    }
+
+    #[test]
+    fn what_fails_is_not_allowed() {
+        let program = compile(&[(3, Rule::Always), (5, Rule::Fail(38))]).unwrap();
+        assert!(run(&program, 3, ARCHITECTURE, [0; 6]).0);
+        assert!(!run(&program, 5, ARCHITECTURE, [0; 6]).0);
+        let error = libc::SECCOMP_RET_ERRNO | 38;
+        assert!(program.iter().any(|instruction| instruction.k == error));
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! One filter for every thread: vCPU threads run what the event thread's devices do when a guest
 //! activates or resets them, so that two filters would hardly differ. What can be narrowed by
 //! arguments is: `ioctl` to the operations below, memory to mappings that are never executable,
-//! signals to threads of the process itself, sockets to unnamed pairs.
+//! signals to threads of the process itself, `clone` to threads (those of vCPUs that are added), sockets
+//! to unnamed pairs.
 
 use std::collections::BTreeMap;
 
@@ -37,9 +38,12 @@ const PLAIN: &[libc::c_long] = &[
     libc::SYS_madvise,
     libc::SYS_mremap,
     libc::SYS_munmap,
+    libc::SYS_rseq,
     libc::SYS_rt_sigprocmask,
     libc::SYS_rt_sigreturn,
+    libc::SYS_sched_getaffinity,
     libc::SYS_sched_yield,
+    libc::SYS_set_robust_list,
     libc::SYS_sigaltstack,
     // Where the vDSO cannot read the clock.
     libc::SYS_clock_gettime,
@@ -50,8 +54,8 @@ const PLAIN: &[libc::c_long] = &[
 ];
 
 /// The operations on descriptors that KVM and the sockets need while the VM runs, beside those of the
-/// devices. KVM's are those of a vCPU that runs or is looked at, the routes that follow the IOAPIC,
-/// and what wires a device that comes or goes.
+/// devices. KVM's are those of a vCPU that is made, runs or is looked at, of memory that is added, the
+/// routes that follow the IOAPIC, and what wires a device that comes or goes.
 mod ioctl {
     /// `_IO(KVMIO, nr)` and its relatives: include/uapi/asm-generic/ioctl.h.
     const fn kvm(direction: u32, number: u32, size: usize) -> u32 {
@@ -68,6 +72,18 @@ mod ioctl {
     pub(super) const ALLOWED: &[u32] = &[
         // KVM_RUN
         kvm(NONE, 0x80, 0),
+        // KVM_CREATE_VCPU, KVM_SET_CPUID2, KVM_SET_MSRS, KVM_GET_LAPIC, KVM_SET_LAPIC
+        kvm(NONE, 0x41, 0),
+        kvm(WRITE, 0x90, size_of::<kvm_bindings::kvm_cpuid2>()),
+        kvm(WRITE, 0x89, size_of::<kvm_bindings::kvm_msrs>()),
+        kvm(READ, 0x8e, size_of::<kvm_bindings::kvm_lapic_state>()),
+        kvm(WRITE, 0x8f, size_of::<kvm_bindings::kvm_lapic_state>()),
+        // KVM_SET_USER_MEMORY_REGION: of memory that is added.
+        kvm(
+            WRITE,
+            0x46,
+            size_of::<kvm_bindings::kvm_userspace_memory_region>(),
+        ),
         // KVM_SET_GSI_ROUTING
         kvm(WRITE, 0x6a, size_of::<kvm_bindings::kvm_irq_routing>()),
         // KVM_IRQFD, KVM_IOEVENTFD
@@ -124,6 +140,10 @@ fn rules(devices: &[&[libc::c_long]], ioctls: &[&[u32]]) -> BTreeMap<u32, Rule> 
     let mut rules: BTreeMap<_, _> = (PLAIN.iter().chain(devices))
         .map(|call| (number(*call), Rule::Always))
         .collect();
+    // clone3 has its flags in memory, where a filter cannot see them; the C library goes by clone if
+    // it is not there.
+    let missing = Rule::Fail(ENOSYS);
+    let name = [libc::PR_SET_NAME.unsigned_abs()];
     // Duplicates of kick descriptors when a device is activated; and what the standard library
     // asserts before it closes a descriptor, in builds with assertions.
     let duplicate = [libc::F_DUPFD_CLOEXEC, libc::F_GETFD].map(libc::c_int::unsigned_abs);
@@ -139,9 +159,27 @@ fn rules(devices: &[&[libc::c_long]], ioctls: &[&[u32]]) -> BTreeMap<u32, Rule> 
         (number(libc::SYS_fcntl), argument(1, &duplicate)),
         (number(libc::SYS_tgkill), argument(0, &own)),
         (number(libc::SYS_socketpair), argument(0, &unix)),
+        (number(libc::SYS_clone), argument(0, &[THREAD_FLAGS])),
+        (number(libc::SYS_clone3), missing),
+        (number(libc::SYS_prctl), argument(0, &name)),
     ]);
     rules
 }
+
+#[expect(clippy::cast_possible_truncation, reason = "an errno is small")]
+const ENOSYS: u16 = libc::ENOSYS as u16;
+
+/// What the C library starts a thread with.
+const THREAD_FLAGS: u32 = (libc::CLONE_VM
+    | libc::CLONE_FS
+    | libc::CLONE_FILES
+    | libc::CLONE_SYSVSEM
+    | libc::CLONE_SIGHAND
+    | libc::CLONE_THREAD
+    | libc::CLONE_SETTLS
+    | libc::CLONE_PARENT_SETTID
+    | libc::CLONE_CHILD_CLEARTID)
+    .cast_unsigned();
 
 #[cfg(test)]
 mod tests {
@@ -162,8 +200,6 @@ mod tests {
             libc::SYS_execveat,
             libc::SYS_fork,
             libc::SYS_vfork,
-            libc::SYS_clone,
-            libc::SYS_clone3,
             libc::SYS_ptrace,
             libc::SYS_kill,
             libc::SYS_tkill,
@@ -175,11 +211,23 @@ mod tests {
             libc::SYS_userfaultfd,
             libc::SYS_process_vm_writev,
             libc::SYS_memfd_create,
-            libc::SYS_prctl,
         ];
         for call in forbidden {
             assert!(!rules.contains_key(&u32::try_from(call).unwrap()), "{call}");
         }
+    }
+
+    #[test]
+    fn threads_are_all_that_can_be_made() {
+        let rules = rules(DEVICE_SYSCALLS, DEVICE_IOCTLS);
+        let rule = |call: libc::c_long| rules.get(&u32::try_from(call).unwrap()).unwrap();
+        let flags = libc::CLONE_THREAD.cast_unsigned() | libc::CLONE_VM.cast_unsigned();
+        assert!(matches!(rule(libc::SYS_clone),
+            Rule::Argument { argument: 0, mask: u32::MAX, values }
+                if matches!(values[..], [only] if only & flags == flags)));
+        assert_eq!(rule(libc::SYS_clone3), &Rule::Fail(38));
+        assert!(matches!(rule(libc::SYS_prctl),
+            Rule::Argument { argument: 0, values, .. } if values[..] == [15]));
     }
 
     #[test]
@@ -189,6 +237,16 @@ mod tests {
         assert!(ioctl::ALLOWED.contains(&0x8090_ae81), "KVM_GET_REGS");
         assert!(ioctl::ALLOWED.contains(&0x8138_ae83), "KVM_GET_SREGS");
         assert!(ioctl::ALLOWED.contains(&0x4020_ae76), "KVM_IRQFD");
+        assert!(ioctl::ALLOWED.contains(&0xae41), "KVM_CREATE_VCPU");
+        assert!(ioctl::ALLOWED.contains(&0x8400_ae8e), "KVM_GET_LAPIC");
+        assert!(ioctl::ALLOWED.contains(&0x4400_ae8f), "KVM_SET_LAPIC");
+        let set_memory = 0x4020_ae46;
+        assert!(
+            ioctl::ALLOWED.contains(&set_memory),
+            "KVM_SET_USER_MEMORY_REGION"
+        );
+        assert!(ioctl::ALLOWED.contains(&0x4008_ae90), "KVM_SET_CPUID2");
+        assert!(ioctl::ALLOWED.contains(&0x4008_ae89), "KVM_SET_MSRS");
         assert!(ioctl::ALLOWED.contains(&0x4040_ae79), "KVM_IOEVENTFD");
     }
 

@@ -1,7 +1,7 @@
 //! What a guest's CPUID instruction answers.
 //!
 //! Everything that KVM supports is passed through, but: the topology is that of a package with as
-//! many single-threaded cores as the VM has vCPUs; the performance counters are left out; the
+//! many single-threaded cores as the VM can have vCPUs; the performance counters are left out; the
 //! paravirtual features of KVM are announced except those that would let the host interrupt the
 //! guest for its own page faults. Leaves: Intel SDM volume 2A, CPUID; AMD APM volume 3, appendix E;
 //! Documentation/virt/kvm/x86/cpuid.rst.
@@ -39,7 +39,7 @@ const LEVEL_CORE: u32 = 2;
 /// A VM's CPUs as CPUID sees them.
 #[derive(Debug, Clone, Copy)]
 pub struct Topology {
-    /// The vCPUs, all in one package.
+    /// The vCPUs that there can be, all in one package.
     pub vcpus: u8,
     /// Whether KVM can raise timer interrupts at a TSC value.
     pub tsc_deadline: bool,

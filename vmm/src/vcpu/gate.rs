@@ -45,6 +45,15 @@ impl Gate {
         // SAFETY: has no preconditions.
         let thread = unsafe { libc::pthread_self() };
         self.lock().threads.push(thread);
+        self.changed.notify_all();
+    }
+
+    /// Waits until `count` vCPU threads have come: from then on none of them is missed by [`Gate::close`].
+    pub fn wait_enrolled(&self, count: usize) {
+        let mut state = self.lock();
+        while state.threads.len() < count {
+            state = (self.changed.wait(state)).unwrap_or_else(PoisonError::into_inner);
+        }
     }
 
     /// Called by a vCPU thread: returns when the gate is open.

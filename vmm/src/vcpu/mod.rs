@@ -49,6 +49,16 @@ pub fn create(
     Ok(vcpu)
 }
 
+/// Makes a vCPU that has just been made known to the others, which run already: KVM sends interrupts by a
+/// map of local APICs that it draws before it counts the new one, and draws anew only when one changes.
+///
+/// # Errors
+/// If KVM refuses.
+pub fn announce(vcpu: &VcpuFd) -> Result<(), KvmError> {
+    let lapic = vcpu.get_lapic().during("KVM_GET_LAPIC")?;
+    vcpu.set_lapic(&lapic).during("KVM_SET_LAPIC")
+}
+
 /// Puts the first vCPU at the kernel's entry. The others wait for the kernel to start them.
 ///
 /// # Errors

@@ -51,7 +51,7 @@ fn every_cpu_is_seen() {
     }
     for (vcpus, online) in [(1, "cpus 0\n"), (2, "cpus 0-1\n"), (4, "cpus 0-3\n")] {
         let mut plan = Plan::new("cpus shutdown");
-        plan.config.vcpus = vcpus;
+        (plan.config.vcpus, plan.config.max_vcpus) = (vcpus, vcpus);
         let mut vm = plan.start();
         vm.booted();
         let (reason, _) = vm.exited();
@@ -67,7 +67,7 @@ fn memory_on_both_sides_of_the_hole_is_usable() {
         return;
     }
     let mut plan = Plan::new("memory touch shutdown");
-    plan.config.memory_mib = 4608;
+    (plan.config.memory_mib, plan.config.max_memory_mib) = (4608, 4608);
     let mut vm = plan.start();
     vm.booted();
     let (reason, _) = vm.exited();

@@ -34,7 +34,7 @@ fn stop_ends_a_vm_at_once() {
         return;
     }
     let mut plan = Plan::new("hello wait");
-    plan.config.vcpus = 2;
+    (plan.config.vcpus, plan.config.max_vcpus) = (2, 2);
     let mut vm = plan.start();
     vm.booted();
     vm.says("hello from init");
@@ -48,7 +48,7 @@ fn a_paused_vm_stands_still_and_goes_on() {
         return;
     }
     let mut plan = Plan::new("ticks");
-    plan.config.vcpus = 2;
+    (plan.config.vcpus, plan.config.max_vcpus) = (2, 2);
     let mut vm = plan.start();
     vm.booted();
     vm.says("tick 3");

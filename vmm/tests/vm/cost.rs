@@ -60,8 +60,12 @@ fn a_kernel_costs_what_it_does() {
     }
     let more = std::env::var("CLOISTER_TEST_ACTIONS").unwrap_or_default();
     let words = std::env::var("CLOISTER_TEST_CMDLINE").unwrap_or_default();
+    let max_vcpus = std::env::var("CLOISTER_TEST_MAX_VCPUS").map(|n| n.parse().unwrap());
+    let max_memory = std::env::var("CLOISTER_TEST_MAX_MEMORY").map(|n| n.parse().unwrap());
     for _ in 0..3 {
-        let plan = Plan::new(&format!("init {more} shutdown")).cmdline(&words);
+        let mut plan = Plan::new(&format!("init {more} shutdown")).cmdline(&words);
+        plan.config.max_vcpus = max_vcpus.clone().unwrap_or(1);
+        plan.config.max_memory_mib = max_memory.clone().unwrap_or(128);
         let start = Instant::now();
         let nanoseconds = cloister_vmm::clock::now();
         let mut vm = plan.start();

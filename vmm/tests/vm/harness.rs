@@ -165,7 +165,9 @@ impl Plan {
             config: VmConfig {
                 api_version: API_VERSION,
                 vcpus: 1,
+                max_vcpus: 1,
                 memory_mib: 128,
+                max_memory_mib: 128,
                 cmdline: format!("-- {actions}"),
                 vsock: VsockConfig {
                     guest_cid: 3,

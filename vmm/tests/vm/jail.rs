@@ -6,7 +6,7 @@ use crate::harness::{Plan, Vm, kvm_expected};
 
 fn running() -> Vm {
     let mut plan = Plan::new("hello wait");
-    plan.config.vcpus = 2;
+    (plan.config.vcpus, plan.config.max_vcpus) = (2, 2);
     let vm = plan.start();
     vm.booted();
     vm

@@ -14,6 +14,7 @@
 mod boot;
 mod control;
 mod cost;
+mod grow;
 mod harness;
 mod jail;
 mod net;

@@ -136,7 +136,7 @@ fn a_device_of_several_queues_uses_one_a_processor() {
         return;
     }
     let mut plan = Plan::new("hello bind8 frames unbind8 wait");
-    plan.config.vcpus = 2;
+    (plan.config.vcpus, plan.config.max_vcpus) = (2, 2);
     let vm = plan.start();
     vm.booted();
     let tap = attach(&vm, 3, 4);

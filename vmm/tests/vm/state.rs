@@ -8,6 +8,7 @@ use cloister_virtio::vsock::{Connector, ConnectorError};
 use cloister_vmm::machine::{Backends, Machine};
 use cloister_vmm::memory;
 use cloister_vmm::state::VmState;
+use cloister_vmm::vcpus::Start;
 use cloister_vmm_api::{Event, NetConfig, Request, VmConfig};
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use kvm_ioctls::Kvm;
@@ -30,6 +31,7 @@ fn backends(directory: &tempfile::TempDir, name: &str) -> Backends {
         vsock_listener: UnixListener::bind(directory.path().join(name)).unwrap(),
         vsock_connector: Box::new(Nobody),
         fs: None,
+        added_memory: None,
         nets: Vec::new(),
     }
 }
@@ -46,7 +48,7 @@ fn kvm() -> Kvm {
 
 fn config() -> VmConfig {
     let mut config = Plan::with_kernel(harness::file(b""), "").config;
-    config.vcpus = 2;
+    (config.vcpus, config.max_vcpus) = (2, 2);
     config
 }
 
@@ -103,6 +105,80 @@ fn a_restored_vm_has_the_state_it_was_given() {
 }
 
 #[test]
+fn a_vcpu_that_has_come_is_restored() {
+    if !kvm_expected("a_vcpu_that_has_come_is_restored") {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let (mut config, kvm) = (config(), kvm());
+    config.max_vcpus = 3;
+    let machine = Machine::assemble(&config, &kvm, backends(&directory, "first")).unwrap();
+    let start: Start = Box::new(|_, _| Ok(()));
+    let request = Request::AddVcpus { vcpus: 3 };
+    let answer = machine.vcpus.lock().unwrap().follow(request, &start);
+    assert_eq!(answer.unwrap(), Event::VcpusAdded { vcpus: 3 });
+    let saved = machine.save().unwrap();
+    assert_eq!(saved.vcpus.len(), 3);
+    let memory = memory::create(1 << 20).unwrap();
+    let second = backends(&directory, "second");
+    let second = Machine::restore(&config, &kvm, second, memory, saved.clone()).unwrap();
+    assert_eq!(second.save().unwrap().vcpus.len(), 3);
+    config.max_vcpus = 2;
+    let memory = memory::create(1 << 20).unwrap();
+    let third = backends(&directory, "third");
+    let error = Machine::restore(&config, &kvm, third, memory, saved);
+    assert_eq!(
+        error.err().unwrap().to_string(),
+        "saved state: the number of vCPUs does not match the configuration"
+    );
+}
+
+#[test]
+fn memory_that_has_come_is_restored_from_its_file() {
+    if !kvm_expected("memory_that_has_come_is_restored_from_its_file") {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let (mut config, kvm) = (config(), kvm());
+    config.max_memory_mib = 1024;
+    let machine = Machine::assemble(&config, &kvm, backends(&directory, "first")).unwrap();
+    let request = Request::AddMemory { memory_mib: 300 };
+    let mut manager = EventManager::new().unwrap();
+    let owner = manager.add_subscriber(Owner {
+        machine: &machine,
+        request: Some((request, Vec::new())),
+        answer: None,
+    });
+    let owner = manager.remove_subscriber(owner).unwrap();
+    let granted = Event::Memory {
+        granted_mib: 300,
+        plugged_mib: 128,
+    };
+    assert_eq!(owner.answer, Some(granted));
+    let saved = machine.save().unwrap();
+    assert_eq!(saved.mem.as_ref().unwrap().requested_size, 172 << 20);
+    let json = serde_json::to_vec(&saved).unwrap();
+    let saved: VmState = serde_json::from_slice(&json).unwrap();
+
+    let restore = |name, added_memory| {
+        let memory = memory::create(u64::from(config.memory_mib) << 20).unwrap();
+        let backends = Backends {
+            added_memory,
+            ..backends(&directory, name)
+        };
+        Machine::restore(&config, &kvm, backends, memory, saved.clone())
+    };
+    let second = restore("second", Some(tempfile::tempfile().unwrap())).unwrap();
+    let state = second.save().unwrap();
+    assert_eq!((&state.mem, &state.slots), (&saved.mem, &saved.slots));
+    let error = restore("third", None).err().unwrap();
+    assert_eq!(
+        error.to_string(),
+        "saved state: the memory device does not match the configuration and the memory"
+    );
+}
+
+#[test]
 fn the_state_of_another_vm_is_refused() {
     if !kvm_expected("the_state_of_another_vm_is_refused") {
         return;
@@ -111,7 +187,7 @@ fn the_state_of_another_vm_is_refused() {
     let (mut config, kvm) = (config(), kvm());
     let machine = Machine::assemble(&config, &kvm, backends(&directory, "first")).unwrap();
     let saved = machine.save().unwrap();
-    config.vcpus = 1;
+    (config.vcpus, config.max_vcpus) = (1, 1);
     let memory = memory::create(1 << 20).unwrap();
     let backends = backends(&directory, "second");
     let error = Machine::restore(&config, &kvm, backends, memory, saved);
@@ -121,7 +197,7 @@ fn the_state_of_another_vm_is_refused() {
     );
 }
 
-/// Has a request about network devices followed where the event loop would do it.
+/// Has a request about a part of the machine followed where the event loop would do it.
 struct Owner<'m> {
     machine: &'m Machine,
     request: Option<(Request, Vec<OwnedFd>)>,
@@ -132,7 +208,10 @@ impl MutEventSubscriber for Owner<'_> {
     fn init(&mut self, ops: &mut EventOps) {
         let (request, fds) = self.request.take().unwrap();
         let mut nets = self.machine.nets.lock().unwrap();
-        self.answer = Some(nets.follow(request, fds, ops).unwrap());
+        let answer = nets.follow(request, fds, ops);
+        let mut ram = self.machine.ram.lock().unwrap();
+        let answer = answer.or_else(|request| ram.follow(*request, &mut nets, ops));
+        self.answer = Some(answer.unwrap());
     }
 
     fn process(&mut self, _events: Events, _ops: &mut EventOps) {}

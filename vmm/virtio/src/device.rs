@@ -59,6 +59,9 @@ pub trait VirtioDevice: MutEventSubscriber + Send {
     /// undone is closed.
     fn reset(&mut self);
 
+    /// Takes guest memory that has become larger. What was there before is where it was.
+    fn set_memory(&mut self, memory: GuestRam);
+
     /// The positions of the queues of an active device, in the order they were given; empty for an
     /// inactive one.
     fn queue_states(&self) -> Vec<SavedQueue>;

@@ -10,6 +10,7 @@ mod chain;
 pub mod device;
 pub mod fs;
 pub mod kicks;
+pub mod mem;
 pub mod mmio;
 pub mod net;
 mod poll;

@@ -2,10 +2,10 @@
 //! as it is; but the kernel, or systemd, takes a quota and its period together, and the specification
 //! limits memory and swap together where the kernel limits swap alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxMemory, LinuxResources};
 
 use super::{Overhead, place};
 use crate::cgroup::file;
@@ -84,14 +84,23 @@ fn memory_limit(
     overhead: Overhead,
     paths: &BTreeMap<String, PathBuf>,
 ) -> Result<Option<i64>, CgroupError> {
+    let name = match version {
+        Version::V1 => "memory.limit_in_bytes",
+        Version::V2 => "memory.max",
+    };
+    workload_limit(name, overhead, paths)
+}
+
+/// What a file limits the workload to, -1 for no limit.
+fn workload_limit(
+    name: &str,
+    overhead: Overhead,
+    paths: &BTreeMap<String, PathBuf>,
+) -> Result<Option<i64>, CgroupError> {
     /// Cgroup v1 shows no limit as the largest number of whole pages.
     const LARGEST_PAGE: u64 = 1 << 16;
     let Some(dir) = place(paths, "memory") else {
         return Ok(None);
-    };
-    let name = match version {
-        Version::V1 => "memory.limit_in_bytes",
-        Version::V2 => "memory.max",
     };
     let Some(limit) = file::number(&dir.join(name))? else {
         return Ok(None);
@@ -100,4 +109,34 @@ fn memory_limit(
         limit.saturating_sub(overhead.memory_bytes).cast_signed()
     });
     Ok(Some(limit))
+}
+
+/// The limits that keep the workload and the overhead from memory, as the cgroup has them; `None` if it has
+/// none.
+pub(in crate::cgroup) fn of_memory(
+    version: Version,
+    overhead: Overhead,
+    paths: &BTreeMap<String, PathBuf>,
+) -> Result<Option<LinuxResources>, CgroupError> {
+    let limit = |name| {
+        let limit = workload_limit(name, overhead, paths)?;
+        Ok(limit.filter(|&limit| limit > 0))
+    };
+    let most = memory_limit(version, overhead, paths)?.filter(|&limit| limit > 0);
+    let (swap, high) = match version {
+        Version::V1 => (limit("memory.memsw.limit_in_bytes")?, None),
+        // Swap is limited alone.
+        Version::V2 => (None, limit("memory.high")?),
+    };
+    if most.or(swap).or(high).is_none() {
+        return Ok(None);
+    }
+    let mut memory = LinuxMemory::default();
+    memory.set_limit(most);
+    memory.set_swap(swap);
+    let mut resources = LinuxResources::default();
+    resources.set_memory(Some(memory));
+    let files = high.map(|high| HashMap::from([("memory.high".to_owned(), high.to_string())]));
+    resources.set_unified(files);
+    Ok(Some(resources))
 }

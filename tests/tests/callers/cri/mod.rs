@@ -1,7 +1,7 @@
 //! Pods: containerd's CRI plugin with the shim as a runtime handler, asked over its socket as the kubelet asks it.
 //!
 //! The newest version of containerd does every check, the others a few. With runc as the runtime under test
-//! (`CLOISTER_TEST_RUNTIME`) they prove themselves, but for those of what virtual machines alone do: `size`, `at_once`,
+//! (`CLOISTER_TEST_RUNTIME`) they prove themselves, but for those of what virtual machines alone do: `size`, `growth`, `at_once`,
 //! `virtual_machine`, and what is refused.
 
 mod bench;
@@ -71,7 +71,7 @@ node_checks! { v2, V2,
     containers: shared_namespaces, one_process_namespace, init_and_restart, termination, volumes, out_of_memory;
     exec: output_and_exit_code, limit, logs;
     faults: containerd, shim, virtual_machine;
-    figures: of_a_container, of_a_pod, size, update;
+    figures: of_a_container, of_a_pod, size, growth, update;
     many: at_once;
     network: address_and_traffic, names, port_forward;
     refused: host_namespaces, wrong_configuration, unknown_handler, annotations;

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use cloister_virtio::device::{Activation, ActiveQueue, GuestRam, Interrupt, VirtioDevice};
 use cloister_virtio::fs::{Config, Fs};
 use virtio_queue_018::{Queue, QueueT};
-use vm_memory_018::{Bytes, FileOffset, GuestAddress};
+use vm_memory_018::{
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend as _, GuestMemoryRegion as _,
+};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::PATIENCE;
@@ -21,6 +23,8 @@ const RINGS: u64 = 0x10_000;
 const RING_STRIDE: u64 = 0x4000;
 const AVAIL: u64 = 0x1000;
 const USED: u64 = 0x2000;
+/// Where memory is that comes later.
+const ADDED: u64 = 1 << 33;
 /// Where the buffers of each slot of a queue are: one for the request, one for the answer.
 const BUFFERS: u64 = 0x10_0000;
 const BUFFER: u64 = 0x2_0000;
@@ -36,6 +40,8 @@ pub struct Guest {
     status: Arc<AtomicU32>,
     queues: Vec<Driver>,
     unique: u64,
+    /// Where the buffers are.
+    buffers: u64,
     pub uid: u32,
     pub gid: u32,
     /// Extensions of the request (supplementary groups), already encoded.
@@ -82,6 +88,7 @@ impl Guest {
             queues: (0..2).map(|_| Driver::default()).collect(),
             device,
             unique: 0,
+            buffers: BUFFERS,
             uid: 0,
             gid: 0,
             extension: Vec::new(),
@@ -139,15 +146,35 @@ impl Guest {
         RINGS + queue as u64 * RING_STRIDE
     }
 
-    fn buffers(queue: usize, slot: u16) -> (u64, u64) {
-        let base = BUFFERS + (queue as u64 * 12 + u64::from(slot)) * 2 * BUFFER;
+    /// Gets further memory, and has its buffers there from now on.
+    pub fn grow(&mut self) {
+        let flags = rustix::fs::MemfdFlags::CLOEXEC;
+        let file = File::from(rustix::fs::memfd_create("added", flags).unwrap());
+        file.set_len(MEMORY).unwrap();
+        let mut regions: Vec<_> = (self.memory.iter())
+            .map(|region| {
+                let length = usize::try_from(region.len()).unwrap();
+                (region.start_addr(), length, region.file_offset().cloned())
+            })
+            .collect();
+        let length = usize::try_from(MEMORY).unwrap();
+        let file = FileOffset::new(file, 0);
+        regions.push((GuestAddress(ADDED), length, Some(file)));
+        // Mapped anew, which is as good: what is in the files is what counts.
+        self.memory = GuestRam::from_ranges_with_files(regions).unwrap();
+        self.device.set_memory(self.memory.clone());
+        self.buffers = ADDED;
+    }
+
+    fn buffers(&self, queue: usize, slot: u16) -> (u64, u64) {
+        let base = self.buffers + (queue as u64 * 12 + u64::from(slot)) * 2 * BUFFER;
         (base, base + BUFFER)
     }
 
     /// Puts a chain of raw buffers into slot `slot` of a queue, without a notification.
     pub fn put(&mut self, queue: usize, slot: u16, request: &[u8], room: u32) {
         let ring = Self::ring(queue);
-        let (readable, writable) = Self::buffers(queue, slot);
+        let (readable, writable) = self.buffers(queue, slot);
         self.memory
             .write_slice(request, GuestAddress(readable))
             .unwrap();
@@ -243,7 +270,7 @@ impl Guest {
 
     /// The answer in a slot.
     pub fn answer(&self, queue: usize, slot: u16, length: u32) -> Answer {
-        let (_, writable) = Self::buffers(queue, slot);
+        let (_, writable) = self.buffers(queue, slot);
         let mut bytes = vec![0; usize::try_from(length).unwrap()];
         self.memory
             .read_slice(&mut bytes, GuestAddress(writable))

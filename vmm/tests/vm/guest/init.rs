@@ -127,6 +127,15 @@ fn act(what: &[u8]) {
             print(b"cpus ");
             print(&buffer[..count]);
         }
+        // A CPU that the kernel was told not to start.
+        [b'o', b'n', b'l', b'i', b'n', b'e', cpu] => {
+            mount(b"sysfs\0", b"/sys\0");
+            let mut path = *b"/sys/devices/system/cpu/cpu0/online\0";
+            path[27] = *cpu;
+            while !write(&path, b"1") {
+                sleep(10);
+            }
+        }
         b"memory" => {
             let mut info = [0_u64; 14];
             call(SYSINFO, [info.as_mut_ptr() as usize, 0, 0, 0, 0, 0]);
@@ -135,7 +144,20 @@ fn act(what: &[u8]) {
             print_number(info[4] >> 20);
             print(b" MiB\n");
         }
-        b"touch" => touch(),
+        b"touch" => touch(16),
+        // So many MiB.
+        [b't', b'o', b'u', b'c', b'h', number @ ..] => touch(parse(number)),
+        // Until the kernel has so many MiB.
+        [b'm', b'i', b'b', number @ ..] => {
+            let mut info = [0_u64; 14];
+            while (info[4] >> 20) < parse(number) as u64 {
+                sleep(10);
+                call(SYSINFO, [info.as_mut_ptr() as usize, 0, 0, 0, 0, 0]);
+            }
+            print(b"there are ");
+            print(number);
+            print(b" MiB\n");
+        }
         b"clock" => {
             mount(b"sysfs\0", b"/sys\0");
             let path = b"/sys/devices/system/clocksource/clocksource0/current_clocksource\0";
@@ -272,16 +294,20 @@ fn frames(buffer: &mut [u8; 256]) {
     call(CLOSE, [socket, 0, 0, 0, 0, 0]);
 }
 
-/// Writes to 4096 fresh pages. The kernel itself is at the start of memory and takes new pages from
+fn parse(digits: &[u8]) -> usize {
+    digits.iter().fold(0, |number, digit| number * 10 + usize::from(digit - b'0'))
+}
+
+/// Writes to the fresh pages of so many MiB. The kernel itself is at the start of memory and takes new pages from
 /// its end, so in a guest with memory on both sides of a hole this uses both.
-fn touch() {
-    const SIZE: usize = 16 << 20;
+fn touch(mib: usize) {
     const MMAP: usize = 9;
+    let size = mib << 20;
     // MAP_PRIVATE, MAP_ANONYMOUS.
-    let address = call(MMAP, [0, SIZE, 3, 0x22, usize::MAX, 0]);
+    let address = call(MMAP, [0, size, 3, 0x22, usize::MAX, 0]);
     let mut failed = address < 0;
     let mut at = 0;
-    while !failed && at < SIZE {
+    while !failed && at < size {
         let word = (address as usize + at) as *mut usize;
         unsafe {
             word.write_volatile(at);

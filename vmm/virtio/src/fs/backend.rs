@@ -197,6 +197,14 @@ impl Backend {
         })
     }
 
+    /// Has the server use `memory` from now on, in place of what it has.
+    pub(super) fn share(&mut self, memory: &GuestRam) -> Result<(), BackendError> {
+        self.exchange(|conversation| {
+            conversation.share(memory)?;
+            conversation.settle()
+        })
+    }
+
     /// Stops the rings and returns where each has come to in its available ring. The server has
     /// nothing in flight afterwards.
     pub(super) fn stop(&mut self, rings: &[u16]) -> Result<Vec<u16>, BackendError> {

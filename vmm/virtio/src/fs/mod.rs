@@ -387,6 +387,17 @@ impl VirtioDevice for Fs {
         self.calls.reset();
     }
 
+    /// The server gets all of it anew, while it goes on: what it is about to do was in the memory before.
+    fn set_memory(&mut self, memory: GuestRam) {
+        let Some(active) = &mut self.active else {
+            return;
+        };
+        active.memory = memory;
+        if let Err(error) = self.backend.share(&active.memory) {
+            self.fail(&error);
+        }
+    }
+
     /// Exact while the device is paused; of a running device, what is known of its queues.
     fn queue_states(&self) -> Vec<SavedQueue> {
         let queues = self.active.iter().flat_map(|active| &active.queues);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use event_manager::{EventManager, SubscriberOps};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use virtio_queue::Queue;
-use vm_memory::{FileOffset, GuestAddress};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend as _, GuestMemoryRegion as _};
 
 use super::*;
 use crate::device::{INTERRUPT_CONFIG_CHANGE, INTERRUPT_USED_BUFFER};
@@ -504,4 +504,54 @@ fn a_server_that_lies_about_a_position_fails_the_pause() {
     let error = bench.device.pause().unwrap_err();
     assert_eq!(error.to_string(), "malformed answer to GET_VRING_BASE");
     assert!(bench.interrupt.broken().load(Ordering::SeqCst));
+}
+
+#[test]
+fn a_server_that_runs_gets_memory_that_has_come() {
+    let mut bench = bench(no_answers);
+    // Nobody to tell yet.
+    bench.device.set_memory(bench.memory.clone());
+    bench.activate().unwrap();
+    let file = rustix::fs::memfd_create("added", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    let file = File::from(file);
+    file.set_len(0x20_0000).unwrap();
+    let mut regions: Vec<_> = (bench.memory.iter())
+        .map(|region| {
+            let length = usize::try_from(region.len()).unwrap();
+            (region.start_addr(), length, region.file_offset().cloned())
+        })
+        .collect();
+    let added = FileOffset::new(file, 0);
+    regions.push((GuestAddress(1 << 33), 0x20_0000, Some(added)));
+    let memory = GuestRam::from_ranges_with_files(regions).unwrap();
+    bench.device.set_memory(memory);
+    assert_eq!(bench.device.metrics().failures, 0);
+    let log = bench.close();
+    let tables: Vec<_> = (log.iter().enumerate())
+        .filter(|(_, message)| message.request == SET_MEM_TABLE)
+        .collect();
+    assert_eq!(tables.len(), 2);
+    let (at, last) = tables[1];
+    assert_eq!(at, log.len() - 1, "the rings go on");
+    assert_eq!((last.half(0), last.fds.len()), (3, 3));
+    // Each region: guest address, size, the frontend's address, offset in the file.
+    let region = [9, 10, 11, 12].map(|index| last.word(index));
+    assert_eq!(region, [1 << 33, 0x20_0000, 1 << 33, 0]);
+}
+
+#[test]
+fn a_server_that_takes_no_more_memory_is_out_of_service() {
+    fn refuses(message: &Message) -> Option<Vec<u8>> {
+        let refused = message.request == SET_MEM_TABLE && message.half(0) == 1;
+        refused.then(|| reply(message.request, &1_u64.to_ne_bytes()))
+    }
+    let mut bench = bench(refuses);
+    bench.activate().unwrap();
+    let (memory, _) = (bench.memory)
+        .remove_region(GuestAddress(1 << 32), 0x10_0000)
+        .unwrap();
+    bench.device.set_memory(memory);
+    assert_eq!(bench.device.metrics().failures, 1);
+    let pending = bench.status.load(Ordering::SeqCst);
+    assert_ne!(pending & INTERRUPT_CONFIG_CHANGE, 0);
 }

@@ -50,7 +50,8 @@ pub type SharedDevice = Arc<Mutex<dyn VirtioDevice>>;
 pub struct Transport {
     device: SharedDevice,
     device_type: u32,
-    memory: GuestRam,
+    /// Taken after `registers`, before the device.
+    memory: Mutex<GuestRam>,
     interrupt: Interrupt,
     kicks: Vec<EventFd>,
     registers: Mutex<Registers>,
@@ -111,7 +112,7 @@ impl Transport {
         Ok(Self {
             device,
             device_type,
-            memory,
+            memory: Mutex::new(memory),
             interrupt: Interrupt::new(Arc::new(AtomicU32::new(0)), Arc::new(event()?)),
             kicks,
             registers: Mutex::new(Registers {
@@ -137,6 +138,15 @@ impl Transport {
     #[must_use]
     pub fn line(&self) -> &EventFd {
         self.interrupt.line()
+    }
+
+    /// Takes guest memory that has become larger, for the device too. What was there before is where it
+    /// was.
+    pub fn set_memory(&self, memory: GuestRam) {
+        // A driver that starts the device meanwhile starts it before or after, not with what was.
+        let _registers = lock(&self.registers);
+        lock(&self.memory).clone_from(&memory);
+        lock(&self.device).set_memory(memory);
     }
 
     /// A read by the driver at `offset` in the page.
@@ -292,7 +302,7 @@ impl Transport {
     fn activate(&self, registers: &mut Registers) {
         let outcome = self.take_queues(registers).and_then(|queues| {
             let activation = Activation {
-                memory: self.memory.clone(),
+                memory: lock(&self.memory).clone(),
                 features: registers.driver_features,
                 queues,
                 interrupt: self.interrupt.clone(),
@@ -314,13 +324,14 @@ impl Transport {
 
     /// Makes working queues of what the driver has configured.
     fn take_queues(&self, registers: &mut Registers) -> io::Result<Vec<ActiveQueue>> {
+        let memory = lock(&self.memory).clone();
         let event_idx = registers.driver_features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
         let mut active = Vec::with_capacity(registers.queues.len());
         for (index, (saved, kick)) in registers.queues.iter_mut().zip(&self.kicks).enumerate() {
             saved.event_idx = event_idx;
             let queue = Queue::try_from(*saved)
                 .map_err(|error| io::Error::other(format!("queue {index}: {error}")))?;
-            if saved.ready && !queue.is_valid(&self.memory) {
+            if saved.ready && !queue.is_valid(&memory) {
                 return Err(io::Error::other(format!(
                     "queue {index}: not in guest memory"
                 )));

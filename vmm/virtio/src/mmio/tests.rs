@@ -1,5 +1,5 @@
 use event_manager::{EventOps, Events, MutEventSubscriber};
-use vm_memory::GuestAddress;
+use vm_memory::{GuestAddress, GuestMemoryBackend as _};
 
 use super::*;
 use crate::device::ActivateError;
@@ -61,6 +61,12 @@ impl VirtioDevice for Fake {
     fn reset(&mut self) {
         self.active = None;
         self.resets += 1;
+    }
+
+    fn set_memory(&mut self, memory: GuestRam) {
+        if let Some(active) = &mut self.active {
+            active.memory = memory;
+        }
     }
 
     fn queue_states(&self) -> Vec<SavedQueue> {
@@ -417,4 +423,26 @@ fn state_with_queues_outside_memory_needs_a_reset() {
     let device: SharedDevice = Arc::new(Mutex::new(Fake::default()));
     let restored = Transport::restore(device, ram(), &state).unwrap();
     assert!(restored.state().needs_reset);
+}
+
+#[test]
+fn memory_that_has_come_is_for_the_device_and_for_queues() {
+    let driver = Driver::new();
+    assert_eq!(driver.run(), RUNNING);
+    let more = (1 << 32, 0x1_0000);
+    let memory = [(GuestAddress(0), 0x1_0000), (GuestAddress(more.0), more.1)];
+    let memory = GuestRam::from_ranges(&memory).unwrap();
+    driver.transport.set_memory(memory.clone());
+    let regions = |driver: &Driver| {
+        let device = driver.device.lock().unwrap();
+        device.active.as_ref().unwrap().memory.num_regions()
+    };
+    assert_eq!(regions(&driver), 2);
+    // A driver that starts anew may have its queues there.
+    driver.set_status(0);
+    driver.negotiate(FEATURE | VERSION_1);
+    driver.set_up_queue(0, 16, more.0 + 0x1000);
+    driver.set_up_queue(1, 4, 0x5000);
+    assert_eq!(driver.set_status(RUNNING), RUNNING);
+    assert_eq!(regions(&driver), 2);
 }

@@ -18,7 +18,7 @@ use super::rate::Bucket;
 use super::session::{Flow, Host, Session, Token};
 use super::tap::Tap;
 use super::{Config, DriverState, Error, MAX_PACKET, MAX_QUEUE_PAIRS, Metrics, RateLimit, State};
-use crate::device::{ActivateError, Activation, SavedQueue, VirtioDevice};
+use crate::device::{ActivateError, Activation, GuestRam, SavedQueue, VirtioDevice};
 use crate::poll::Poller;
 use crate::warn_guest;
 
@@ -303,6 +303,12 @@ impl VirtioDevice for Net {
     fn reset(&mut self) {
         self.resumed = None;
         self.stop();
+    }
+
+    fn set_memory(&mut self, memory: GuestRam) {
+        if let Some(session) = &mut self.session {
+            session.set_memory(memory);
+        }
     }
 
     fn queue_states(&self) -> Vec<SavedQueue> {

@@ -235,6 +235,11 @@ impl Session {
         }
     }
 
+    /// Takes guest memory that has become larger.
+    pub(super) fn set_memory(&mut self, memory: GuestRam) {
+        self.memory = memory;
+    }
+
     pub(super) fn queue_states(&self) -> Vec<SavedQueue> {
         self.rings.iter().map(Ring::state).collect()
     }

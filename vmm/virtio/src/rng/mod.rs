@@ -235,6 +235,12 @@ impl VirtioDevice for Rng {
         self.kicks.reset();
     }
 
+    fn set_memory(&mut self, memory: GuestRam) {
+        if let Some(active) = &mut self.active {
+            active.memory = memory;
+        }
+    }
+
     fn queue_states(&self) -> Vec<SavedQueue> {
         self.active
             .iter()

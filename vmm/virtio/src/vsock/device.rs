@@ -13,7 +13,7 @@ use super::muxer::Muxer;
 use super::poll::{Poller, Token};
 use super::session::Session;
 use super::{Config, Connector, Error, Metrics, State};
-use crate::device::{ActivateError, Activation, SavedQueue, VirtioDevice};
+use crate::device::{ActivateError, Activation, GuestRam, SavedQueue, VirtioDevice};
 use crate::warn_guest;
 
 /// virtio-v1.3 §5.10.3: byte streams are supported.
@@ -207,6 +207,12 @@ impl VirtioDevice for Vsock {
             self.transport_reset = false;
             self.stale_kicks.extend(session.into_watched_kicks());
             self.signal();
+        }
+    }
+
+    fn set_memory(&mut self, memory: GuestRam) {
+        if let Some(session) = &mut self.session {
+            session.set_memory(memory);
         }
     }
 

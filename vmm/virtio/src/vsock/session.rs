@@ -112,6 +112,11 @@ impl Session {
         if self.watched { self.kicks } else { Vec::new() }
     }
 
+    /// Takes guest memory that has become larger.
+    pub(super) fn set_memory(&mut self, memory: GuestRam) {
+        self.memory = memory;
+    }
+
     pub(super) fn queue_states(&self) -> Vec<SavedQueue> {
         [&self.rx, &self.tx, &self.event]
             .map(|used| SavedQueue::from(used.queue.state()))

@@ -64,15 +64,17 @@ fn limits(memory: u64, quota: i64) -> MessageField<cri::LinuxContainerResources>
     })
 }
 
+/// The guest's memory, in bytes.
+fn total(container: &Container) -> u64 {
+    let total = container.sh("sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo");
+    let total = total.trim().parse::<u64>();
+    total.unwrap_or_else(|e| panic!("{e}")) * 1024
+}
+
 /// How large the virtual machine is.
 fn assert_size(pod: &Pod, least: u64, most: u64, cpus: usize) {
     let looker = pod.start("looker", "exec sleep 1000");
-    let total = looker.sh("sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo");
-    let total: u64 = total
-        .trim()
-        .parse()
-        .unwrap_or_else(|e| panic!("{e}: {total}"));
-    assert_within("MemTotal", total * 1024, least, most);
+    assert_within("MemTotal", total(&looker), least, most);
     // None has more than the machine.
     let machine = std::thread::available_parallelism().map_or(1, usize::from);
     assert_eq!(looker.sh("nproc").trim(), cpus.min(machine).to_string());
@@ -93,11 +95,40 @@ pub(crate) fn update(case: &Case) {
     });
     let look = "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max";
     assert_eq!(container.sh(look), "67108864\n50000 100000\n");
+    change(&container, limits(96 * MIB, 20_000));
+    assert_eq!(container.sh(look), "100663296\n20000 100000\n");
+}
+
+fn change(container: &Container, limits: MessageField<cri::LinuxContainerResources>) {
     let request = cri::UpdateContainerResourcesRequest {
         container_id: container.id.clone(),
-        linux: limits(96 * MIB, 20_000),
+        linux: limits,
         ..cri::UpdateContainerResourcesRequest::default()
     };
     let _: cri::Empty = ask("UpdateContainerResources", &request);
-    assert_eq!(container.sh(look), "100663296\n20000 100000\n");
+}
+
+/// A pod's virtual machine becomes larger when limits are raised, and when containers come that may use more.
+pub(crate) fn growth(case: &Case) {
+    let pod = case.pod_with("growth", |config| {
+        config.linux.mut_or_insert_default().resources = limits(64 * MIB, 50_000);
+    });
+    let start = |name, memory| {
+        pod.start_with(name, "exec sleep 1000", |config| {
+            config.linux.mut_or_insert_default().resources = limits(memory, 50_000);
+        })
+    };
+    let grown = |container: &Container, mib: u64| {
+        let what = format!("the guest has {mib} MiB");
+        // Some of it is the kernel's.
+        eventually(&what, || total(container) > (mib - 40) * MIB);
+        // Below the limit, and more than there was.
+        container.sh("dd if=/dev/zero of=/dev/null bs=250M count=1");
+    };
+    let first = start("first", 64 * MIB);
+    assert_within("MemTotal", total(&first), 64 * MIB, 128 * MIB);
+    change(&first, limits(300 * MIB, 50_000));
+    grown(&first, 364);
+    let second = start("second", 300 * MIB);
+    grown(&second, 664);
 }

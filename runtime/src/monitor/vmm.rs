@@ -1,38 +1,86 @@
-//! What the VMM says to requests about network devices.
+//! The VMM, as those speak to it who want something of it while it runs.
 //!
-//! The VMM is not trusted: what it says unasked takes no memory, and what it says about another slot
-//! is no answer.
+//! One who asks at a time: the answers come by way of whoever watches the VMM for its end. The VMM is not
+//! trusted: what it says unasked takes no memory, and what it says about another request is no answer.
 
-use cloister_vmm_api::{ChannelError, Event, Request};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use cloister_vmm_api::{Channel, ChannelError, Event, Request};
 use tokio::sync::{Mutex, mpsc};
-use tokio::time::{Duration, timeout};
+use tokio::time::timeout;
 
-/// How many may wait to be read: more than there are questions, of which there is one at a time.
+use super::life::AsyncChannel;
+
+/// How long the VMM may take to answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+/// How many answers may wait to be read: more than there are questions, of which there is one at a time.
 const WAITING: usize = 16;
+
+/// A VMM's control socket.
+pub(crate) struct Vmm {
+    channel: AsyncChannel,
+    answers: Answers,
+}
+
+impl Vmm {
+    /// Must be called within a runtime.
+    pub(crate) fn new(channel: Channel) -> std::io::Result<Self> {
+        Ok(Self {
+            channel: AsyncChannel::new(channel)?,
+            answers: Answers::new(),
+        })
+    }
+
+    /// The next event.
+    pub(crate) async fn recv(&self) -> Result<Option<(Event, Vec<OwnedFd>)>, ChannelError> {
+        self.channel.recv().await
+    }
+
+    /// Takes an event that is the answer to a request.
+    pub(crate) fn answered(&self, event: Event) {
+        self.answers.put(event);
+    }
+
+    /// Sends a request without waiting for its answer.
+    pub(crate) fn send(&self, request: &Request) -> Result<(), ChannelError> {
+        self.channel.send(request)
+    }
+
+    /// What the VMM says to a request; `None` if nothing.
+    pub(crate) async fn ask(
+        &self,
+        request: &Request,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<Option<Event>, ChannelError> {
+        let send = || self.channel.send_with(request, fds);
+        self.answers.to(request, send, ANSWER_LIMIT).await
+    }
+}
 
 /// The answers, on their way from whoever hears the VMM to whoever has asked.
 #[derive(Debug)]
-pub(super) struct Answers {
+struct Answers {
     sender: mpsc::Sender<Event>,
     receiver: Mutex<mpsc::Receiver<Event>>,
 }
 
 impl Answers {
-    pub(super) fn new() -> Self {
+    fn new() -> Self {
         let (sender, receiver) = mpsc::channel(WAITING);
         let receiver = Mutex::new(receiver);
         Self { sender, receiver }
     }
 
     /// Takes what the VMM has said.
-    pub(super) fn put(&self, event: Event) {
+    fn put(&self, event: Event) {
         if self.sender.try_send(event).is_err() {
-            log::debug!("the VMM says more about network devices than it was asked");
+            log::debug!("the VMM says more than it was asked");
         }
     }
 
     /// The answer to a request, which `send` sends; `None` if there is none within `limit`.
-    pub(super) async fn to(
+    async fn to(
         &self,
         request: &Request,
         send: impl FnOnce() -> Result<(), ChannelError>,
@@ -66,7 +114,10 @@ fn is_answer(request: &Request, event: &Event) -> bool {
             | Request::SetLink { slot, .. },
             Event::NetRefused { slot: of, .. },
         ) => slot == of,
-        (Request::NetCounters, Event::NetCounters { .. }) => true,
+        (Request::NetCounters, Event::NetCounters { .. })
+        | (Request::AddVcpus { .. }, Event::VcpusAdded { .. } | Event::GrowthRefused { .. })
+        | (Request::AddMemory { .. }, Event::Memory { .. } | Event::GrowthRefused { .. })
+        | (Request::Memory, Event::Memory { .. }) => true,
         _ => false,
     }
 }
@@ -114,5 +165,32 @@ mod tests {
         let short = Duration::from_millis(1);
         let answer = answers.to(&request, || Ok(()), short).await.unwrap();
         assert_eq!(answer, None);
+    }
+
+    #[tokio::test]
+    async fn what_is_said_about_memory_is_no_answer_about_processors() {
+        let answers = Answers::new();
+        let memory = Event::Memory {
+            granted_mib: 256,
+            plugged_mib: 128,
+        };
+        let refusal = Event::GrowthRefused {
+            message: "no".into(),
+        };
+        let send = || {
+            answers.put(memory.clone());
+            answers.put(refusal.clone());
+            Ok(())
+        };
+        let request = Request::AddVcpus { vcpus: 2 };
+        let answer = answers.to(&request, send, LIMIT).await.unwrap();
+        assert_eq!(answer, Some(refusal.clone()));
+        let send = || {
+            answers.put(refusal.clone());
+            answers.put(memory.clone());
+            Ok(())
+        };
+        let answer = answers.to(&Request::Memory, send, LIMIT).await.unwrap();
+        assert_eq!(answer, Some(memory.clone()));
     }
 }
