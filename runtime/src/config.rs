@@ -3,6 +3,7 @@
 //! A key is looked for in the environment as `CLOISTER_<KEY>` and then in the file. `KEYS` is the
 //! table of what there is; `docs/configuration.md` says the same to people, and a test compares.
 
+use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -14,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::annotations::CHOOSABLE;
 use crate::network;
-use crate::paths::Install;
+use crate::paths::{DEFAULT_CONFIG, Install};
 
 /// What a key holds.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -26,7 +27,7 @@ enum Kind {
 }
 
 /// Every key.
-const KEYS: [(&str, Kind); 16] = [
+const KEYS: [(&str, Kind); 17] = [
     ("vmm", Kind::Text),
     ("fs", Kind::Text),
     ("kernel", Kind::Text),
@@ -42,6 +43,7 @@ const KEYS: [(&str, Kind); 16] = [
     ("network_send_limit", Kind::Text),
     ("default_apparmor_profile", Kind::Text),
     ("allowed_annotations", Kind::List),
+    ("shim_version", Kind::Number),
     ("log_level", Kind::Text),
 ];
 
@@ -53,6 +55,8 @@ const DEFAULT_BOOT_TIMEOUT_S: u64 = 30;
 const DEFAULT_REQUEST_TIMEOUT_S: u64 = 30;
 /// `nobody` on Debian and Fedora alike: owns nothing.
 const DEFAULT_JAIL_ID: u32 = 65534;
+/// The versions of the shim's interface that it can have; the first is the usual one.
+const SHIM_VERSIONS: [u8; 2] = [2, 3];
 /// A day: longer waits are as good as none, and a deadline must stay representable.
 const MAX_TIMEOUT_S: u64 = 86_400;
 
@@ -100,6 +104,8 @@ pub struct Config {
     pub default_apparmor_profile: DefaultProfile,
     /// The keys that a container's annotations may set (`io.cloister.<key>`).
     pub allowed_annotations: Vec<String>,
+    /// The version of its interface that the shim tells a containerd that does not say what it understands.
+    pub shim_version: u8,
     /// What is logged, as [`LevelFilter`] writes it.
     pub log_level: String,
 }
@@ -165,6 +171,7 @@ struct File {
     network_send_limit: Option<String>,
     default_apparmor_profile: Option<String>,
     allowed_annotations: Option<Vec<String>>,
+    shim_version: Option<u8>,
     log_level: Option<String>,
 }
 
@@ -187,6 +194,18 @@ impl Config {
         };
         let install = Install::locate().map_err(ConfigError::Locate)?;
         overlay(file, environment)?.resolve(&install)
+    }
+
+    /// Reads the settings of this process: of the file that `named` or `CLOISTER_CONFIG` names, or of the
+    /// machine's, and of its environment.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn of_process(named: Option<PathBuf>) -> Result<Self, ConfigError> {
+        let variable = || env::var_os("CLOISTER_CONFIG").map(PathBuf::from);
+        let named = named.or_else(variable);
+        let default = Path::new(DEFAULT_CONFIG);
+        Self::load(named.as_deref(), default, |name| env::var_os(name))
     }
 }
 
@@ -243,6 +262,7 @@ fn overlay(
                 let keys = text.split(',').map(str::trim).filter(|key| !key.is_empty());
                 file.allowed_annotations = Some(keys.map(Into::into).collect());
             }
+            "shim_version" => file.shim_version = Some(number.try_into().map_err(large)?),
             _ => file.log_level = Some(text.into()),
         }
     }
@@ -280,6 +300,13 @@ impl File {
                 message: format!("{other:?} given, {} possible", CHOOSABLE.join(", ")),
             });
         }
+        let shim_version = self.shim_version.unwrap_or(SHIM_VERSIONS[0]);
+        if !SHIM_VERSIONS.contains(&shim_version) {
+            return Err(ConfigError::Value {
+                key: "shim_version",
+                message: format!("{shim_version} given, 2 or 3 possible"),
+            });
+        }
         Ok(Config {
             vmm: absolute(self.vmm, install.vmm())?,
             fs: absolute(self.fs, install.fs())?,
@@ -304,6 +331,7 @@ impl File {
             network_send_limit: bandwidth("network_send_limit", self.network_send_limit)?,
             default_apparmor_profile,
             allowed_annotations,
+            shim_version,
             log_level,
         })
     }
@@ -418,6 +446,11 @@ mod tests {
                 "configuration key boot_timeout_s: 0 given",
             ),
             (
+                "shim_version = 4",
+                None,
+                "configuration key shim_version: 4 given, 2 or 3 possible",
+            ),
+            (
                 "log_level = \"loud\"",
                 None,
                 "configuration key log_level: \"loud\"",
@@ -457,6 +490,7 @@ mod tests {
                 Kind::Text if key == "default_apparmor_profile" => "\"refuse\"",
                 Kind::Text if key.ends_with("_limit") => "\"10M\"",
                 Kind::Text => "\"/x\"",
+                Kind::Number if key == "shim_version" => "3",
                 Kind::Number => "33",
                 Kind::List => "[\"vcpus\"]",
             };

@@ -55,6 +55,7 @@ node_checks! { v1_6, V1_6,
 node_checks! { v1_7, V1_7,
     containers: shared_namespaces;
     faults: containerd;
+    settings: of_annotations;
 }
 node_checks! { v2_pauseless, V2Shim,
     containers: shared_namespaces, init_and_restart;
@@ -62,6 +63,18 @@ node_checks! { v2_pauseless, V2Shim,
     figures: of_a_container, size;
     network: address_and_traffic, names;
     refused: host_namespaces;
+    settings: of_a_file, of_annotations;
+}
+node_checks! { v2_interface_3, V2Interface3,
+    containers: shared_namespaces;
+    faults: shim;
+    interface: one_shim;
+}
+node_checks! { v2_streaming, V2Streaming,
+    containers: init_and_restart;
+    exec: output_and_exit_code, logs;
+    faults: containerd;
+    interface: one_shim, streams;
 }
 // Everything.
 node_checks! { v2, V2,
@@ -72,5 +85,6 @@ node_checks! { v2, V2,
     many: at_once;
     network: address_and_traffic, names, port_forward;
     refused: host_namespaces, wrong_configuration, unknown_handler, annotations;
+    settings: of_a_file, of_annotations;
     security: users_and_groups, capabilities, privileged, seccomp, sysctls;
 }
