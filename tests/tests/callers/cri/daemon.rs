@@ -10,7 +10,9 @@ use serde_json::json;
 
 use super::client::call;
 use super::messages::{Empty, StatusResponse};
-use crate::harness::{Cmd, eventually, image_archive, mount_tmpfs, program_archive, runtime};
+use crate::harness::{
+    Cmd, eventually, image_archive, mount_tmpfs, other_version, program_archive, runtime,
+};
 
 /// Where it listens.
 pub(crate) const SOCKET: &str = "/run/containerd/containerd.sock";
@@ -86,10 +88,7 @@ impl Node {
 
     /// Where the version's programs are. That of this machine's own release is installed.
     fn programs(self) -> PathBuf {
-        let unpacked = |name| {
-            let place = std::env::var("CLOISTER_TEST_CONTAINERDS").expect("tests/suites/run");
-            Path::new(&place).join(name).join("usr/bin")
-        };
+        let unpacked = |name| other_version(&format!("{name}/usr/bin"));
         match self {
             Self::V1_6 => "/usr/bin".into(),
             Self::V1_7 => unpacked("containerd-1.7"),

@@ -23,7 +23,7 @@ pub(crate) use engine::{Case, Engine};
 pub(crate) use image::{
     build as build_rootfs, busybox_rootfs, busybox_tar, image_archive, program_archive,
 };
-pub(crate) use machine::{Machine, afterwards, mount_tmpfs, report_logs, runtime};
+pub(crate) use machine::{Machine, afterwards, mount_tmpfs, other_version, report_logs, runtime};
 pub(crate) use program::add_program;
 use residue::Residue;
 

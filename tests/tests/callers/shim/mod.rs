@@ -6,6 +6,7 @@
 
 mod control;
 mod daemon;
+pub(crate) mod docker;
 mod ends;
 mod events;
 mod exec;
