@@ -272,6 +272,8 @@ fn prepare_machine() {
         "/etc/cni/net.d",
         "/etc/cloister",
         "/var/log/pods",
+        // What runc's shim makes once, and keeps.
+        "/run/containerd/runc/k8s.io",
     ] {
         fs::create_dir_all(dir).unwrap_or_else(|e| panic!("{dir}: {e}"));
     }

@@ -55,6 +55,7 @@ node_checks! { v1_6, V1_6,
 node_checks! { v1_7, V1_7,
     containers: shared_namespaces;
     faults: containerd;
+    page: kubernetes;
     settings: of_annotations;
 }
 node_checks! { v2_pauseless, V2Shim,
@@ -74,7 +75,7 @@ node_checks! { v2_streaming, V2Streaming,
     containers: init_and_restart;
     exec: output_and_exit_code, logs;
     faults: containerd;
-    interface: one_shim, streams;
+    interface: streams;
 }
 // Everything.
 node_checks! { v2, V2,
@@ -84,6 +85,7 @@ node_checks! { v2, V2,
     figures: of_a_container, of_a_pod, size, update;
     many: at_once;
     network: address_and_traffic, names, port_forward;
+    page: kubernetes;
     refused: host_namespaces, wrong_configuration, unknown_handler, annotations;
     settings: of_a_file, of_annotations;
     security: users_and_groups, capabilities, privileged, seccomp, sysctls;

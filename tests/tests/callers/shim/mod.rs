@@ -13,6 +13,7 @@ mod exec;
 mod failures;
 mod idle;
 mod options;
+mod page;
 mod peer;
 mod program;
 mod restart;
@@ -86,6 +87,7 @@ tests!(containerd_2, V2,
     failures: shim_killed, virtual_machine_killed, monitor_killed;
     ends: oom_of_the_guest, oom_of_the_machine, panic_of_the_guest, loss_of_the_agent;
     idle: memory_and_time;
+    page: containerd;
 );
 
 /// One check under one version of containerd. Dropping it removes every container and asserts that nothing is left.

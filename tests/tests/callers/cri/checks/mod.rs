@@ -7,6 +7,7 @@ pub(crate) mod figures;
 pub(crate) mod interface;
 pub(crate) mod many;
 pub(crate) mod network;
+pub(crate) mod page;
 pub(crate) mod refused;
 pub(crate) mod security;
 pub(crate) mod settings;
