@@ -3,6 +3,7 @@
 //! A key is looked for in the environment as `CLOISTER_<KEY>` and then in the file. `KEYS` is the
 //! table of what there is; `docs/configuration.md` says the same to people, and a test compares.
 
+use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -14,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::annotations::CHOOSABLE;
 use crate::network;
-use crate::paths::Install;
+use crate::paths::{DEFAULT_CONFIG, Install};
 
 /// What a key holds.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -26,7 +27,7 @@ enum Kind {
 }
 
 /// Every key.
-const KEYS: [(&str, Kind); 18] = [
+const KEYS: [(&str, Kind); 19] = [
     ("vmm", Kind::Text),
     ("fs", Kind::Text),
     ("kernel", Kind::Text),
@@ -44,6 +45,7 @@ const KEYS: [(&str, Kind); 18] = [
     ("network_send_limit", Kind::Text),
     ("default_apparmor_profile", Kind::Text),
     ("allowed_annotations", Kind::List),
+    ("shim_version", Kind::Number),
     ("log_level", Kind::Text),
 ];
 
@@ -55,6 +57,8 @@ const DEFAULT_BOOT_TIMEOUT_S: u64 = 30;
 const DEFAULT_REQUEST_TIMEOUT_S: u64 = 30;
 /// `nobody` on Debian and Fedora alike: owns nothing.
 const DEFAULT_JAIL_ID: u32 = 65534;
+/// The versions of the shim's interface that it can have; the first is the usual one.
+const SHIM_VERSIONS: [u8; 2] = [2, 3];
 /// A day: longer waits are as good as none, and a deadline must stay representable.
 const MAX_TIMEOUT_S: u64 = 86_400;
 
@@ -106,6 +110,8 @@ pub struct Config {
     pub default_apparmor_profile: DefaultProfile,
     /// The keys that a container's annotations may set (`io.cloister.<key>`).
     pub allowed_annotations: Vec<String>,
+    /// The version of its interface that the shim tells a containerd that does not say what it understands.
+    pub shim_version: u8,
     /// What is logged, as [`LevelFilter`] writes it.
     pub log_level: String,
 }
@@ -173,6 +179,7 @@ struct File {
     network_send_limit: Option<String>,
     default_apparmor_profile: Option<String>,
     allowed_annotations: Option<Vec<String>>,
+    shim_version: Option<u8>,
     log_level: Option<String>,
 }
 
@@ -195,6 +202,18 @@ impl Config {
         };
         let install = Install::locate().map_err(ConfigError::Locate)?;
         overlay(file, environment)?.resolve(&install)
+    }
+
+    /// Reads the settings of this process: of the file that `named` or `CLOISTER_CONFIG` names, or of the
+    /// machine's, and of its environment.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn of_process(named: Option<PathBuf>) -> Result<Self, ConfigError> {
+        let variable = || env::var_os("CLOISTER_CONFIG").map(PathBuf::from);
+        let named = named.or_else(variable);
+        let default = Path::new(DEFAULT_CONFIG);
+        Self::load(named.as_deref(), default, |name| env::var_os(name))
     }
 }
 
@@ -255,6 +274,7 @@ fn overlay(
                 let keys = text.split(',').map(str::trim).filter(|key| !key.is_empty());
                 file.allowed_annotations = Some(keys.map(Into::into).collect());
             }
+            "shim_version" => file.shim_version = Some(number.try_into().map_err(large)?),
             _ => file.log_level = Some(text.into()),
         }
     }
@@ -292,6 +312,13 @@ impl File {
                 message: format!("{other:?} given, {} possible", CHOOSABLE.join(", ")),
             });
         }
+        let shim_version = self.shim_version.unwrap_or(SHIM_VERSIONS[0]);
+        if !SHIM_VERSIONS.contains(&shim_version) {
+            return Err(ConfigError::Value {
+                key: "shim_version",
+                message: format!("{shim_version} given, 2 or 3 possible"),
+            });
+        }
         Ok(Config {
             vmm: absolute(self.vmm, install.vmm())?,
             fs: absolute(self.fs, install.fs())?,
@@ -318,6 +345,7 @@ impl File {
             network_send_limit: bandwidth("network_send_limit", self.network_send_limit)?,
             default_apparmor_profile,
             allowed_annotations,
+            shim_version,
             log_level,
         })
     }
@@ -432,6 +460,11 @@ mod tests {
                 "configuration key boot_timeout_s: 0 given",
             ),
             (
+                "shim_version = 4",
+                None,
+                "configuration key shim_version: 4 given, 2 or 3 possible",
+            ),
+            (
                 "log_level = \"loud\"",
                 None,
                 "configuration key log_level: \"loud\"",
@@ -471,6 +504,7 @@ mod tests {
                 Kind::Text if key == "default_apparmor_profile" => "\"refuse\"",
                 Kind::Text if key.ends_with("_limit") => "\"10M\"",
                 Kind::Text => "\"/x\"",
+                Kind::Number if key == "shim_version" => "3",
                 Kind::Number => "33",
                 Kind::List => "[\"vcpus\"]",
             };

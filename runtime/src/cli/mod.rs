@@ -36,7 +36,6 @@ use cloister::cgroup::Driver;
 use cloister::config::{Config, DefaultProfile};
 use cloister::descriptors::{self, DescriptorError};
 use cloister::logger::{self, LogFormat};
-use cloister::paths::DEFAULT_CONFIG;
 use cloister_spec::Problem;
 use log::LevelFilter;
 
@@ -170,12 +169,7 @@ fn run(cli: Cli, exec_ns: u64) -> Result<u8, Fatal> {
         );
     }
 
-    let named = cli
-        .config
-        .or_else(|| std::env::var_os("CLOISTER_CONFIG").map(PathBuf::from));
-    let mut config = Config::load(named.as_deref(), Path::new(DEFAULT_CONFIG), |name| {
-        std::env::var_os(name)
-    })?;
+    let mut config = Config::of_process(cli.config)?;
     if cli.debug {
         config.log_level = "debug".into();
     }

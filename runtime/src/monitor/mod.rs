@@ -230,7 +230,8 @@ pub fn in_another(sandbox: &str) -> String {
 }
 
 /// Says of a lost container what its guest cannot know: that this machine had no memory left for it.
-fn lost(message: String, cgroup: Option<&SandboxCgroup>) -> String {
+#[must_use]
+pub fn lost(message: String, cgroup: Option<&SandboxCgroup>) -> String {
     // What cannot be read is not what it was lost by.
     match cgroup.map(SandboxCgroup::oom_kills) {
         Some(Ok(kills)) if kills > 0 => {

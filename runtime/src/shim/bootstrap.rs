@@ -10,13 +10,15 @@
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
 use protobuf::Message;
 use protobuf::well_known_types::any::Any;
+use serde_json::json;
 
 /// The most that is read from standard input, in bytes.
 pub(crate) const INPUT_MAX: u64 = 1 << 20;
 
-/// The version of the shim's interface since then: containerd speaks to it as to a sandbox. A bare
-/// address means version 2, more than which CRI-O and containerd 1.7 refuse.
-const VERSION: i32 = 3;
+/// The version of the shim's interface since then: containerd speaks to it as to a sandbox, and does not start or
+/// delete it for each container of a pod. A bare address means version 2, more than which CRI-O and containerd 1.7
+/// refuse.
+const VERSION: u8 = 3;
 
 /// What came on standard input.
 #[derive(Debug, Default, Clone, PartialEq)]
@@ -58,15 +60,21 @@ impl Input {
         })
     }
 
-    /// What standard output is to say of a shim that listens at `address`.
-    pub(crate) fn answer(&self, address: &str) -> Vec<u8> {
+    /// What standard output is to say of a shim that listens at `address`, to who does not tell what it understands
+    /// in the `configured` version.
+    pub(crate) fn answer(&self, address: &str, configured: u8) -> Vec<u8> {
+        const PROTOCOL: &str = "ttrpc";
         if self.params.is_none() {
-            return address.as_bytes().to_vec();
+            if configured < VERSION {
+                return address.as_bytes().to_vec();
+            }
+            let result = json!({"version": configured, "address": address, "protocol": PROTOCOL});
+            return result.to_string().into_bytes();
         }
         let result = BootstrapResult {
-            version: VERSION,
+            version: VERSION.into(),
             address: address.to_owned(),
-            protocol: "ttrpc".into(),
+            protocol: PROTOCOL.into(),
             ..BootstrapResult::default()
         };
         // Encoding fails for messages beyond 2 GiB alone.
@@ -93,11 +101,15 @@ mod tests {
     fn both_protocols_are_told_apart() {
         let nothing = Input::parse(b"").unwrap();
         assert_eq!(nothing, Input::default());
-        assert_eq!(nothing.answer("unix:///a"), b"unix:///a");
+        assert_eq!(nothing.answer("unix:///a", 2), b"unix:///a");
+        let told: serde_json::Value =
+            serde_json::from_slice(&nothing.answer("unix:///a", 3)).unwrap();
+        let expected = json!({"version": 3, "address": "unix:///a", "protocol": "ttrpc"});
+        assert_eq!(told, expected);
 
         let before = Input::parse(&any().write_to_bytes().unwrap()).unwrap();
         assert_eq!((&before.params, &before.options), (&None, &Some(any())));
-        assert_eq!(before.answer("unix:///a"), b"unix:///a");
+        assert_eq!(before.answer("unix:///a", 2), b"unix:///a");
 
         let extension = |value| Extension {
             value: MessageField::some(value),
@@ -117,7 +129,7 @@ mod tests {
         let now = Input::parse(&params.write_to_bytes().unwrap()).unwrap();
         assert_eq!(now.options, Some(any()));
         assert_eq!(now.params, Some(params));
-        let result = BootstrapResult::parse_from_bytes(&now.answer("unix:///a")).unwrap();
+        let result = BootstrapResult::parse_from_bytes(&now.answer("unix:///a", 2)).unwrap();
         assert_eq!((result.version, &*result.address), (3, "unix:///a"));
         assert_eq!(result.protocol, "ttrpc");
     }

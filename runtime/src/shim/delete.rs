@@ -1,11 +1,13 @@
 //! `delete`: what a shim that died has left of a container.
 
+use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::SystemTime;
 
 use anyhow::{Context, bail};
+use cloister::paths::ContainerPaths;
 use containerd_shim_protos::api::DeleteResponse;
 use protobuf::{Message, MessageField};
 
@@ -26,16 +28,12 @@ pub(crate) fn delete(args: &Args) -> anyhow::Result<()> {
         None => std::env::current_dir().context("the bundle")?,
     };
     let options = Options::kept(&bundle);
-    let program = std::env::current_exe().context("the shim's program")?;
-    let output = Command::new(program.with_file_name("cloister"))
-        .arg("--root")
-        .arg(paths::root(&options, &args.namespace))
-        .args(["delete", "--force", &args.id])
-        .stdin(Stdio::null())
-        .output()
-        .context("cannot run cloister delete")?;
-    if !output.status.success() {
-        bail!("{}", String::from_utf8_lossy(&output.stderr).trim_end());
+    let root = paths::root(&options, &args.namespace);
+    let members = members(&root, &args.id)?;
+    delete_one(&root, &args.id)?;
+    // containerd calls for the sandbox alone if the shim's interface has version 3.
+    for member in members {
+        delete_one(&root, &member)?;
     }
     mounts::unmount_all(&bundle.join("rootfs"))?;
     // Of a sandbox; a container has none.
@@ -52,17 +50,43 @@ pub(crate) fn delete(args: &Args) -> anyhow::Result<()> {
     Ok(stdout.flush()?)
 }
 
+/// The containers in the virtual machine of this one.
+fn members(root: &Path, id: &str) -> anyhow::Result<Vec<String>> {
+    let dir = ContainerPaths::new(root, id).members();
+    let entries = match fs::read_dir(&dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        result => result.with_context(|| dir.display().to_string())?,
+    };
+    let name = |entry: io::Result<fs::DirEntry>| Some(entry.ok()?.file_name().to_str()?.to_owned());
+    Ok(entries.filter_map(name).collect())
+}
+
+fn delete_one(root: &Path, id: &str) -> anyhow::Result<()> {
+    let program = std::env::current_exe().context("the shim's program")?;
+    let output = Command::new(program.with_file_name("cloister"))
+        .arg("--root")
+        .arg(root)
+        .args(["delete", "--force", id])
+        .stdin(Stdio::null())
+        .output()
+        .context("cannot run cloister delete")?;
+    if !output.status.success() {
+        bail!("{}", String::from_utf8_lossy(&output.stderr).trim_end());
+    }
+    Ok(())
+}
+
 /// Of a shim that listens no more.
 fn remove_socket(args: &Args, bundle: &Path) -> anyhow::Result<()> {
     let brief = Brief::of(bundle).with_context(|| bundle.display().to_string())?;
-    let socket = match std::fs::read_to_string(bundle.join("address")) {
+    let socket = match fs::read_to_string(bundle.join("address")) {
         Ok(address) => address.trim_start_matches("unix://").into(),
         Err(_) => start::socket_path(&paths::sockets(None), args, brief.group(&args.id)),
     };
     if std::os::unix::net::UnixStream::connect(&socket).is_ok() {
         return Ok(());
     }
-    match std::fs::remove_file(&socket) {
+    match fs::remove_file(&socket) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {
             Err(e).with_context(|| format!("cannot remove {}", socket.display()))
         }

@@ -9,6 +9,7 @@ use cloister::cgroup::CgroupError;
 use cloister::cgroup::stats::Stats;
 use cloister::figures::oom_kills;
 use cloister::id::{ContainerId, IdError};
+use cloister::monitor;
 use cloister::state::{Phase, StateDir, StateError};
 
 /// How long an agent may take to answer.
@@ -91,7 +92,9 @@ pub(crate) fn lost(root: &Path, id: &str) -> Option<Loss> {
     let reason = match state.phase {
         Phase::Exited { error, .. } => error?,
         // Its monitor was killed before it could write anything down.
-        Phase::Creating | Phase::Created => "its monitor was killed".into(),
+        Phase::Creating | Phase::Created => {
+            monitor::lost("its monitor was killed".into(), state.cgroup.as_ref())
+        }
     };
     // One that cannot be read has not told of the OOM killer.
     let kills = state.cgroup.map(|cgroup| cgroup.oom_kills().unwrap_or(0));

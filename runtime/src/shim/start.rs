@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
+use cloister::config::Config;
 use command_fds::{CommandFdExt, FdMapping};
 use sha2::{Digest, Sha256};
 
@@ -64,10 +65,13 @@ pub(crate) fn start(mut args: Args) -> anyhow::Result<()> {
         Some(bundle) => bundle.clone(),
         None => std::env::current_dir().context("the bundle")?,
     };
+    let mut options = Options::default();
     if let Some(given) = &input.options {
         // For a sandbox, whose creation does not tell them again.
-        Options::parse(Some(given), &bundle)?.keep(&bundle)?;
+        options = Options::parse(Some(given), &bundle)?;
+        options.keep(&bundle)?;
     }
+    let version = Config::of_process(options.config)?.shim_version;
     let brief = Brief::of(&bundle).with_context(|| bundle.display().to_string())?;
     let group = brief.group(&args.id);
     let sockets = paths::sockets(sockets.as_deref().filter(|dir| !dir.is_empty()));
@@ -89,7 +93,7 @@ pub(crate) fn start(mut args: Args) -> anyhow::Result<()> {
     }
     keep(&bundle.join(ADDRESS_FILE), &address)?;
     let mut stdout = io::stdout().lock();
-    stdout.write_all(&input.answer(&address))?;
+    stdout.write_all(&input.answer(&address, version))?;
     Ok(stdout.flush()?)
 }
 

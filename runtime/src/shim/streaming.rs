@@ -193,7 +193,12 @@ impl StreamHandler for Streaming {
         stream: StreamInner,
     ) -> ttrpc::Result<Option<ttrpc::Response>> {
         let mut stream = ServerStream::<Any, Any>::new(stream);
-        let Some(first) = stream.recv().await? else {
+        let mut first = stream.recv().await?;
+        // Go's client opens a stream without the flag that there is no message yet: the library makes one up.
+        if first.as_ref().is_some_and(|any| *any == Any::default()) {
+            first = stream.recv().await?;
+        }
+        let Some(first) = first else {
             return Ok(None);
         };
         let init: StreamInit = unpack(&first, STREAM_INIT)?;
@@ -346,6 +351,8 @@ mod tests {
             id: id.into(),
             ..StreamInit::default()
         };
+        // What the library makes of the opening by Go's client.
+        stream.send(&Any::default()).await.unwrap();
         stream.send(&pack(&init, STREAM_INIT)).await.unwrap();
         stream.recv().await.unwrap();
         (client, stream)

@@ -10,27 +10,35 @@ use crate::harness::{Cmd, eventually, mount_tmpfs, runtime};
 /// Where the daemon listens.
 pub(crate) const SOCKET: &str = "unix:///run/docker.sock";
 
+/// The daemon's settings.
+const SETTINGS: &str = "/etc/docker/daemon.json";
+
 const LOG: &str = "/run/dockerd.log";
 
 engine_checks!(Docker);
 
-/// Starts the daemon, with the runtime under test as the default one, and waits until it answers.
-#[expect(
-    clippy::zombie_processes,
-    reason = "the daemon lives as long as the bed"
-)]
+/// Starts the daemon, with the runtime under test as the default one.
 pub(crate) fn start_daemon() {
-    mount_tmpfs("/var/lib/docker");
     let settings = serde_json::json!({
         "runtimes": {"tested": {"path": runtime()}},
         "default-runtime": "tested",
         "storage-driver": "overlay2",
         "hosts": [SOCKET],
     });
+    start(Command::new("dockerd"), &settings.to_string());
+}
+
+/// Starts a daemon with these settings and waits until it answers.
+#[expect(
+    clippy::zombie_processes,
+    reason = "the daemon lives as long as the bed"
+)]
+pub(crate) fn start(mut daemon: Command, settings: &str) {
+    mount_tmpfs("/var/lib/docker");
     fs::create_dir_all("/etc/docker").expect("/etc/docker");
-    fs::write("/etc/docker/daemon.json", settings.to_string()).expect("daemon.json");
+    fs::write(SETTINGS, settings).expect("daemon.json");
     let log = fs::File::create(LOG).expect("the daemon's log");
-    Command::new("dockerd")
+    daemon
         .stdin(Stdio::null())
         .stdout(log.try_clone().expect("a descriptor"))
         .stderr(log)

@@ -10,7 +10,9 @@ use serde_json::json;
 
 use super::client::call;
 use super::messages::{Empty, StatusResponse};
-use crate::harness::{Cmd, eventually, image_archive, mount_tmpfs, program_archive, runtime};
+use crate::harness::{
+    Cmd, eventually, image_archive, mount_tmpfs, other_version, program_archive, runtime,
+};
 
 /// Where it listens.
 pub(crate) const SOCKET: &str = "/run/containerd/containerd.sock";
@@ -21,11 +23,18 @@ pub(crate) const IMAGE: &str = "docker.io/library/busybox:latest";
 /// That of pods' sandboxes.
 const PAUSE_IMAGE: &str = "registry.k8s.io/pause:latest";
 const LOG: &str = "/run/containerd.log";
-const CONFIG: &str = "/etc/containerd/config.toml";
+pub(crate) const CONFIG: &str = "/etc/containerd/config.toml";
 /// Where containerd 2 has what is configured for Cloister.
-const DROP_IN: &str = "/etc/containerd/conf.d/cloister.toml";
+pub(crate) const DROP_IN: &str = "/etc/containerd/conf.d/cloister.toml";
 /// A configuration of Cloister's that is none.
 pub(crate) const WRONG_CONFIG: &str = "/etc/cloister/wrong.toml";
+/// The machine's.
+const MACHINE_CONFIG: &str = "/etc/cloister/config.toml";
+/// One that a test writes.
+const CHOSEN_CONFIG: &str = "/etc/cloister/chosen.toml";
+/// One for version 3 of the shim's interface, and what it says.
+const VERSION_3_CONFIG: &str = "/etc/cloister/version-3.toml";
+const VERSION_3: &str = "shim_version = 3\n";
 /// The addresses of pods.
 pub(crate) const SUBNET: &str = "10.88.9.0/24";
 
@@ -40,6 +49,10 @@ pub(crate) enum Node {
     V2,
     /// The same, with the shim's own sandboxes: pods without a pause container.
     V2Shim,
+    /// The same, with version 3 of the shim's interface.
+    V2Interface3,
+    /// The same, with that, the shim's own sandboxes, and streams in place of FIFOs.
+    V2Streaming,
 }
 
 /// The one that runs, if one does.
@@ -50,33 +63,49 @@ impl Node {
     pub(crate) fn handler(self) -> &'static str {
         match self {
             Self::V2Shim => "cloister-shim",
+            Self::V2Interface3 => "cloister-3",
+            Self::V2Streaming => "cloister-streaming",
             _ => "cloister",
         }
     }
 
-    /// The program is the same for both ways to make sandboxes.
+    /// A handler whose configuration file tests write, and that file. containerd 2.1 has no options for one with
+    /// the shim's own sandboxes.
+    pub(crate) fn chosen(self) -> (&'static str, &'static str) {
+        match self {
+            Self::V2Shim => (self.handler(), MACHINE_CONFIG),
+            _ => ("cloister-chosen", CHOSEN_CONFIG),
+        }
+    }
+
+    /// The program is the same for all that it can be told.
     fn daemon(self) -> Self {
         match self {
-            Self::V2Shim => Self::V2,
-            other => other,
+            Self::V1_6 | Self::V1_7 => self,
+            _ => Self::V2,
         }
     }
 
     /// Where the version's programs are. That of this machine's own release is installed.
     fn programs(self) -> PathBuf {
-        let unpacked = |name| {
-            let place = std::env::var("CLOISTER_TEST_CONTAINERDS").expect("tests/suites/run");
-            Path::new(&place).join(name).join("usr/bin")
-        };
+        let unpacked = |name| other_version(&format!("{name}/usr/bin"));
         match self {
             Self::V1_6 => "/usr/bin".into(),
             Self::V1_7 => unpacked("containerd-1.7"),
-            Self::V2 | Self::V2Shim => unpacked("containerd-2"),
+            _ => unpacked("containerd-2"),
         }
     }
 
-    /// What a node has, and the handlers that are the tests' own.
-    fn config(self) -> String {
+    /// The section of containerd's configuration that has the handlers.
+    fn runtime_section(self) -> &'static str {
+        match self.daemon() {
+            Self::V2 => "io.containerd.cri.v1.runtime",
+            _ => "io.containerd.grpc.v1.cri",
+        }
+    }
+
+    /// What a node has.
+    pub(crate) fn config_without_cloister(self) -> String {
         let root = format!("/var/lib/containerd/{self:?}");
         // Each of these takes its time to start, and has nothing to do here.
         let unused = [
@@ -93,10 +122,7 @@ impl Node {
         let head = format!(
             "root = \"{root}\"\ndisabled_plugins = [\"io.containerd.internal.v1.opt\", {unused}]\n"
         );
-        let runtime_section = match self.daemon() {
-            Self::V2 => "io.containerd.cri.v1.runtime",
-            _ => "io.containerd.grpc.v1.cri",
-        };
+        let runtime_section = self.runtime_section();
         let (version, settings) = match self.daemon() {
             Self::V2 => (
                 "version = 3\n",
@@ -113,21 +139,36 @@ impl Node {
                 ),
             ),
         };
+        [version, &head, &settings].concat()
+    }
+
+    /// What a node has, and the handlers that are the tests' own.
+    fn config(self) -> String {
+        let runtime_section = self.runtime_section();
         let handler = |name: &str, lines: &str| {
             format!(
                 "[plugins.\"{runtime_section}\".containerd.runtimes.{name}]\n  \
                  runtime_type = \"io.containerd.cloister.v2\"\n{lines}"
             )
         };
-        let options = |path: &str| {
-            format!(
-                "[plugins.\"{runtime_section}\".containerd.runtimes.cloister-wrong.options]\n  ConfigPath = \"{path}\"\n"
-            )
+        // A runtime class with a configuration file of its own.
+        let class = |name: &str, lines: &str, config: &str| {
+            handler(name, lines)
+                + &format!(
+                    "[plugins.\"{runtime_section}\".containerd.runtimes.{name}.options]\n  ConfigPath = \"{config}\"\n"
+                )
         };
-        let mut text = [version, &head, &settings].concat();
-        text += &handler("cloister-wrong", &options(WRONG_CONFIG));
+        let shim = "  sandboxer = \"shim\"\n";
+        let passed = "  pod_annotations = [\"io.cloister.*\"]\n";
+        let mut text = self.config_without_cloister();
+        text += &class("cloister-wrong", "", WRONG_CONFIG);
+        text += &class("cloister-chosen", passed, CHOSEN_CONFIG);
+        text += &class("cloister-chosen-alone", "", CHOSEN_CONFIG);
         if self.daemon() == Self::V2 {
-            text += &handler("cloister-shim", "  sandboxer = \"shim\"\n");
+            text += &handler("cloister-shim", shim);
+            text += &class("cloister-3", "", VERSION_3_CONFIG);
+            let streaming = format!("{shim}  io_type = \"streaming\"\n");
+            text += &handler("cloister-streaming", &streaming);
         }
         text
     }
@@ -156,6 +197,13 @@ impl Node {
     pub(crate) fn ensure(self) {
         static MACHINE: Once = Once::new();
         MACHINE.call_once(prepare_machine);
+        // What an earlier test has said is gone.
+        let settings = if self == Self::V2Streaming {
+            VERSION_3
+        } else {
+            ""
+        };
+        fs::write(MACHINE_CONFIG, settings).expect("Cloister's configuration");
         let is_up = {
             let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
             running.as_mut().is_some_and(|(node, child)| {
@@ -224,12 +272,15 @@ fn prepare_machine() {
         "/etc/cni/net.d",
         "/etc/cloister",
         "/var/log/pods",
+        // What runc's shim makes once, and keeps.
+        "/run/containerd/runc/k8s.io",
     ] {
         fs::create_dir_all(dir).unwrap_or_else(|e| panic!("{dir}: {e}"));
     }
     let write =
         |path: &str, text: &str| fs::write(path, text).unwrap_or_else(|e| panic!("{path}: {e}"));
     write(WRONG_CONFIG, "colour = \"blue\"\n");
+    write(VERSION_3_CONFIG, VERSION_3);
     let network = json!({
         "cniVersion": "0.4.0",
         "name": "pods",

@@ -57,6 +57,8 @@ node_checks! { v1_6, V1_6,
 node_checks! { v1_7, V1_7,
     containers: shared_namespaces;
     faults: containerd;
+    page: kubernetes;
+    settings: of_annotations;
     streams: attach;
 }
 node_checks! { v2_pauseless, V2Shim,
@@ -65,6 +67,18 @@ node_checks! { v2_pauseless, V2Shim,
     figures: of_a_container, size;
     network: address_and_traffic, names;
     refused: host_namespaces;
+    settings: of_a_file, of_annotations;
+}
+node_checks! { v2_interface_3, V2Interface3,
+    containers: shared_namespaces;
+    faults: shim;
+    interface: one_shim;
+}
+node_checks! { v2_streaming, V2Streaming,
+    containers: init_and_restart;
+    exec: output_and_exit_code, logs;
+    faults: containerd;
+    interface: streams;
 }
 // Everything.
 node_checks! { v2, V2,
@@ -74,7 +88,9 @@ node_checks! { v2, V2,
     figures: of_a_container, of_a_pod, size, growth, update;
     many: at_once;
     network: address_and_traffic, names, port_forward;
+    page: kubernetes;
     refused: host_namespaces, wrong_configuration, unknown_handler, annotations;
+    settings: of_a_file, of_annotations;
     security: users_and_groups, capabilities, privileged, seccomp, sysctls;
     streams: terminal, pipes, attach, port_forward;
 }

@@ -115,6 +115,14 @@ impl Case {
             .unwrap_or_else(|refusal| panic!("the pod {name}: {refusal}"))
     }
 
+    /// Ends containerd as a service manager does, changes its configuration, and starts it again.
+    pub(crate) fn restart_daemon(&self, change: impl FnOnce()) {
+        self.restarted.store(true, Ordering::Relaxed);
+        daemon::stop();
+        change();
+        self.node.start();
+    }
+
     /// Ends containerd as a crash would, does `meanwhile`, and starts it again.
     pub(crate) fn crash_daemon(&self, meanwhile: impl FnOnce()) {
         self.restarted.store(true, Ordering::Relaxed);

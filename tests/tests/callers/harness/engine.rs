@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::{Cmd, Finished, LIMIT, Machine, PAUSE, busybox_tar, eventually};
 use super::{afterwards, mount_tmpfs, report_logs, runtime};
 use crate::docker;
+use crate::shim::docker as by_shim;
 
 /// Name of the image that tests run.
 const IMAGE: &str = "busybox";
@@ -17,6 +18,8 @@ const IMAGE: &str = "busybox";
 pub(crate) enum Engine {
     Podman,
     Docker,
+    /// Docker of Debian trixie, whose containers the shim runs.
+    Docker26,
 }
 
 /// One check with an engine. Dropping it removes every container and asserts that nothing is left; after a failure
@@ -41,6 +44,7 @@ impl Engine {
                 "overlay",
             ]),
             Self::Docker => Cmd::new("docker").args(["--host", docker::SOCKET]),
+            Self::Docker26 => Cmd::new(by_shim::program()).args(["--host", docker::SOCKET]),
         }
     }
 
@@ -52,6 +56,9 @@ impl Engine {
                 runtime()
             ),
             Self::Docker => format!("docker --host {}", docker::SOCKET),
+            Self::Docker26 => {
+                format!("{} --host {}", by_shim::program().display(), docker::SOCKET)
+            }
         }
     }
 
@@ -60,6 +67,7 @@ impl Engine {
     fn prepare(self) {
         static PODMAN: Once = Once::new();
         static DOCKER: Once = Once::new();
+        static DOCKER_26: Once = Once::new();
         match self {
             Self::Podman => PODMAN.call_once(|| {
                 mount_tmpfs("/var/lib/containers");
@@ -67,6 +75,10 @@ impl Engine {
             }),
             Self::Docker => DOCKER.call_once(|| {
                 docker::start_daemon();
+                self.import();
+            }),
+            Self::Docker26 => DOCKER_26.call_once(|| {
+                by_shim::start_daemon();
                 self.import();
             }),
         }
@@ -194,7 +206,7 @@ impl Case {
     fn containers(&self) -> Vec<String> {
         let place = match self.engine {
             Engine::Podman => "/var/lib/containers/storage/overlay-containers",
-            Engine::Docker => "/var/lib/docker/containers",
+            Engine::Docker | Engine::Docker26 => "/var/lib/docker/containers",
         };
         let entries = std::fs::read_dir(place).into_iter().flatten().flatten();
         entries
@@ -208,7 +220,7 @@ impl Case {
         for id in self.containers() {
             eprintln!("=== logs {id}\n{}", self.command(["logs", &id]).run());
         }
-        if self.engine == Engine::Docker {
+        if self.engine != Engine::Podman {
             docker::report_log();
         }
         report_logs();
@@ -222,7 +234,7 @@ impl Case {
         // Podman would first wait ten seconds for an end of the container's own.
         let how: &[&str] = match self.engine {
             Engine::Podman => &["rm", "--force", "--time", "0", "--depend"],
-            Engine::Docker => &["rm", "--force"],
+            Engine::Docker | Engine::Docker26 => &["rm", "--force"],
         };
         let removed = self.command(how.iter().copied()).args(ids).run();
         if removed.status.code() != Some(0) {
@@ -243,7 +255,7 @@ impl Case {
                 std::fs::remove_file("/run/containers/networks/aardvark.lock").ok();
             }
             // Docker itself removes these once a minute, after it has unmounted the namespaces.
-            Engine::Docker => {
+            Engine::Docker | Engine::Docker26 => {
                 // The name that it has for this machine's own network, once somebody has asked for that.
                 Cmd::new("umount").args(["/run/docker/netns/default"]).run();
                 let names = std::fs::read_dir("/run/docker/netns");

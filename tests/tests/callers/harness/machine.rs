@@ -54,6 +54,13 @@ pub(crate) fn runtime() -> &'static str {
     })
 }
 
+/// What tests/setup has fetched of other releases of Debian: `PACKAGE-LINE/…`.
+pub(crate) fn other_version(path: &str) -> PathBuf {
+    let place = std::env::var_os("CLOISTER_TEST_VERSIONS")
+        .expect("CLOISTER_TEST_VERSIONS: start the tests with tests/suites/run");
+    Path::new(&place).join(path)
+}
+
 /// Makes the machine ready, once: these tests start daemons and write below `/etc` and `/var`, so that they run in
 /// the bed alone, where nothing lasts.
 fn require_bed() {

@@ -9,6 +9,7 @@ mod command;
 mod engine;
 mod image;
 mod machine;
+mod page;
 #[path = "../../e2e/harness/program.rs"]
 mod program;
 #[expect(
@@ -23,7 +24,8 @@ pub(crate) use engine::{Case, Engine};
 pub(crate) use image::{
     build as build_rootfs, busybox_rootfs, busybox_tar, image_archive, program_archive,
 };
-pub(crate) use machine::{Machine, afterwards, mount_tmpfs, report_logs, runtime};
+pub(crate) use machine::{Machine, afterwards, mount_tmpfs, other_version, report_logs, runtime};
+pub(crate) use page::Page;
 pub(crate) use program::add_program;
 use residue::Residue;
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::harness::{Cmd, eventually, image_archive, mount_tmpfs};
+use crate::harness::{Cmd, eventually, image_archive, mount_tmpfs, other_version};
 
 use super::{IMAGE, kill, shim};
 
@@ -47,10 +47,7 @@ impl Version {
         if self == Self::V1_6 {
             return Path::new("/usr/bin").join(name);
         }
-        let others = std::env::var_os("CLOISTER_TEST_CONTAINERDS")
-            .expect("CLOISTER_TEST_CONTAINERDS: start the tests with tests/suites/run");
-        let dir = format!("containerd-{}/usr/bin", self.line());
-        Path::new(&others).join(dir).join(name)
+        other_version(&format!("containerd-{}/usr/bin/{name}", self.line()))
     }
 
     /// Where it keeps images and containers. The versions would not read each other's.

@@ -51,7 +51,7 @@ impl Listener {
     }
 
     /// Waits until the last of `topics` was told, and asserts that all were, in this order, and no other.
-    fn expect(&self, topics: &[&str]) -> Vec<Value> {
+    pub(super) fn expect(&self, topics: &[&str]) -> Vec<Value> {
         let last = topics.last().expect("topics");
         eventually(&format!("{last} is told"), || {
             self.tasks().last().is_some_and(|(topic, _)| topic == last)

@@ -6,12 +6,7 @@ use crate::harness::eventually;
 
 use super::daemon::{self, Version};
 use super::events::Listener;
-use super::{Case, kill, pids_of};
-
-/// What the log says after its first `begin` bytes.
-fn logged_since(begin: usize) -> String {
-    daemon::log().get(begin..).unwrap_or_default().to_owned()
-}
+use super::{Case, kill, logged_since, pids_of};
 
 pub(super) fn shim_killed(version: Version) {
     let case = Case::new(version);

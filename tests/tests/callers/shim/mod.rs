@@ -6,11 +6,14 @@
 
 mod control;
 mod daemon;
+pub(crate) mod docker;
+mod ends;
 mod events;
 mod exec;
 mod failures;
 mod idle;
 mod options;
+mod page;
 mod peer;
 mod program;
 mod restart;
@@ -82,7 +85,9 @@ tests!(containerd_2, V2,
     options: a_configuration, a_wrong_configuration, an_id_twice, a_missing_program;
     restart: a_container_outlives_containerd, an_end_while_containerd_is_away;
     failures: shim_killed, virtual_machine_killed, monitor_killed;
+    ends: oom_of_the_guest, oom_of_the_machine, panic_of_the_guest, loss_of_the_agent;
     idle: memory_and_time;
+    page: containerd;
 );
 
 /// One check under one version of containerd. Dropping it removes every container and asserts that nothing is left.
@@ -235,6 +240,11 @@ impl Drop for Case {
 /// The bundle of a container.
 fn bundle(name: &str) -> PathBuf {
     Path::new(BUNDLES).join(name)
+}
+
+/// What the log says after its first `begin` bytes.
+fn logged_since(begin: usize) -> String {
+    daemon::log().get(begin..).unwrap_or_default().to_owned()
 }
 
 /// The pids of the processes that have this name: each check has the machine to itself.

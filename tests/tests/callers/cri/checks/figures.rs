@@ -6,13 +6,13 @@ use crate::cri::messages as cri;
 use crate::cri::pod::{Case, Container, Pod, ask, by_pod};
 use crate::harness::eventually;
 
-const MIB: u64 = 1 << 20;
+pub(super) const MIB: u64 = 1 << 20;
 
 /// Uses 24 MiB of memory and some time: dd(1) waits for the end of a block. What is in `/dev/shm` is the machine's memory.
 const BUSY: &str =
     "(head -c 25165824 /dev/zero; exec sleep 1000) | dd of=/dev/null bs=25M iflag=fullblock";
 
-fn assert_within(what: &str, value: u64, least: u64, most: u64) {
+pub(super) fn assert_within(what: &str, value: u64, least: u64, most: u64) {
     assert!(
         (least..=most).contains(&value),
         "{what}: {value} is not within {least} and {most}"
@@ -71,13 +71,11 @@ fn total(container: &Container) -> u64 {
     total.unwrap_or_else(|e| panic!("{e}")) * 1024
 }
 
-/// How large the virtual machine is.
-fn assert_size(pod: &Pod, least: u64, most: u64, cpus: usize) {
+/// How large a virtual machine is, as its guest says: its memory in bytes, and its processors.
+pub(super) fn size_of(pod: &Pod) -> (u64, usize) {
     let looker = pod.start("looker", "exec sleep 1000");
-    assert_within("MemTotal", total(&looker), least, most);
-    // None has more than the machine.
-    let machine = std::thread::available_parallelism().map_or(1, usize::from);
-    assert_eq!(looker.sh("nproc").trim(), cpus.min(machine).to_string());
+    let processors = looker.sh("nproc").trim().parse().expect("a number");
+    (total(&looker), processors)
 }
 
 pub(crate) fn size(case: &Case) {
@@ -85,7 +83,11 @@ pub(crate) fn size(case: &Case) {
         config.linux.mut_or_insert_default().resources = limits(700 * MIB, 250_000);
     });
     // A limit of two and a half CPUs is three CPUs; and the guest's own needs come on top.
-    assert_size(&pod, 690 * MIB, 1024 * MIB, 3);
+    let (memory, processors) = size_of(&pod);
+    assert_within("MemTotal", memory, 690 * MIB, 1024 * MIB);
+    // None has more than the machine.
+    let machine = std::thread::available_parallelism().map_or(1, usize::from);
+    assert_eq!(processors, 3.min(machine));
 }
 
 pub(crate) fn update(case: &Case) {
