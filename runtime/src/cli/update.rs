@@ -4,7 +4,7 @@ use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, anyhow, bail};
-use cloister::cgroup::{Update, of_this_machine, refuse_of_this_machine};
+use cloister::cgroup::{CgroupError, Update, of_this_machine, refuse_of_this_machine};
 use cloister::monitor::{beyond, in_another};
 use cloister_spec::Side;
 use oci_spec::runtime::LinuxResources;
@@ -58,12 +58,14 @@ pub(crate) fn update(globals: &Globals, options: &UpdateOptions) -> Result<u8, F
     let resources: LinuxResources = serde_json::from_value(checked.value)?;
     // What this machine refuses is not to hold in the guest alone.
     let on_host = match &container.state.cgroup {
-        Some(cgroup) => Some(cgroup.check_update(&resources)?),
-        None => {
-            refuse_of_this_machine(&resources)?;
-            None
-        }
+        Some(cgroup) => cgroup.check_update(&resources).map(Some),
+        None => refuse_of_this_machine(&resources).map(|()| None),
     };
+    let option = match &on_host {
+        Err(e) if options.resources.is_none() => option_of(e),
+        _ => None,
+    };
+    let on_host = named_by(option, on_host)?;
     if let Some(sandbox) = &container.state.sandbox {
         for field in of_this_machine(&resources)? {
             log::warn!("container {id}: {field}: {}", in_another(sandbox));
@@ -81,6 +83,13 @@ pub(crate) fn update(globals: &Globals, options: &UpdateOptions) -> Result<u8, F
         }
     }
     Ok(0)
+}
+
+/// The option that a refusal of this machine is about.
+fn option_of(error: &CgroupError) -> Option<&'static str> {
+    let field = error.field()?.strip_prefix("linux.resources.")?;
+    let origin = ORIGINS.iter().find(|(origin, _)| *origin == field);
+    origin.map(|(_, option)| *option)
 }
 
 fn read(path: &Path) -> anyhow::Result<Value> {

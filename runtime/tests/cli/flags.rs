@@ -120,6 +120,12 @@ const LIST: &[Wrong] = &[
     ("1-", "not a list"),
     ("99999", "not a list"),
 ];
+/// The container has no cgroup of this machine.
+const PROCESSORS: &[Wrong] = &[
+    ("some", "not a list"),
+    ("0", "has no cgroup here"),
+    ("777", "has no cgroup here"),
+];
 const NO_CACHE: &[Wrong] = &[("L3:0=f", REFUSED)];
 
 const ROWS: &[Row] = &[
@@ -251,7 +257,7 @@ const ROWS: &[Row] = &[
     row("update", "--cpu-share", U64, &[]),
     row("update", "--cpu-rt-period", U64, &[("1000", REFUSED)]),
     row("update", "--cpu-rt-runtime", I64, &[("1000", REFUSED)]),
-    row("update", "--cpuset-cpus", &[], LIST),
+    row("update", "--cpuset-cpus", &[], PROCESSORS),
     row("update", "--cpuset-mems", &[], LIST),
     row("update", "--cpu-idle", I64, &[("2", "0"), ("-1", "0")]),
     row("update", "--kernel-memory", &[], BYTES),
