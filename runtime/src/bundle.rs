@@ -92,10 +92,15 @@ impl Bundle {
     /// # Errors
     /// The first thing that is wrong.
     pub fn load(dir: &Path, file: Option<&Path>, root: &Path) -> Result<Self, BundleError> {
-        let dir = fs::canonicalize(dir).map_err(|e| BundleError::Directory(dir.to_owned(), e))?;
+        let is_none = |e| BundleError::Directory(dir.to_owned(), e);
+        let found = fs::canonicalize(dir).map_err(is_none)?;
+        if !found.is_dir() {
+            return Err(is_none(io::ErrorKind::NotADirectory.into()));
+        }
+        let dir = found;
         let file = file.unwrap_or(Path::new(SPEC_FILE));
         let bytes = read_spec(&dir, file)?;
-        let spec = Spec::parse(&bytes, SPEC_FILE)?;
+        let spec = Spec::parse(&bytes, &file.display().to_string())?;
         let container = container(&dir, root, spec.oci())?;
         Ok(Self {
             container,

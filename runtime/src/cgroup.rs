@@ -2,11 +2,14 @@
 //! machine together (runtime-spec config-linux.md#control-groups, cgroups(7)).
 //!
 //! ```text
-//!   cgroupsPath ──Plan::new──▶ Plan ──SandboxCgroup::create──▶ SandboxCgroup ──remove──▶ gone
-//!                                        │ directories made, limits set,       (kept in state.json
-//!                                        ▼ first process moved in               between commands)
-//!                                 undone if any of it fails
+//!   cgroupsPath ──▶ Plan ──Prepared::new──▶ Prepared ──make──▶ SandboxCgroup ──remove──▶ gone
+//!                                                       │ directories made, limits set,
+//!                                                       ▼ first process moved in
+//!                                               undone if any of it fails
 //! ```
+//!
+//! It is kept in state.json between commands, from before it is made: what a process that is killed
+//! on the way has made of it is removed by others.
 //!
 //! Whether the machine has cgroup v1, v2 or both is looked up; a cgroup is a directory in each
 //! hierarchy, and everything below treats it as one thing. With the systemd driver the directory is
@@ -75,10 +78,12 @@ impl SandboxCgroup {
         overhead: Overhead,
         first: Option<u32>,
     ) -> Result<Self, CgroupError> {
+        Prepared::new(plan, resources, overhead, first)?.make()
+    }
+
+    /// One of which nothing is made yet.
+    fn planned(plan: &Plan, overhead: Overhead, first: Option<u32>) -> Result<Self, CgroupError> {
         let version = plan.hierarchies.version();
-        for warning in limits::check(version, resources)? {
-            log::warn!("{warning}");
-        }
         let mut this = Self {
             version,
             paths: plan.paths.clone(),
@@ -91,32 +96,10 @@ impl SandboxCgroup {
             },
         };
         this.check_unused()?;
-        // What is wrong with the limits themselves is said before anything is made.
-        let settings = limits::settings(version, resources, overhead)?;
-        match this.unit.clone() {
-            None => {
-                let made = this.make_directories(plan, resources)?;
-                limits::apply(&settings, &this.paths)?;
-                if let Some(pid) = first {
-                    tree::join_all(&this.paths, &plan.hierarchies, pid)?;
-                }
-                this.keep(made);
-            }
-            Some(unit) => {
-                let pid = first.ok_or(CgroupError::NoProcess)?;
-                let rounded =
-                    systemd::start(&unit, version, resources, overhead, &plan.properties, pid);
-                let rounded = rounded.map_err(failed(&unit))?;
-                if let Err(e) = this.complete_unit(plan, &rounded, pid) {
-                    // What is wrong is known; what is wrong with undoing it is for the log.
-                    this.created.extend(this.paths.values().cloned());
-                    if let Err(e) = this.abandon(pid) {
-                        log::warn!("{}", crate::text::chain(&e));
-                    }
-                    return Err(e);
-                }
-            }
-        }
+        let ours = this.paths.values();
+        // What systemd makes goes with the unit.
+        let ours = ours.filter(|path| this.unit.is_some() || !path.exists());
+        this.created = ours.cloned().collect();
         Ok(this)
     }
 
@@ -435,6 +418,90 @@ impl SandboxCgroup {
         // First: stopping a unit ends what is in it.
         tree::move_back(&self.origin, &self.paths, pid);
         self.remove()
+    }
+}
+
+/// A cgroup that was checked and is about to be made.
+#[derive(Debug)]
+#[must_use = "nothing is made yet"]
+pub struct Prepared<'a> {
+    plan: &'a Plan,
+    resources: &'a LinuxResources,
+    first: Option<u32>,
+    cgroup: SandboxCgroup,
+}
+
+impl<'a> Prepared<'a> {
+    /// Checks what can be checked before anything is made; the arguments are those of
+    /// [`SandboxCgroup::create`].
+    ///
+    /// # Errors
+    /// If the cgroup is frozen, or with systemd not empty; if a limit is none.
+    pub fn new(
+        plan: &'a Plan,
+        resources: &'a LinuxResources,
+        overhead: Overhead,
+        first: Option<u32>,
+    ) -> Result<Self, CgroupError> {
+        let version = plan.hierarchies.version();
+        for warning in limits::check(version, resources)? {
+            log::warn!("{warning}");
+        }
+        let cgroup = SandboxCgroup::planned(plan, overhead, first)?;
+        limits::settings(version, resources, overhead)?;
+        Ok(Self {
+            plan,
+            resources,
+            first,
+            cgroup,
+        })
+    }
+
+    /// What is about to be made, for whoever has to remove what a process that is killed on the way
+    /// has made of it.
+    #[must_use]
+    pub fn cgroup(&self) -> &SandboxCgroup {
+        &self.cgroup
+    }
+
+    /// Makes it.
+    ///
+    /// # Errors
+    /// If a limit cannot be set, or the first process not moved. Nothing is left then.
+    pub fn make(self) -> Result<SandboxCgroup, CgroupError> {
+        let Self {
+            plan,
+            resources,
+            first,
+            cgroup: mut this,
+        } = self;
+        let (version, overhead) = (this.version, this.overhead);
+        match (this.unit.clone(), first) {
+            (None, first) => {
+                let settings = limits::settings(version, resources, overhead)?;
+                let made = this.make_directories(plan, resources)?;
+                limits::apply(&settings, &this.paths)?;
+                if let Some(pid) = first {
+                    tree::join_all(&this.paths, &plan.hierarchies, pid)?;
+                }
+                this.keep(made);
+            }
+            (Some(_), None) => return Err(CgroupError::NoProcess),
+            (Some(unit), Some(pid)) => {
+                let rounded =
+                    systemd::start(&unit, version, resources, overhead, &plan.properties, pid);
+                let rounded = rounded.map_err(failed(&unit))?;
+                if let Err(e) = this.complete_unit(plan, &rounded, pid) {
+                    // What is wrong is known; what is wrong with undoing it is for the log.
+                    this.created.extend(this.paths.values().cloned());
+                    if let Err(e) = this.abandon(pid) {
+                        log::warn!("{}", crate::text::chain(&e));
+                    }
+                    return Err(e);
+                }
+            }
+        }
+        Ok(this)
     }
 }
 

@@ -25,6 +25,7 @@ mod shape;
 mod table;
 mod text;
 mod walk;
+mod weight;
 
 #[cfg(test)]
 mod tests;
@@ -39,6 +40,7 @@ pub use names::{
     CAPABILITIES, IO_PRIORITY_CLASSES, PERSONALITIES, RLIMITS, SCHEDULER_FLAGS, SCHEDULER_POLICIES,
 };
 pub use shape::{Enforcer, Field, Names, Shape, Side, Unknown, Verdict};
+pub use weight::{cpu_weight, io_weight};
 
 use serde_json::Value;
 

@@ -144,3 +144,16 @@ pub enum CgroupError {
     #[error("cannot remove cgroup {}", .0.display())]
     Remove(PathBuf, #[source] io::Error),
 }
+
+impl CgroupError {
+    /// The field of the specification that it is about.
+    #[must_use]
+    pub fn field(&self) -> Option<&str> {
+        match self {
+            Self::Invalid { field, .. } | Self::Missing { field, .. } | Self::Set { field, .. } => {
+                Some(field)
+            }
+            _ => None,
+        }
+    }
+}

@@ -20,7 +20,7 @@ use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
 use serde::{Deserialize, Serialize};
 
 pub(super) use self::pairs::{complete, of_memory};
-pub(super) use self::v2::{PERIOD, weight_of_shares, with_overhead};
+pub(super) use self::v2::{PERIOD, with_overhead};
 use super::file::{self, is_gone, parse_list};
 use super::{CgroupError, Hierarchies, Version};
 

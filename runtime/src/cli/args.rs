@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use cloister::logger::LogFormat;
 use cloister::paths::DEFAULT_ROOT;
@@ -303,11 +304,11 @@ pub(crate) struct ExecOptions {
     pub(crate) pidfd_socket: Option<PathBuf>,
 
     /// Working directory in the container
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) cwd: Option<String>,
 
     /// Set an environment variable; may be given several times
-    #[arg(long, short, value_name = "NAME=VALUE", action = clap::ArgAction::Append)]
+    #[arg(long, short, value_name = "NAME=VALUE", action = clap::ArgAction::Append, value_parser = NonEmptyStringValueParser::new())]
     pub(crate) env: Vec<String>,
 
     /// Give the program a terminal
@@ -315,7 +316,7 @@ pub(crate) struct ExecOptions {
     pub(crate) tty: bool,
 
     /// User and, after a colon, group, as numbers
-    #[arg(long, short, value_name = "UID[:GID]")]
+    #[arg(long, short, value_name = "UID[:GID]", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) user: Option<String>,
 
     /// A further group, as a number; may be given several times
@@ -347,7 +348,7 @@ pub(crate) struct ExecOptions {
     pub(crate) no_new_privs: Option<bool>,
 
     /// Add a capability; may be given several times
-    #[arg(long, short, value_name = "CAP", action = clap::ArgAction::Append)]
+    #[arg(long, short, value_name = "CAP", action = clap::ArgAction::Append, value_parser = NonEmptyStringValueParser::new())]
     pub(crate) cap: Vec<String>,
 
     /// Descriptors to pass beyond the standard streams, at most 32: pipes, connected stream sockets,
@@ -356,7 +357,7 @@ pub(crate) struct ExecOptions {
     pub(crate) preserve_fds: u32,
 
     /// Cgroup to start in, relative to the container's
-    #[arg(long, value_name = "PATH", action = clap::ArgAction::Append)]
+    #[arg(long, value_name = "PATH", action = clap::ArgAction::Append, value_parser = NonEmptyStringValueParser::new())]
     pub(crate) cgroup: Vec<String>,
 
     /// Wait for a paused container to go on
@@ -439,11 +440,11 @@ pub(crate) struct UpdateOptions {
     pub(crate) cpu_rt_runtime: Option<i64>,
 
     /// CPUs that may be used, as 0-2,7
-    #[arg(long, value_name = "LIST")]
+    #[arg(long, value_name = "LIST", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) cpuset_cpus: Option<String>,
 
     /// Memory nodes that may be used, as 0-2,7
-    #[arg(long, value_name = "LIST")]
+    #[arg(long, value_name = "LIST", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) cpuset_mems: Option<String>,
 
     /// 1 to run only when nothing else does, 0 for an ordinary weight
@@ -451,23 +452,23 @@ pub(crate) struct UpdateOptions {
     pub(crate) cpu_idle: Option<i64>,
 
     /// Refused: cgroup v2 has no such limit
-    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true, value_parser = NonEmptyStringValueParser::new())]
     pub(crate) kernel_memory: Option<String>,
 
     /// Refused: cgroup v2 has no such limit
-    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true, value_parser = NonEmptyStringValueParser::new())]
     pub(crate) kernel_memory_tcp: Option<String>,
 
     /// Memory, in bytes or with k, m or g; -1 for no limit
-    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true, value_parser = NonEmptyStringValueParser::new())]
     pub(crate) memory: Option<String>,
 
     /// Memory that is kept when memory is short, in bytes or with k, m or g
-    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true, value_parser = NonEmptyStringValueParser::new())]
     pub(crate) memory_reservation: Option<String>,
 
     /// Memory and swap together, in bytes or with k, m or g; -1 for no limit
-    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true, value_parser = NonEmptyStringValueParser::new())]
     pub(crate) memory_swap: Option<String>,
 
     /// Number of processes; -1 for no limit
@@ -475,11 +476,11 @@ pub(crate) struct UpdateOptions {
     pub(crate) pids_limit: Option<i64>,
 
     /// Refused: the virtual machine has no resource director
-    #[arg(long, value_name = "SCHEMA")]
+    #[arg(long, value_name = "SCHEMA", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) l3_cache_schema: Option<String>,
 
     /// Refused: the virtual machine has no resource director
-    #[arg(long, value_name = "SCHEMA")]
+    #[arg(long, value_name = "SCHEMA", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) mem_bw_schema: Option<String>,
 
     /// The container

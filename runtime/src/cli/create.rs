@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
 use cloister::annotations;
-use cloister::bundle::Bundle;
+use cloister::bundle::{Bundle, BundleError};
 use cloister::config::Config;
 use cloister::id::ContainerId;
 use cloister::launch::{Job, Launch, Report, Terminal};
@@ -19,7 +19,7 @@ use cloister::sys::SignalFd;
 use super::args::{CreateOptions, RunOptions};
 use super::spawn::{self, Monitor};
 use super::terminal::RawTerminal;
-use super::{Fatal, Globals, absolute, foreground, warn};
+use super::{Fatal, Globals, foreground, named_by, warn, writable};
 
 /// What is done with a container once it stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,7 +79,7 @@ impl Request<'_> {
         let options = self.options;
         refuse_listening()?;
         let id = ContainerId::new(&options.id)?;
-        let bundle = Bundle::load(&options.bundle, options.config.as_deref(), &globals.root)?;
+        let bundle = load_bundle(options, &globals.root)?;
         warn(globals, SPEC_FILE, &bundle.warnings, &bundle.defaults)?;
         self.check_terminal(bundle.container.terminal)?;
         let config = annotations::apply(&globals.config, &bundle.container.annotations)?;
@@ -221,34 +221,46 @@ pub(crate) fn refuse_listening() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Before anything is started: the directory must be there to write to.
+/// Reads the bundle; what is wrong with where it is said to be is told with the option's name.
+fn load_bundle(options: &CreateOptions, root: &Path) -> anyhow::Result<Bundle> {
+    let bundle = Bundle::load(&options.bundle, options.config.as_deref(), root);
+    let option = match &bundle {
+        Err(BundleError::Directory(..)) => Some("--bundle"),
+        Err(
+            BundleError::NoSpec(..)
+            | BundleError::Read(..)
+            | BundleError::TooLarge(_)
+            | BundleError::Spec(_),
+        ) => options.config.as_ref().map(|_| "--config"),
+        _ => None,
+    };
+    named_by(option, bundle)
+}
+
 pub(crate) fn pid_file(path: &Path) -> anyhow::Result<PathBuf> {
-    let path = absolute(path)?;
-    let dir = path.parent().unwrap_or(Path::new("/"));
-    match std::fs::metadata(dir) {
-        Ok(metadata) if metadata.is_dir() => Ok(path),
-        Ok(_) => bail!(
-            "cannot write the pid file {}: not in a directory",
-            path.display()
-        ),
-        Err(e) => {
-            let context = format!("cannot write the pid file {}", path.display());
-            Err(anyhow::Error::new(e).context(context))
-        }
-    }
+    writable(path)
+        .with_context(|| format!("--pid-file: cannot write the pid file {}", path.display()))
 }
 
 pub(crate) fn connect_console(path: &Path) -> anyhow::Result<OwnedFd> {
     let socket = UnixStream::connect(path);
-    let socket = socket
-        .with_context(|| format!("cannot connect to the console socket {}", path.display()))?;
+    let socket = socket.with_context(|| {
+        format!(
+            "--console-socket: cannot connect to the console socket {}",
+            path.display()
+        )
+    })?;
     Ok(socket.into())
 }
 
 pub(crate) fn connect_pidfd(path: &Path) -> anyhow::Result<OwnedFd> {
     let socket = UnixStream::connect(path);
-    let socket =
-        socket.with_context(|| format!("cannot connect to the pidfd socket {}", path.display()))?;
+    let socket = socket.with_context(|| {
+        format!(
+            "--pidfd-socket: cannot connect to the pidfd socket {}",
+            path.display()
+        )
+    })?;
     Ok(socket.into())
 }
 

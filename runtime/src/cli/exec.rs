@@ -18,7 +18,20 @@ use super::container::Container;
 use super::create::{connect_console, connect_pidfd, pid_file, refuse_listening};
 use super::spawn;
 use super::terminal::RawTerminal;
-use super::{Fatal, Globals, refuse_option, warn};
+use super::{Fatal, Globals, by_option, named_by, refuse_option, warn};
+
+/// Which options go into which fields of the process.
+const ORIGINS: [(&str, &str); 9] = [
+    ("cwd", "--cwd"),
+    ("env", "--env"),
+    ("user.additionalGids", "--additional-gids"),
+    ("selinuxLabel", "--process-label"),
+    ("apparmorProfile", "--apparmor"),
+    ("capabilities.bounding", "--cap"),
+    ("capabilities.effective", "--cap"),
+    ("capabilities.permitted", "--cap"),
+    ("capabilities.ambient", "--cap"),
+];
 
 /// runc's exit code for a program that was not executed.
 pub(super) const EXIT_NOT_EXECUTED: u8 = 255;
@@ -71,7 +84,11 @@ fn execute(globals: &Globals, options: &ExecOptions, preserved: Vec<OwnedFd>) ->
         Some(path) => path.display().to_string(),
         None => "process".into(),
     };
-    let checked = cloister_spec::check_process(&document, &name, Side::Host)?;
+    let checked = cloister_spec::check_process(&document, &name, Side::Host);
+    let checked = match &options.process {
+        Some(_) => named_by(Some("--process"), checked)?,
+        None => checked.map_err(|e| by_option(e, &ORIGINS))?,
+    };
     // What the container was made with has been warned of then.
     let is_asked = options.process.is_some() || options.apparmor.is_some();
     let defaults = if is_asked { &*checked.defaults } else { &[] };
@@ -150,8 +167,9 @@ fn check_terminal(options: &ExecOptions, terminal: bool) -> anyhow::Result<()> {
 }
 
 fn read_process(path: &Path) -> anyhow::Result<Value> {
-    let text = std::fs::read(path).with_context(|| path.display().to_string())?;
-    serde_json::from_slice(&text).with_context(|| path.display().to_string())
+    let name = || format!("--process: {}", path.display());
+    let text = std::fs::read(path).with_context(name)?;
+    serde_json::from_slice(&text).with_context(name)
 }
 
 /// The process of the container's specification, with what the command line says instead.
@@ -221,7 +239,7 @@ fn append<T: serde::Serialize>(object: &mut Value, name: &str, values: &[T]) {
 fn parse_user(text: &str) -> anyhow::Result<(u32, Option<u32>)> {
     let number = |what: &str, part: &str| {
         part.parse::<u32>()
-            .with_context(|| format!("--user: parsing {part:?} as a {what} failed"))
+            .with_context(|| format!("--user {text}: parsing {part:?} as a {what} failed"))
     };
     match text.split_once(':') {
         Some((user, group)) => Ok((number("uid", user)?, Some(number("gid", group)?))),
@@ -293,11 +311,11 @@ mod tests {
             ("c exec id", "process args cannot be empty"),
             (
                 "c exec -u me id ls",
-                "--user: parsing \"me\" as a uid failed",
+                "--user me: parsing \"me\" as a uid failed",
             ),
             (
                 "c exec -u 1:x id ls",
-                "--user: parsing \"x\" as a gid failed",
+                "--user 1:x: parsing \"x\" as a gid failed",
             ),
         ] {
             assert_eq!(merged(line).unwrap_err().to_string(), expected);

@@ -145,7 +145,7 @@ fn run(cli: Cli, exec_ns: u64) -> Result<u8, Fatal> {
                 logger::start(None, cli.log_format, level);
                 let error = anyhow::Error::new(e);
                 return Err(error
-                    .context(format!("cannot open {}", path.display()))
+                    .context(format!("--log: cannot open {}", path.display()))
                     .into());
             }
         },
@@ -169,13 +169,14 @@ fn run(cli: Cli, exec_ns: u64) -> Result<u8, Fatal> {
         );
     }
 
-    let mut config = Config::of_process(cli.config)?;
+    let option = cli.config.as_ref().map(|_| "--config");
+    let mut config = named_by(option, Config::of_process(cli.config))?;
     if cli.debug {
         config.log_level = "debug".into();
     }
     log::set_max_level(config.log_level.parse().unwrap_or(level));
     let globals = Globals {
-        root: absolute(&cli.root)?,
+        root: root(&cli.root)?,
         config,
         cgroup_driver: match (cli.systemd_cgroup, cli.cgroup_manager) {
             (_, args::CgroupManager::Disabled) => None,
@@ -184,7 +185,7 @@ fn run(cli: Cli, exec_ns: u64) -> Result<u8, Fatal> {
         },
         log,
         log_format: cli.log_format,
-        timeline: cli.timeline.as_deref().map(absolute).transpose()?,
+        timeline: cli.timeline.as_deref().map(timeline).transpose()?,
         exec_ns,
     };
     let preserved = preserved.map_err(|e| Fatal::new(not_done(&command), e.into()))?;
@@ -289,6 +290,70 @@ fn version() -> String {
         "cloister version {}\nspec: {spec}\n",
         env!("CARGO_PKG_VERSION")
     )
+}
+
+/// The directory of all containers.
+fn root(path: &Path) -> anyhow::Result<PathBuf> {
+    let path = absolute(path)?;
+    // runc's words.
+    if path == Path::new("/") {
+        anyhow::bail!("Option '--root' argument should not be set to '/'");
+    }
+    match std::fs::metadata(&path) {
+        Ok(metadata) if !metadata.is_dir() => {
+            anyhow::bail!("--root: {} is not a directory", path.display())
+        }
+        // It is made where something is to be in it.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(path),
+        Err(e) => Err(anyhow::Error::new(e).context(format!("--root: {}", path.display()))),
+        Ok(_) => Ok(path),
+    }
+}
+
+fn timeline(path: &Path) -> anyhow::Result<PathBuf> {
+    writable(path).with_context(|| format!("--timeline: cannot write {}", path.display()))
+}
+
+/// Before anything is started: a file can be made at `path`, which is given back absolute.
+fn writable(path: &Path) -> anyhow::Result<PathBuf> {
+    let path = absolute(path)?;
+    if path.is_dir() {
+        anyhow::bail!("a directory");
+    }
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    if !std::fs::metadata(dir)?.is_dir() {
+        anyhow::bail!("not in a directory");
+    }
+    Ok(path)
+}
+
+/// Says which option an error is about, if it is about one.
+fn named_by<T, E>(option: Option<&str>, result: Result<T, E>) -> anyhow::Result<T>
+where
+    E: Into<anyhow::Error>,
+{
+    result.map_err(|e| match option {
+        Some(option) => e.into().context(option.to_owned()),
+        None => e.into(),
+    })
+}
+
+/// Says of what is wrong with a document that options were made to which of them it came from.
+/// `origins` are fields and their options.
+fn by_option(mut error: cloister_spec::Error, origins: &[(&str, &str)]) -> cloister_spec::Error {
+    use cloister_spec::Error;
+    if let Error::Invalid { problems, .. } | Error::Refused { problems, .. } = &mut error {
+        for problem in problems.iter_mut() {
+            let field = problem.path.split('[').next().unwrap_or_default();
+            let origin = origins.iter().find(|(origin, _)| *origin == field);
+            if let Some((_, option)) = origin {
+                problem.path = (*option).to_owned();
+            }
+        }
+        // One option may have gone into several fields.
+        problems.dedup();
+    }
+    error
 }
 
 fn absolute(path: &Path) -> anyhow::Result<PathBuf> {

@@ -23,7 +23,7 @@ pub(crate) fn spec(options: &SpecOptions) -> Result<u8, Fatal> {
         }
         Err(e) => {
             return Err(anyhow::Error::new(e)
-                .context(path.display().to_string())
+                .context(format!("--bundle: {}", path.display()))
                 .into());
         }
     };

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, anyhow, bail};
-use cloister::cgroup::{Update, of_this_machine, refuse_of_this_machine};
+use cloister::cgroup::{CgroupError, Update, of_this_machine, refuse_of_this_machine};
 use cloister::control;
 use cloister::monitor::{Allowance, beyond, in_another};
 use cloister::state::VmSize;
@@ -15,7 +15,27 @@ use serde_json::{Map, Value, json};
 
 use super::args::UpdateOptions;
 use super::container::Container;
-use super::{Fatal, Globals, warn};
+use super::{Fatal, Globals, by_option, named_by, warn};
+
+/// Which options go into which fields of the resources.
+const ORIGINS: [(&str, &str); 16] = [
+    ("blockIO.weight", "--blkio-weight"),
+    ("cpu.period", "--cpu-period"),
+    ("cpu.quota", "--cpu-quota"),
+    ("cpu.burst", "--cpu-burst"),
+    ("cpu.shares", "--cpu-share"),
+    ("cpu.realtimePeriod", "--cpu-rt-period"),
+    ("cpu.realtimeRuntime", "--cpu-rt-runtime"),
+    ("cpu.cpus", "--cpuset-cpus"),
+    ("cpu.mems", "--cpuset-mems"),
+    ("cpu.idle", "--cpu-idle"),
+    ("memory.limit", "--memory"),
+    ("memory.reservation", "--memory-reservation"),
+    ("memory.swap", "--memory-swap"),
+    ("memory.kernel", "--kernel-memory"),
+    ("memory.kernelTCP", "--kernel-memory-tcp"),
+    ("pids.limit", "--pids-limit"),
+];
 
 /// More than any resources object.
 const MAX: u64 = 1 << 20;
@@ -32,17 +52,23 @@ pub(crate) fn update(globals: &Globals, options: &UpdateOptions) -> Result<u8, F
         None => (from_options(options)?, "resources".into()),
     };
     let document = serde_json::to_vec(&resources)?;
-    let checked = cloister_spec::check_resources(&document, &name, Side::Host)?;
+    let checked = cloister_spec::check_resources(&document, &name, Side::Host);
+    let checked = match &options.resources {
+        Some(_) => named_by(Some("--resources"), checked)?,
+        None => checked.map_err(|e| by_option(e, &ORIGINS))?,
+    };
     warn(globals, &name, &checked.warnings, &checked.defaults)?;
     let resources: LinuxResources = serde_json::from_value(checked.value)?;
     // What this machine refuses is not to hold in the guest alone.
     let on_host = match &container.state.cgroup {
-        Some(cgroup) => Some(cgroup.check_update(&resources)?),
-        None => {
-            refuse_of_this_machine(&resources)?;
-            None
-        }
+        Some(cgroup) => cgroup.check_update(&resources).map(Some),
+        None => refuse_of_this_machine(&resources).map(|()| None),
     };
+    let option = match &on_host {
+        Err(e) if options.resources.is_none() => option_of(e),
+        _ => None,
+    };
+    let on_host = named_by(option, on_host)?;
     if let Some(sandbox) = &container.state.sandbox {
         for field in of_this_machine(&resources)? {
             log::warn!("container {id}: {field}: {}", in_another(sandbox));
@@ -76,8 +102,15 @@ fn grow(container: &Container, resources: &LinuxResources) -> anyhow::Result<Opt
     Ok(container.dir.vm_size(&container.state)?)
 }
 
+/// The option that a refusal of this machine is about.
+fn option_of(error: &CgroupError) -> Option<&'static str> {
+    let field = error.field()?.strip_prefix("linux.resources.")?;
+    let origin = ORIGINS.iter().find(|(origin, _)| *origin == field);
+    origin.map(|(_, option)| *option)
+}
+
 fn read(path: &Path) -> anyhow::Result<Value> {
-    let name = || path.display().to_string();
+    let name = || format!("--resources: {}", path.display());
     let mut text = Vec::new();
     if path == Path::new("-") {
         let stdin = std::io::stdin().lock();
@@ -96,7 +129,7 @@ fn from_options(options: &UpdateOptions) -> anyhow::Result<Value> {
         ("--mem-bw-schema", &options.mem_bw_schema),
     ] {
         if given.is_some() {
-            bail!("{name} is not supported: the virtual machine has no resource director");
+            bail!("{name}: refused: the virtual machine has no resource director");
         }
     }
     let mut memory = Map::new();

@@ -328,11 +328,6 @@ impl Monitor {
         let dir = self.open_dir(&self.paths)?;
         // Everything that is started from here on is in it.
         remains.cgroup = self.make_cgroup()?;
-        if remains.cgroup.is_some() {
-            // A monitor that does not come any further leaves a cgroup.
-            let state = self.first_state(&None, remains.cgroup.clone())?;
-            state::write(&self.paths, &state)?;
-        }
         let mut channels = (None, None);
         let mut quota = None;
         if container.sandbox.is_none() {
@@ -448,7 +443,7 @@ impl Monitor {
     }
 
     /// Makes the cgroup that the caller asks for, by its path or by limits, and moves this process
-    /// into it. Without either it stays where the caller is.
+    /// into it. Without either it stays where the caller is. It is written down before it is made.
     fn make_cgroup(&self) -> Result<Option<SandboxCgroup>, Failure> {
         let Launch {
             container,
@@ -479,7 +474,17 @@ impl Monitor {
         let plan = CgroupPlan::new(*cgroup_driver, &container.cgroups_path, id)?
             .with_annotations(&container.annotations)?;
         let overhead = machine::overhead(&self.launch.config, container)?;
-        let cgroup = SandboxCgroup::create(&plan, &resources, overhead, Some(std::process::id()))?;
+        let prepared =
+            cgroup::Prepared::new(&plan, &resources, overhead, Some(std::process::id()))?;
+        // Whoever finds that this process was killed on the way removes what there is of it.
+        let planned = prepared.cgroup().clone();
+        let state = self.first_state(&None, Some(planned.clone()))?;
+        state::write(&self.paths, &state)?;
+        let cgroup = prepared.make()?;
+        if cgroup != planned {
+            let state = self.first_state(&None, Some(cgroup.clone()))?;
+            state::write(&self.paths, &state)?;
+        }
         self.timeline.borrow_mut().reached("cgroup_made");
         Ok(Some(cgroup))
     }

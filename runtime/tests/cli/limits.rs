@@ -53,6 +53,11 @@ fn what_this_machine_refuses_is_not_asked_of_the_guest() {
     setup.run_detached(&["run", "--detach", "x"]).ok();
     let refused = json!({"memory": {"limit": 256 << 20}, "cpu": {"cpus": "777"}});
     update(&setup, &refused).fails(1, &["linux.resources.cpu.cpus: CPU 777 does not exist"]);
+    let by_option = setup.run(&["update", "--cpuset-cpus", "777", "x"]);
+    by_option.fails(
+        1,
+        &["--cpuset-cpus: linux.resources.cpu.cpus: CPU 777 does not exist"],
+    );
     let refused = json!({"hugepageLimits": [{"pageSize": "3MB", "limit": 1}]});
     update(&setup, &refused).fails(1, &["linux.resources.hugepageLimits: no "]);
     assert!(!updated.exists());

@@ -8,6 +8,7 @@
 
 mod commands;
 mod fake;
+mod flags;
 mod harness;
 mod life;
 mod limits;

@@ -218,7 +218,7 @@ fn what_cannot_be_executed_is_named_and_leaves_nothing() {
         ),
         (&["test", "/etc"], "/etc\\\": is a directory"),
         (&["test"], "process args cannot be empty"),
-        (&["-u", "x", "test", "ls"], "--user: parsing "),
+        (&["-u", "x", "test", "ls"], "--user x: parsing "),
         (&["--cwd", "/none", "test", "ls"], "chdir to cwd ("),
         (
             &["--cgroup", "no", "test", "ls"],

@@ -1,11 +1,12 @@
 //! Processes killed at any moment: the truth is told and nothing is left.
 
 use std::fs;
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::harness::{Bundle, Cmd, Residue, eventually};
+use super::harness::{Bundle, Cmd, LIMIT, Residue, eventually};
 
 /// The pids of processes with this name whose ancestry or arguments do not matter: these tests
 /// are alone on the machine.
@@ -153,6 +154,45 @@ fn what_is_killed_within_a_create_leaves_nothing_that_delete_does_not_take() {
             // The name is free again.
             assert!(bundle.ids().is_empty(), "{told}");
         }
+    }
+}
+
+#[test]
+fn a_monitor_that_is_killed_as_it_makes_its_cgroup_leaves_none() {
+    let name = format!("cloister-fault-{}", std::process::id());
+    let bundle = Bundle::alone(&["sleep", "600"]).with(|spec| {
+        spec["linux"]["cgroupsPath"] = format!("/{name}").into();
+        spec["linux"]["resources"]["cpu"] = serde_json::json!({"shares": 512});
+    });
+    let before = Residue::now();
+    let root = fs::read_dir("/sys/fs/cgroup").expect("cgroups");
+    let places: Vec<_> = root
+        .flatten()
+        .map(|entry| entry.path().join(&name))
+        .collect();
+    let is_there = || {
+        let v2 = Path::new("/sys/fs/cgroup").join(&name);
+        v2.exists() || places.iter().any(|place| place.exists())
+    };
+    // Without the command, which would clean up, and with it.
+    for is_alone in [true, false, true, false] {
+        let create = bundle.command("create", &[], "g").spawn();
+        let deadline = Instant::now() + LIMIT;
+        while !is_there() {
+            assert!(Instant::now() < deadline, "no cgroup is made");
+            std::thread::yield_now();
+        }
+        if let (true, Some(pid)) = (is_alone, Pid::from_raw(create.pid())) {
+            kill_process(pid, Signal::KILL).expect("a signal");
+        }
+        kill_all("monitor");
+        let create = create.wait();
+        assert_ne!(create.status.code(), Some(0), "{create}");
+        if !is_alone {
+            before.assert_nothing_new();
+        }
+        bundle.cloister(["delete", "--force", "g"]).run().ok();
+        before.assert_nothing_new();
     }
 }
 

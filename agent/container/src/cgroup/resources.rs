@@ -131,7 +131,7 @@ fn cpu(cpu: &Cpu, current: impl Fn(&str) -> Option<String>) -> Vec<Setting> {
         settings.push(setting(
             "cpu.shares",
             "cpu.weight",
-            weight_of_shares(shares).to_string(),
+            cloister_spec::cpu_weight(shares).to_string(),
         ));
     }
     let quota = cpu.quota.filter(|&quota| quota != 0);
@@ -163,19 +163,12 @@ fn cpu(cpu: &Cpu, current: impl Fn(&str) -> Option<String>) -> Vec<Setting> {
     settings
 }
 
-/// From 2..262144 to 1..10000, linearly, as runc, crun and systemd do.
-fn weight_of_shares(shares: u64) -> u64 {
-    1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
-}
-
 fn block_io_weight(cgroup: &Cgroup, weight: u16) -> Result<(), Failure> {
     const FIELD: &str = "linux.resources.blockIO.weight";
     let text = weight.to_string();
     match cgroup.write("io.bfq.weight", &text) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            // From 10..1000 to 1..10000.
-            let weight = 1 + (u32::from(weight.clamp(10, 1000)) - 10) * 9999 / 990;
-            let text = format!("default {weight}");
+            let text = format!("default {}", cloister_spec::io_weight(weight));
             write_result(cgroup.write("io.weight", &text), FIELD, "io.weight", &text)
         }
         result => write_result(result, FIELD, "io.bfq.weight", &text),
@@ -232,7 +225,7 @@ mod tests {
     #[test]
     fn quota_and_period_share_a_file() {
         let both = json!({"cpu": {"quota": 50_000, "period": 200_000, "shares": 1024}});
-        let expected = [("cpu.weight", "39"), ("cpu.max", "50000 200000")];
+        let expected = [("cpu.weight", "100"), ("cpu.max", "50000 200000")];
         assert_eq!(files(both), pairs(&expected));
         assert_eq!(
             files(json!({"cpu": {"quota": -1}})),
@@ -241,14 +234,6 @@ mod tests {
         assert_eq!(
             files(json!({"cpu": {"period": 5000}})),
             pairs(&[("cpu.max", "7000 5000")])
-        );
-    }
-
-    #[test]
-    fn shares_cover_the_range_of_weights() {
-        assert_eq!(
-            [0, 2, 1024, 262_144, u64::MAX].map(weight_of_shares),
-            [1, 1, 39, 10_000, 10_000]
         );
     }
 }

@@ -163,22 +163,6 @@ fn processor_time_is_set_in_the_words_of_the_version() {
 }
 
 #[test]
-fn shares_become_weights_as_with_others() {
-    for (shares, weight) in [
-        (0, 1),
-        (1, 1),
-        (2, 1),
-        (512, 59),
-        (1024, 100),
-        (2048, 174),
-        (262_144, 10_000),
-        (u64::MAX, 10_000),
-    ] {
-        assert_eq!(v2::weight_of_shares(shares), weight, "{shares}");
-    }
-}
-
-#[test]
 fn processors_must_be_there() {
     check_list("cpu.cpus", "0-1,3", "CPU", "0-3").unwrap();
     let error = check_list("cpu.cpus", "0,4-5", "CPU", "0-3").unwrap_err();

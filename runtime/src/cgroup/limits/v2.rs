@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use cloister_spec::{cpu_weight, io_weight};
 use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources};
 
 use super::v1::{rdma, throttles};
@@ -108,7 +109,7 @@ fn cpu(cpu: &LinuxCpu, all: &mut Vec<Setting>) -> Result<(), CgroupError> {
         all.push(Setting::new("cpu.idle", "cpu", "cpu.idle", idle));
     }
     if let Some(shares) = cpu.shares().filter(|&shares| shares != 0) {
-        let weight = weight_of_shares(shares);
+        let weight = cpu_weight(shares);
         all.push(Setting::new("cpu.shares", "cpu", "cpu.weight", weight));
     }
     if let Some(burst) = cpu.burst() {
@@ -159,23 +160,6 @@ pub(super) fn of_this_machine(resources: &LinuxResources) -> Result<Vec<Setting>
     Ok(all)
 }
 
-/// From 2..=262144 to 1..=10000 such that the defaults, 1024 and 100, go with each other: the
-/// formula of runc since 1.3.2.
-pub(crate) fn weight_of_shares(shares: u64) -> u64 {
-    const WEIGHTS: std::ops::RangeInclusive<f64> = 1.0..=10_000.0;
-    #[expect(clippy::cast_precision_loss, reason = "at most 2 to the 18th")]
-    let log = (shares.clamp(2, 262_144) as f64).log2();
-    let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
-    let weight = 10_f64.powf(exponent).ceil();
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "a whole number within the range"
-    )]
-    let weight = weight.clamp(*WEIGHTS.start(), *WEIGHTS.end()) as u64;
-    weight
-}
-
 fn block_io(block_io: &LinuxBlockIo, all: &mut Vec<Setting>) -> Result<(), CgroupError> {
     const NO_LEAVES: &str = "cgroup v2 has no leaf weights";
     let set = |field: &str, file: &str, value: String| Setting::new(field, "io", file, value);
@@ -215,11 +199,6 @@ fn block_io(block_io: &LinuxBlockIo, all: &mut Vec<Setting>) -> Result<(), Cgrou
         }
     }
     Ok(())
-}
-
-/// From 10..=1000 to 1..=10000.
-fn io_weight(weight: u16) -> u64 {
-    1 + u64::from(weight.clamp(10, 1000) - 10) * 9999 / 990
 }
 
 /// config-linux.md#unified: files by their names.

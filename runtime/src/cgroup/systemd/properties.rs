@@ -5,12 +5,13 @@
 
 use std::collections::BTreeMap;
 
+use cloister_spec::cpu_weight;
 use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
 
 use super::SystemdError;
 use super::wire::Value;
 use crate::cgroup::file::{parse_list, parse_number};
-use crate::cgroup::limits::{PERIOD, swap_alone, weight_of_shares, with_overhead};
+use crate::cgroup::limits::{PERIOD, swap_alone, with_overhead};
 use crate::cgroup::{Overhead, Version};
 
 /// From these versions on systemd knows the property in question.
@@ -118,7 +119,7 @@ fn cpu(
         match version {
             Version::V1 => set(all, "CPUShares", Value::U64(shares)),
             Version::V2 => {
-                let weight = weight_of_shares(shares);
+                let weight = cpu_weight(shares);
                 set(all, "CPUWeight", Value::U64(weight));
             }
         }

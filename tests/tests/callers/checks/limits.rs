@@ -16,7 +16,7 @@ pub(crate) fn cpus(case: &Case) {
         &["--cpus", "0.5", "--cpu-shares", "512"],
         "cat /sys/fs/cgroup/cpu.max /sys/fs/cgroup/cpu.weight",
     );
-    assert_eq!(out, "50000 100000\n20\n");
+    assert_eq!(out, "50000 100000\n59\n");
 }
 
 pub(crate) fn pids(case: &Case) {
