@@ -1,5 +1,6 @@
 //! A bundle: a directory with a specification and, usually, a root file system.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -73,6 +74,11 @@ pub enum BundleError {
     /// A namespace cannot be had.
     #[error(transparent)]
     Namespace(#[from] NamespaceError),
+    /// Its network is another container's.
+    #[error(
+        "config.json: linux.netDevices: refused: the container is in the virtual machine of container {0}, whose network is made with it"
+    )]
+    NetDevices(String),
     /// A hook is none.
     #[error("config.json: hooks")]
     Hook(#[source] HookError),
@@ -167,6 +173,7 @@ fn container(
         binds: binds(dir, spec)?,
         new_namespaces: placement.new,
         network: placement.network,
+        net_devices: net_devices(linux, placement.sandbox.as_deref())?,
         sandbox: placement.sandbox,
         shared_namespaces: placement.shared,
         hooks: spec.hooks().clone(),
@@ -174,6 +181,25 @@ fn container(
         resources: linux.and_then(|linux| linux.resources().clone()),
         terminal: process.and_then(|p| p.terminal()).unwrap_or_default(),
     })
+}
+
+/// config-linux.md#network-devices: a device keeps its name unless another is given.
+fn net_devices(
+    linux: Option<&Linux>,
+    sandbox: Option<&str>,
+) -> Result<BTreeMap<String, String>, BundleError> {
+    let devices = linux.and_then(|linux| linux.net_devices().as_ref());
+    let devices = devices.into_iter().flatten();
+    let devices: BTreeMap<_, _> = devices
+        .map(|(name, device)| {
+            let wanted = device.name().as_ref().filter(|wanted| !wanted.is_empty());
+            (name.clone(), wanted.unwrap_or(name).clone())
+        })
+        .collect();
+    match sandbox {
+        Some(sandbox) if !devices.is_empty() => Err(BundleError::NetDevices(sandbox.to_owned())),
+        _ => Ok(devices),
+    }
 }
 
 fn binds(dir: &Path, spec: &oci_spec::runtime::Spec) -> Result<Vec<Bind>, BundleError> {

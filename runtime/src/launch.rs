@@ -5,7 +5,7 @@
 //! closing its end before the container stands calls the whole thing off; afterwards it only
 //! means that nobody waits for reports any more.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -133,6 +133,8 @@ pub struct Container {
     pub new_namespaces: i32,
     /// The network namespace of this machine that its monitor enters.
     pub network: Option<PathBuf>,
+    /// The network devices that are moved into it, and their names there.
+    pub net_devices: BTreeMap<String, String>,
     /// The container whose virtual machine it goes into; `None` for one of its own.
     pub sandbox: Option<String>,
     /// Types of namespaces, and the containers with which each is shared.
@@ -384,6 +386,7 @@ mod tests {
                 annotations: HashMap::from([("k".into(), "v".repeat(200_000))]),
                 binds: Vec::new(),
                 new_namespaces: 0,
+                net_devices: BTreeMap::new(),
                 network: None,
                 sandbox: None,
                 shared_namespaces: Vec::new(),

@@ -13,6 +13,7 @@
 //! Everything here is done with route netlink in the namespace (`Namespace::within`), and undone
 //! by [`restore`], which finds by itself what is to be undone: after a crash there is nobody to ask.
 
+mod devices;
 mod forward;
 mod limits;
 mod redirect;
@@ -27,6 +28,7 @@ use std::path::{Path, PathBuf};
 
 use cloister_netlink::{Error as NetlinkError, Events, Socket};
 
+pub(crate) use self::devices::move_in;
 pub(crate) use self::forward::{ForwardListener, Forwarded};
 pub(crate) use self::limits::{Limits, bandwidth};
 pub(crate) use self::redirect::{Mark, join, part, release, undo_all};
@@ -133,6 +135,33 @@ pub enum NetworkError {
     Gone {
         /// The interface.
         name: String,
+    },
+    /// A device that is to be moved in is not there.
+    #[error("config.json: linux.netDevices[{name:?}]: there is no such network device")]
+    NoDevice {
+        /// Its name.
+        name: String,
+    },
+    /// There is a device of the name that it is to have.
+    #[error(
+        "config.json: linux.netDevices[{name:?}].name: the network namespace has a device {wanted:?} already"
+    )]
+    NameTaken {
+        /// The device.
+        name: String,
+        /// The name that it is to have.
+        wanted: String,
+    },
+    /// A device that is to be moved in cannot be.
+    #[error("config.json: linux.netDevices[{name:?}]: the device cannot {verb}")]
+    Move {
+        /// The device.
+        name: String,
+        /// What it cannot.
+        verb: &'static str,
+        /// Why not.
+        #[source]
+        source: NetlinkError,
     },
     /// A process of this machine uses the namespace.
     #[error(

@@ -71,6 +71,17 @@ pub(crate) fn optional_path(text: &str) -> Check {
     }
 }
 
+/// The name of a network device, as the kernel takes it (dev_valid_name), or nothing.
+pub(crate) fn optional_interface(text: &str) -> Check {
+    // IFNAMSIZ is 16, with the zero at the end.
+    let fits = text.len() < 16 && text != "." && text != "..";
+    if fits && !text.contains(|c: char| c == '/' || c == ':' || c.is_whitespace()) {
+        Ok(())
+    } else {
+        Err(format!("{text:?} is not the name of a network device"))
+    }
+}
+
 /// A list of processors as in cpuset(7): `0-3,7`. Empty is none.
 pub(crate) fn cpu_list(text: &str) -> Check {
     let number = |text: &str| {

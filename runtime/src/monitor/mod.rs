@@ -69,6 +69,7 @@ use crate::cgroup::{self, Driver, Plan as CgroupPlan, SandboxCgroup};
 use crate::control;
 use crate::launch::{self, ExecLaunch, Job, Launch, LaunchError, Received, Report};
 use crate::logger;
+use crate::network as host_network;
 use crate::paths::ContainerPaths;
 use crate::process::{self, ProcessId};
 use crate::signal::Signal;
@@ -353,6 +354,9 @@ impl Monitor {
         }
         holder.enter_namespaces(&self.launch.root, container)?;
         remains.place = Place::of(&self.launch)?;
+        if let Some(place) = &remains.place {
+            host_network::move_in(&place.namespace, &container.net_devices)?;
+        }
         if container.sandbox.is_some() {
             let guest = Guest::join(&self.launch, &self.machine_paths, state.monitor)?;
             remains.guest = Some(guest);

@@ -20,7 +20,7 @@ const IFLA_IPVLAN_MODE: u16 = 1;
 const IPVLAN_MODE_L2: u16 = 0;
 
 /// Sizes of fixed headers: `ifaddrmsg`, `rtmsg`, `ndmsg`, `fib_rule_hdr`.
-const ADDRESS: usize = 8;
+pub(super) const ADDRESS: usize = 8;
 const ROUTE: usize = 12;
 const NEIGHBOUR: usize = 12;
 const RULE: usize = 12;
@@ -96,7 +96,7 @@ impl Scan {
     }
 }
 
-fn byte(payload: &[u8], at: usize) -> u8 {
+pub(super) fn byte(payload: &[u8], at: usize) -> u8 {
     payload.get(at).copied().unwrap_or_default()
 }
 
@@ -110,7 +110,7 @@ fn word(payload: &[u8], at: usize) -> u32 {
     bytes.map_or(0, |bytes| u32::from_ne_bytes(*bytes))
 }
 
-fn rest(payload: &[u8], header: usize) -> cloister_netlink::Attributes<'_> {
+pub(super) fn rest(payload: &[u8], header: usize) -> cloister_netlink::Attributes<'_> {
     attributes(payload.get(header..).unwrap_or_default())
 }
 
@@ -240,7 +240,7 @@ fn address(known: &BTreeSet<u32>, message: &Received) -> Option<Vec<u8>> {
 }
 
 /// IFA_F_*: in the header there is room for eight of them.
-fn address_flags(payload: &[u8]) -> u32 {
+pub(super) fn address_flags(payload: &[u8]) -> u32 {
     let flags = rest(payload, ADDRESS).find(libc::IFA_FLAGS);
     let flags = flags.and_then(number);
     flags.unwrap_or_else(|| byte(payload, 2).into())

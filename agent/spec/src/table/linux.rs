@@ -14,10 +14,8 @@ pub(super) const LINUX: &[Field] = &[
     guest("devices", Shape::List(&Shape::Object(DEVICE))).note(
         "numbers name devices of the virtual machine; a node that leads nowhere is made with a warning",
     ),
-    Field::refused(
-        "netDevices",
-        Shape::Map(&Shape::Object(NET_DEVICES)),
-        "network devices of the host cannot be moved into the virtual machine",
+    host("netDevices", Shape::Map(&Shape::Object(NET_DEVICES))).note(
+        "moved into the sandbox's network namespace, whose devices the virtual machine has all; refused in a pod's virtual machine that there is already",
     ),
     guest("uidMappings", Shape::List(&Shape::Object(ID_MAPPING))),
     guest("gidMappings", Shape::List(&Shape::Object(ID_MAPPING))),
@@ -112,7 +110,8 @@ const DEVICE: &[Field] = &[
     guest("gid", ID),
 ];
 
-const NET_DEVICES: &[Field] = &[guest("name", Shape::Str)];
+const NET_DEVICES: &[Field] = &[host("name", Shape::Text(text::optional_interface))
+    .note("`%d` in it stands for the first number that is free")];
 
 const NAMESPACES: &[Field] = &[
     both("type", Shape::Name(&names::NAMESPACES)).required(),

@@ -34,6 +34,11 @@ fn wrong_values_name_their_field() {
             "process.cwd: \"tmp\" is not an absolute path",
         ),
         (
+            "/linux/netDevices",
+            json!({"eth0": {"name": "a/b"}}),
+            "linux.netDevices[\"eth0\"].name: \"a/b\" is not the name of a network device",
+        ),
+        (
             "/process/env/0",
             json!("PATH"),
             "process.env[0]: \"PATH\" is not of the form NAME=value",
