@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::SystemTime;
@@ -23,6 +24,11 @@ const KILLED: u32 = 137;
 /// Ends a container, takes away what it had, and prints how it has ended.
 pub(crate) fn delete(args: &Args) -> anyhow::Result<()> {
     start::check(args)?;
+    // containerd has started it in the bundle, also after a shim that has ended as it should. A bundle that is gone was
+    // deleted with its container; and there may be another container of that name by now.
+    if fs::metadata(".").is_ok_and(|dir| dir.nlink() == 0) {
+        return answer(0);
+    }
     let bundle = match &args.bundle {
         Some(bundle) => bundle.clone(),
         None => std::env::current_dir().context("the bundle")?,
@@ -39,8 +45,13 @@ pub(crate) fn delete(args: &Args) -> anyhow::Result<()> {
     // Of a sandbox; a container has none.
     mounts::unmount_all(&pod::shared_memory(&bundle))?;
     remove_socket(args, &bundle)?;
+    answer(read_pid(&bundle.join(PID_FILE)).unwrap_or(0))
+}
+
+/// Prints how the container whose process was `pid` has ended.
+fn answer(pid: u32) -> anyhow::Result<()> {
     let response = DeleteResponse {
-        pid: read_pid(&bundle.join(PID_FILE)).unwrap_or(0),
+        pid,
         exit_status: KILLED,
         exited_at: MessageField::some(timestamp(SystemTime::now())),
         ..DeleteResponse::default()

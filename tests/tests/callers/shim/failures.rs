@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use crate::harness::eventually;
+use crate::harness::{Cmd, eventually};
 
 use super::daemon::{self, Version};
 use super::events::Listener;
-use super::{Case, kill, logged_since, pids_of};
+use super::{BUNDLES, Case, PROGRAM, kill, logged_since, pids_of};
 
 pub(super) fn shim_killed(version: Version) {
     let case = Case::new(version);
@@ -63,4 +63,19 @@ pub(super) fn monitor_killed(version: Version) {
     assert_eq!(finished.status.code(), Some(137), "{finished}");
     let log = logged_since(begin);
     assert!(log.contains("container m: its monitor was killed"), "{log}");
+}
+
+/// After each shim, containerd calls its program to delete what is left. It may come to that only when the bundle is
+/// gone and another container has its name.
+pub(super) fn late_delete(version: Version) {
+    let case = Case::new(version);
+    case.detached(&[], "again", "sleep 600");
+    let script = "mkdir /run/gone && cd /run/gone && rmdir /run/gone && exec \"$0\" \"$@\"";
+    let bundle = format!("{BUNDLES}/again");
+    let words = ["-namespace", "default", "-id", "again", "-bundle", &bundle];
+    let deleted = Cmd::new("sh").args(["-c", script, PROGRAM]).args(words);
+    deleted.args(["delete"]).run().ok();
+    assert_eq!(case.status("again"), "RUNNING");
+    let looked = case.ctr(["task", "exec", "--exec-id", "look", "again", "true"]);
+    looked.run().ok();
 }
