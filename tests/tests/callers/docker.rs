@@ -11,9 +11,10 @@ use crate::harness::{Cmd, eventually, mount_tmpfs, runtime};
 pub(crate) const SOCKET: &str = "unix:///run/docker.sock";
 
 /// The daemon's settings.
-const SETTINGS: &str = "/etc/docker/daemon.json";
+pub(crate) const SETTINGS: &str = "/etc/docker/daemon.json";
 
-const LOG: &str = "/run/dockerd.log";
+/// What it and its own containerd have said.
+pub(crate) const LOG: &str = "/run/dockerd.log";
 
 engine_checks!(Docker);
 

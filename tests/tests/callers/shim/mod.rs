@@ -4,6 +4,7 @@
 //! differ, by what they say to a shim or expect of it, with the others too. With `CLOISTER_TEST_RUNTIME=runc` runc's
 //! own shim is tested, which tells a fault of the shim from one of a check.
 
+mod bench;
 mod control;
 mod daemon;
 pub(crate) mod docker;
@@ -84,7 +85,7 @@ tests!(containerd_2, V2,
     streams: a_file, a_logging_program, a_logging_program_that_is_not_there, large_output;
     options: a_configuration, a_wrong_configuration, an_id_twice, a_missing_program;
     restart: a_container_outlives_containerd, an_end_while_containerd_is_away;
-    failures: shim_killed, virtual_machine_killed, monitor_killed;
+    failures: shim_killed, virtual_machine_killed, monitor_killed, late_delete;
     ends: oom_of_the_guest, oom_of_the_machine, panic_of_the_guest, loss_of_the_agent;
     idle: memory_and_time;
     page: containerd;
