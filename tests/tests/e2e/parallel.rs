@@ -10,7 +10,7 @@ use super::harness::{Bundle, LIMIT, Residue};
 fn creates() -> usize {
     match std::env::var("CLOISTER_TEST_CREATES") {
         Ok(count) => count.parse().expect("CLOISTER_TEST_CREATES: a number"),
-        Err(_) => 12,
+        Err(_) => 30,
     }
 }
 

@@ -7,7 +7,8 @@
 //!
 //! ```json
 //! {"cloister": {"run_true": {"virtual_ms": 1.0, …}, "commands_virtual_ms": {"exec": 1.0, …},
-//!               "network": {"send_mib_per_s": 1.0, …}, "timeline_ms": {…}, "idle_pss_kib": {…}},
+//!               "network": {"send_mib_per_s": 1.0, …}, "timeline_ms": {…}, "idle_pss_kib": {…},
+//!               "idle_private_kib": {…}},
 //!  "runc": {"run_true": {…}, "commands_virtual_ms": {…}, "network": {…}}, "crun": {…},
 //!  "qemu": {"network": {…}}, "sizes": {…}}
 //! ```
@@ -160,11 +161,13 @@ fn measure_lives(dir: &Path, report: &mut Map<String, Value>) -> anyhow::Result<
         );
     }
     let idle = memory::of_an_idle_sandbox(&bundle)?;
-    eprintln!("\nproportional memory of an idle sandbox, guest memory included, in KiB");
-    for (process, kib) in &idle {
-        eprintln!("  {process:<20} {kib:>8}");
+    eprintln!("\nmemory of an idle sandbox, guest memory included, in KiB: proportional, private");
+    for (process, memory) in &idle {
+        eprintln!("  {process:<20} {:>8} {:>8}", memory.pss, memory.private);
     }
-    eprintln!("  {:<20} {:>8}", "total", idle.values().sum::<u64>());
+    let sum = |part: fn(&memory::Memory) -> u64| idle.values().map(part).sum::<u64>();
+    let (pss, private) = (sum(|memory| memory.pss), sum(|memory| memory.private));
+    eprintln!("  {:<20} {pss:>8} {private:>8}", "total");
 
     let sizes = memory::sizes()?;
     eprintln!("\nsizes, in KiB");
@@ -181,7 +184,19 @@ fn measure_lives(dir: &Path, report: &mut Map<String, Value>) -> anyhow::Result<
         .map(|phase| (phase.name.clone(), json!(phase.at)))
         .collect();
     ours.insert("timeline_ms".into(), phases.into());
-    ours.insert("idle_pss_kib".into(), json!(idle));
+    let by_process = |part: fn(&memory::Memory) -> u64| -> Map<String, Value> {
+        idle.iter()
+            .map(|(process, memory)| (process.clone(), json!(part(memory))))
+            .collect()
+    };
+    ours.insert(
+        "idle_pss_kib".into(),
+        by_process(|memory| memory.pss).into(),
+    );
+    ours.insert(
+        "idle_private_kib".into(),
+        by_process(|memory| memory.private).into(),
+    );
     report.insert("sizes".into(), json!(sizes));
     Ok(())
 }

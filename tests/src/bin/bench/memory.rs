@@ -10,16 +10,46 @@ use anyhow::{Context, ensure};
 
 use crate::bundle;
 
-const ID: &str = "idle";
+/// An idle sandbox, and another one beside it.
+const IDS: [&str; 2] = ["idle", "beside"];
 
-/// Proportional set size in KiB of every process of a sandbox whose container sleeps. The guest's
-/// memory is mapped by the VMM and counted there.
-pub(crate) fn of_an_idle_sandbox(bundle: &Path) -> anyhow::Result<BTreeMap<String, u64>> {
+/// What the processes of a name have, in KiB.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Memory {
+    /// The proportional set size: what is shared with others is split between them.
+    pub(crate) pss: u64,
+    /// What is shared with nobody.
+    pub(crate) private: u64,
+}
+
+/// The memory of every process of a sandbox whose container sleeps, by the processes' names. The
+/// guest's is mapped by the VMM and counted there. What is private is looked at when there is
+/// another sandbox: that of one alone has the programs' files in it.
+pub(crate) fn of_an_idle_sandbox(bundle: &Path) -> anyhow::Result<BTreeMap<String, Memory>> {
     bundle::command(bundle, &["/bin/sleep", "1000"])?;
+    let [alone, both] = IDS.map(|id| started(bundle, id));
+    for id in IDS {
+        let status = Command::new("cloister")
+            .args(["delete", "--force", id])
+            .status()
+            .context("cloister")?;
+        ensure!(status.success(), "cloister delete: {status}");
+    }
+    bundle::command(bundle, &["/bin/true"])?;
+    let (mut memory, both) = (alone?, both?);
+    for (process, memory) in &mut memory {
+        let both = both.get(process).copied().unwrap_or_default();
+        memory.private = both.private / 2;
+    }
+    Ok(memory)
+}
+
+/// Starts a sandbox, and looks at the memory of all that there are.
+fn started(bundle: &Path, id: &str) -> anyhow::Result<BTreeMap<String, Memory>> {
     let status = Command::new("cloister")
         .args(["run", "--detach", "--bundle"])
         .arg(bundle)
-        .arg(ID)
+        .arg(id)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -28,18 +58,11 @@ pub(crate) fn of_an_idle_sandbox(bundle: &Path) -> anyhow::Result<BTreeMap<Strin
     ensure!(status.success(), "cloister run --detach: {status}");
     // Whatever still settles in the guest is part of what an idle sandbox costs.
     std::thread::sleep(Duration::from_secs(2));
-    let memory = pss();
-    let status = Command::new("cloister")
-        .args(["delete", "--force", ID])
-        .status()
-        .context("cloister")?;
-    ensure!(status.success(), "cloister delete: {status}");
-    bundle::command(bundle, &["/bin/true"])?;
-    memory
+    of_processes()
 }
 
-fn pss() -> anyhow::Result<BTreeMap<String, u64>> {
-    let mut memory = BTreeMap::new();
+fn of_processes() -> anyhow::Result<BTreeMap<String, Memory>> {
+    let mut memory = BTreeMap::<String, Memory>::new();
     for entry in fs::read_dir("/proc").context("/proc")?.flatten() {
         let dir = entry.path();
         let comm = fs::read_to_string(dir.join("comm")).unwrap_or_default();
@@ -48,12 +71,15 @@ fn pss() -> anyhow::Result<BTreeMap<String, u64>> {
         }
         let rollup = dir.join("smaps_rollup");
         let text = fs::read_to_string(&rollup).with_context(|| rollup.display().to_string())?;
-        let kib: u64 = text
-            .lines()
-            .find_map(|line| line.strip_prefix("Pss:"))
-            .and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok())
-            .with_context(|| format!("no Pss in {}", rollup.display()))?;
-        *memory.entry(comm.trim().to_owned()).or_default() += kib;
+        let kib = |name: &str| -> anyhow::Result<u64> {
+            text.lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+                .and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok())
+                .with_context(|| format!("no {name} in {}", rollup.display()))
+        };
+        let process = memory.entry(comm.trim().to_owned()).or_default();
+        process.pss += kib("Pss")?;
+        process.private += kib("Private_Clean")? + kib("Private_Dirty")?;
     }
     ensure!(!memory.is_empty(), "no process of the sandbox was found");
     Ok(memory)
