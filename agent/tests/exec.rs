@@ -206,10 +206,11 @@ async fn a_process_that_is_stopped_before_it_is_a_program_holds_up_nobody_else()
 async fn a_process_that_nobody_begins_to_wait_for_is_killed() {
     let guest = Guest::start().await;
     guest.run("c", "exec sleep 1000", Stdio::default()).await;
+    // The time of the first is over when the second is killed.
+    exec(&guest, "short", "exit 3", Vec::new()).await.unwrap();
     exec(&guest, "e", "exec sleep 999", Vec::new())
         .await
         .unwrap();
-    exec(&guest, "short", "exit 3", Vec::new()).await.unwrap();
     for _ in 0..600 {
         if processes(&guest).await == ["sleep 1000"] {
             for id in ["e", "short"] {
