@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::{Cmd, Finished, LIMIT, Machine, PAUSE, busybox_tar, eventually};
 use super::{afterwards, mount_tmpfs, report_logs, runtime};
 use crate::docker;
-use crate::shim::docker as by_shim;
+use crate::shim::docker_26 as by_shim;
 
 /// Name of the image that tests run.
 const IMAGE: &str = "busybox";

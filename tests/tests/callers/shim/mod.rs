@@ -7,7 +7,7 @@
 mod bench;
 mod control;
 mod daemon;
-pub(crate) mod docker;
+pub(crate) mod docker_26;
 mod ends;
 mod events;
 mod exec;

@@ -1,4 +1,5 @@
 //! Docker of Debian trixie, which starts the shim by its runtime's name, with the containerd of that release.
+//! (The module is not named `docker`: names are chosen by what they contain.)
 
 use std::fs;
 use std::path::PathBuf;
