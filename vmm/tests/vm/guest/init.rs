@@ -58,6 +58,13 @@ fn print(bytes: &[u8]) {
     call(WRITE, [1, bytes.as_ptr() as usize, bytes.len(), 0, 0, 0]);
 }
 
+/// Waits until the serial port has sent what was printed: the kernel sends it by interrupts, which another CPU may take.
+fn drain() {
+    // tcdrain(3), as the C library asks for it.
+    const TCSBRK: usize = 0x5409;
+    call(IOCTL, [1, TCSBRK, 1, 0, 0, 0]);
+}
+
 fn print_number(mut value: u64) {
     let mut digits = [0; 20];
     let mut at = digits.len();
@@ -120,7 +127,10 @@ fn act(what: &[u8]) {
     match what {
         b"hello" => print(b"hello from init\n"),
         b"init" => out(CONTROL_PORT, 1),
-        b"shutdown" => out(CONTROL_PORT, 2),
+        b"shutdown" => {
+            drain();
+            out(CONTROL_PORT, 2);
+        }
         b"cpus" => {
             mount(b"sysfs\0", b"/sys\0");
             let count = read(b"/sys/devices/system/cpu/online\0", &mut buffer);
