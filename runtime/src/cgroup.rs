@@ -428,6 +428,7 @@ pub struct Prepared<'a> {
     plan: &'a Plan,
     resources: &'a LinuxResources,
     first: Option<u32>,
+    settings: Vec<limits::Setting>,
     cgroup: SandboxCgroup,
 }
 
@@ -448,11 +449,12 @@ impl<'a> Prepared<'a> {
             log::warn!("{warning}");
         }
         let cgroup = SandboxCgroup::planned(plan, overhead, first)?;
-        limits::settings(version, resources, overhead)?;
+        let settings = limits::settings(version, resources, overhead)?;
         Ok(Self {
             plan,
             resources,
             first,
+            settings,
             cgroup,
         })
     }
@@ -473,12 +475,11 @@ impl<'a> Prepared<'a> {
             plan,
             resources,
             first,
+            settings,
             cgroup: mut this,
         } = self;
-        let (version, overhead) = (this.version, this.overhead);
         match (this.unit.clone(), first) {
             (None, first) => {
-                let settings = limits::settings(version, resources, overhead)?;
                 let made = this.make_directories(plan, resources)?;
                 limits::apply(&settings, &this.paths)?;
                 if let Some(pid) = first {
@@ -488,6 +489,7 @@ impl<'a> Prepared<'a> {
             }
             (Some(_), None) => return Err(CgroupError::NoProcess),
             (Some(unit), Some(pid)) => {
+                let (version, overhead) = (this.version, this.overhead);
                 let rounded =
                     systemd::start(&unit, version, resources, overhead, &plan.properties, pid);
                 let rounded = rounded.map_err(failed(&unit))?;
