@@ -1,7 +1,8 @@
 //! Two interfaces joined: what arrives at one leaves through the other (tc-mirred(8)).
 //!
-//! The filters carry a mark in their action's cookie: whose they are, and whether the queueing
-//! discipline that they hang from was made for them. So they can be undone by whoever finds them.
+//! The filters carry a mark in their action's cookie: whose they are. The queueing discipline that they hang from carries
+//! one if it was made for them, from its first moment on. So both can be undone by whoever finds them, and what a caller
+//! has made stays.
 
 use std::path::Path;
 
@@ -10,8 +11,8 @@ use cloister_netlink::uapi::{
     TCA_ACT_OPTIONS, TCA_EGRESS_REDIR, TCA_MATCHALL_ACT, TCA_MIRRED_PARMS,
 };
 use cloister_netlink::{
-    Attributes, Error as NetlinkError, Message, Received, Socket, attributes, link_header,
-    link_index, link_name, text, traffic_header,
+    Attributes, Error as NetlinkError, Message, Socket, attributes, link_header, link_index,
+    link_name, text, traffic_header,
 };
 
 use super::NetworkError;
@@ -21,9 +22,18 @@ use super::scan::Interface;
 const PRIORITY: u32 = 0xc105;
 /// `struct tcmsg`.
 const HEADER: usize = 20;
+/// The mark of our queueing disciplines: the overhead that their size table adds to a packet's length (tc-stab(8)). It counts
+/// for what is sent alone, and nothing is sent through such a discipline, but the kernel keeps it and lists it.
+const OVERHEAD: i32 = 0xc105;
 /// linux/rtnetlink.h.
 const TCA_KIND: u16 = 1;
 const TCA_OPTIONS: u16 = 2;
+const TCA_STAB: u16 = 8;
+/// linux/pkt_sched.h.
+const TCA_STAB_BASE: u16 = 1;
+/// `struct tc_sizespec`: where in it the overhead is, and its size.
+const SIZE_OVERHEAD: usize = 4;
+const SIZE: usize = 24;
 /// `struct tc_mirred`: where in it the other interface is, and its size.
 const MIRRED_INDEX: usize = 24;
 const MIRRED: usize = 28;
@@ -44,10 +54,8 @@ impl Mark {
     }
 
     /// At most 16 bytes (TC_COOKIE_MAX_SIZE).
-    fn cookie(self, owns_qdisc: bool) -> Vec<u8> {
-        let mut cookie = self.0.to_be_bytes().to_vec();
-        cookie.push(owns_qdisc.into());
-        cookie
+    fn cookie(self) -> [u8; 8] {
+        self.0.to_be_bytes()
     }
 }
 
@@ -73,16 +81,19 @@ pub(crate) fn release(
     interface: &Interface,
 ) -> Result<(), NetworkError> {
     let error = |verb| move |source| failed(interface, verb, source);
-    if let Some(found) = find(socket, interface.index).map_err(error("look for redirections"))? {
-        if found.target != 0 && found.mark != Some(mark) && exists(socket, found.target) {
-            return Err(NetworkError::Taken {
-                name: interface.name.clone(),
-            });
-        }
-        // Of a sandbox that was killed.
-        undo(socket, interface.index, &found).map_err(error("remove an old redirection"))?;
+    let found = find(socket, interface.index).map_err(error("look for redirections"))?;
+    if let Some(found) = &found
+        && found.target != 0
+        && found.mark != Some(mark)
+        && exists(socket, found.target)
+    {
+        return Err(NetworkError::Taken {
+            name: interface.name.clone(),
+        });
     }
-    Ok(())
+    // What there is now is of a sandbox that was killed.
+    let own = own_qdiscs(socket).map_err(error("look for redirections"))?;
+    undo(socket, interface.index, found.is_some(), &own).map_err(error("remove an old redirection"))
 }
 
 /// Joins an interface that was released with the tap `tap`, both ways.
@@ -108,10 +119,17 @@ fn exists(socket: &Socket, index: u32) -> bool {
 fn redirect(socket: &Socket, mark: Mark, from: u32, to: u32) -> Result<(), NetlinkError> {
     let new = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
     let header = traffic_header(from, INGRESS_HANDLE, TC_H_INGRESS, 0);
-    let qdisc = Message::new(libc::RTM_NEWQDISC, new, &header).text(TCA_KIND, "ingress");
-    let owns_qdisc = match socket.request(&qdisc) {
+    let mut size = [0; SIZE];
+    if let Some(place) = size.get_mut(SIZE_OVERHEAD..SIZE_OVERHEAD + 4) {
+        place.copy_from_slice(&OVERHEAD.to_ne_bytes());
+    }
+    let qdisc = Message::new(libc::RTM_NEWQDISC, new, &header)
+        .text(TCA_KIND, "ingress")
+        .nest(TCA_STAB, |m| m.attribute(TCA_STAB_BASE, &size));
+    let made_qdisc = match socket.request(&qdisc) {
         Ok(()) => true,
-        Err(e) if e.errno() == Some(libc::EEXIST) => bare_qdiscs(socket)?.contains(&from),
+        // The caller's.
+        Err(e) if e.errno() == Some(libc::EEXIST) => false,
         Err(e) => return Err(e),
     };
     let mut mirred = [0; MIRRED];
@@ -130,33 +148,35 @@ fn redirect(socket: &Socket, mark: Mark, from: u32, to: u32) -> Result<(), Netli
             m.nest(TCA_MATCHALL_ACT, |m| {
                 m.nest(1, |m| {
                     m.text(TCA_ACT_KIND, "mirred")
-                        .attribute(TCA_ACT_COOKIE, &mark.cookie(owns_qdisc))
+                        .attribute(TCA_ACT_COOKIE, &mark.cookie())
                         .nest(TCA_ACT_OPTIONS, |m| m.attribute(TCA_MIRRED_PARMS, &mirred))
                 })
             })
         });
     let added = socket.request(&filter);
-    if added.is_err() && owns_qdisc {
+    if added.is_err() && made_qdisc {
         // The error that is told is the first one.
         let _ = remove_qdisc(socket, from);
     }
     added
 }
 
-/// The interfaces whose ingress qdisc has no filter. It does nothing there: a sandbox was killed before it came to
-/// mark it by a filter.
-fn bare_qdiscs(socket: &Socket) -> Result<Vec<u32>, NetlinkError> {
-    let mut bare = Vec::new();
-    for qdisc in socket.dump(libc::RTM_GETQDISC, &traffic_header(0, 0, 0, 0))? {
+/// The interfaces whose ingress qdisc was made here.
+fn own_qdiscs(socket: &Socket) -> Result<Vec<u32>, NetlinkError> {
+    let qdiscs = socket.dump(libc::RTM_GETQDISC, &traffic_header(0, 0, 0, 0))?;
+    let own = qdiscs.iter().filter(|qdisc| {
         let all = attributes(qdisc.payload.get(HEADER..).unwrap_or_default());
         let is_ingress = all.find(TCA_KIND).map(text).as_deref() == Some("ingress");
-        if let Some(index) = link_index(&qdisc.payload).filter(|_| is_ingress)
-            && filters(socket, index)?.is_empty()
-        {
-            bare.push(index);
-        }
-    }
-    Ok(bare)
+        is_ingress && all.find(TCA_STAB).and_then(overhead) == Some(OVERHEAD)
+    });
+    Ok(own.filter_map(|qdisc| link_index(&qdisc.payload)).collect())
+}
+
+/// What a size table adds to a packet's length.
+fn overhead(table: &[u8]) -> Option<i32> {
+    let size = attributes(table).find(TCA_STAB_BASE)?;
+    let overhead = size.get(SIZE_OVERHEAD..)?.first_chunk()?;
+    Some(i32::from_ne_bytes(*overhead))
 }
 
 fn remove_qdisc(socket: &Socket, index: u32) -> Result<(), NetlinkError> {
@@ -169,24 +189,18 @@ fn remove_qdisc(socket: &Socket, index: u32) -> Result<(), NetlinkError> {
 struct Found {
     /// Whose it is.
     mark: Option<Mark>,
-    owns_qdisc: bool,
     /// Where it leads; 0 if that is gone.
     target: u32,
 }
 
-/// The filters at an interface, for what comes in.
-fn filters(socket: &Socket, index: u32) -> Result<Vec<Received>, NetlinkError> {
-    let header = traffic_header(index, 0, INGRESS_HOOK, 0);
-    match socket.dump(libc::RTM_GETTFILTER, &header) {
-        // There is no queueing discipline to have filters.
-        Err(e) if matches!(e.errno(), Some(libc::EINVAL | libc::ENOENT)) => Ok(Vec::new()),
-        filters => filters,
-    }
-}
-
 /// The filter of this runtime at an interface.
 fn find(socket: &Socket, index: u32) -> Result<Option<Found>, NetlinkError> {
-    let filters = filters(socket, index)?;
+    let header = traffic_header(index, 0, INGRESS_HOOK, 0);
+    let filters = match socket.dump(libc::RTM_GETTFILTER, &header) {
+        // There is no queueing discipline to have filters.
+        Err(e) if matches!(e.errno(), Some(libc::EINVAL | libc::ENOENT)) => return Ok(None),
+        filters => filters?,
+    };
     let found = filters.iter().find_map(|filter| {
         let info = filter.payload.get(16..)?.first_chunk()?;
         let is_ours = u32::from_ne_bytes(*info) >> 16 == PRIORITY;
@@ -199,7 +213,6 @@ fn find(socket: &Socket, index: u32) -> Result<Option<Found>, NetlinkError> {
             mark: cookie
                 .first_chunk()
                 .map(|mark| Mark(u64::from_be_bytes(*mark))),
-            owns_qdisc: cookie.get(8) == Some(&1),
             target: u32::from_ne_bytes(*target),
         })
     });
@@ -216,10 +229,14 @@ fn action(payload: &[u8]) -> Option<Attributes<'_>> {
     (kind == "mirred").then_some(action)
 }
 
-fn undo(socket: &Socket, index: u32, found: &Found) -> Result<(), NetlinkError> {
-    if found.owns_qdisc {
+/// Takes away what is ours at an interface: the qdisc, if it is one of `own`, or else the filter, if there is one.
+fn undo(socket: &Socket, index: u32, has_filter: bool, own: &[u32]) -> Result<(), NetlinkError> {
+    if own.contains(&index) {
         // Its filters go with it.
         return remove_qdisc(socket, index);
+    }
+    if !has_filter {
+        return Ok(());
     }
     let header = traffic_header(index, 0, INGRESS_HOOK, info());
     let request = Message::new(libc::RTM_DELTFILTER, 0, &header).text(TCA_KIND, "matchall");
@@ -229,19 +246,19 @@ fn undo(socket: &Socket, index: u32, found: &Found) -> Result<(), NetlinkError> 
 /// Takes away the redirection of an interface.
 pub(crate) fn part(socket: &Socket, mark: Mark, index: u32) -> Result<(), NetlinkError> {
     match find(socket, index)? {
-        Some(found) if found.mark == Some(mark) => undo(socket, index, &found),
+        Some(found) if found.mark == Some(mark) => undo(socket, index, true, &own_qdiscs(socket)?),
         _ => Ok(()),
     }
 }
 
-/// Takes away every redirection that a container has made in the namespace of `socket`, and what it had no time to
-/// mark.
+/// Takes away every redirection that a container has made in the namespace of `socket`, and those that were begun only: a
+/// sandbox was killed before it came to the filter.
 pub(crate) fn undo_all(socket: &Socket, mark: Mark) -> Result<(), NetworkError> {
     let links = socket.links().map_err(|source| NetworkError::List {
         what: "interfaces",
         source,
     })?;
-    let bare = bare_qdiscs(socket).map_err(|source| NetworkError::List {
+    let own = own_qdiscs(socket).map_err(|source| NetworkError::List {
         what: "queueing disciplines",
         source,
     })?;
@@ -249,11 +266,10 @@ pub(crate) fn undo_all(socket: &Socket, mark: Mark) -> Result<(), NetworkError> 
         let Some(index) = link_index(&link.payload) else {
             continue;
         };
-        let undone = if bare.contains(&index) {
-            remove_qdisc(socket, index)
-        } else {
-            part(socket, mark, index)
-        };
+        let undone = find(socket, index).and_then(|found| match found {
+            Some(found) if found.mark != Some(mark) => Ok(()),
+            found => undo(socket, index, found.is_some(), &own),
+        });
         match undone {
             Ok(()) => {}
             Err(e) if e.errno() == Some(libc::ENODEV) => {}
@@ -307,6 +323,5 @@ mod tests {
         assert_eq!(mark, Mark::new(Path::new("/run/cloister"), "a"));
         assert_ne!(mark, Mark::new(Path::new("/run/cloister"), "b"));
         assert_ne!(mark, Mark::new(Path::new("/run/other"), "a"));
-        assert!(mark.cookie(true).len() <= 16);
     }
 }

@@ -44,16 +44,11 @@ fn a_namespace_that_a_killed_sandbox_has_left_is_used_again() {
 }
 
 #[test]
-fn a_queueing_discipline_without_a_filter_is_removed() {
+fn a_redirection_that_was_only_begun_is_removed() {
     let wire = Wire::new();
     let before = wire.state();
-    // As a sandbox leaves it that is killed between the two.
-    let leave = || {
-        let tc = [
-            "-netns", &wire.pod, "qdisc", "add", "dev", "eth0", "ingress",
-        ];
-        Cmd::new("tc").args(tc).run().ok();
-    };
+    // As a sandbox leaves it that is killed between the queueing discipline and its filter.
+    let leave = || wire.tc("qdisc add dev eth0 stab overhead 49413 ingress");
     leave();
     assert_ne!(wire.state(), before);
     let other = wire.bundle(&["ping", "-c", "1", "-w", "20", HOST]);
@@ -67,6 +62,36 @@ fn a_queueing_discipline_without_a_filter_is_removed() {
     leave();
     bundle.cloister(["delete", "--force", "pod"]).run().ok();
     assert_eq!(wire.state(), before, "when it is deleted");
+}
+
+#[test]
+fn a_queueing_discipline_of_the_callers_stays() {
+    for kind in ["ingress", "clsact"] {
+        let wire = Wire::new();
+        wire.tc(&format!("qdisc add dev eth0 {kind}"));
+        let before = wire.state();
+        let other = wire.bundle(&["ping", "-c", "1", "-w", "20", HOST]);
+        other.run().ok();
+        assert_eq!(wire.state(), before, "{kind}: at an end in order");
+
+        let bundle = wire.bundle(&["sleep", "1000"]);
+        start(&bundle);
+        kill_process(process(&bundle, "monitor"), Signal::KILL).unwrap();
+        eventually("stopped", || bundle.status("pod") == "stopped");
+        // Nobody has deleted it yet.
+        other.run().ok();
+        bundle.cloister(["delete", "pod"]).run().ok();
+        assert_eq!(wire.state(), before, "{kind}: after a kill");
+
+        let bundle = wire.bundle(&["sleep", "1000"]);
+        start(&bundle);
+        kill_process(process(&bundle, "monitor"), Signal::KILL).unwrap();
+        eventually("stopped", || bundle.status("pod") == "stopped");
+        bundle.cloister(["delete", "pod"]).run().ok();
+        assert_eq!(wire.state(), before, "{kind}: when it is deleted");
+        let filters = wire.tc("filter show dev eth0 ingress");
+        assert_eq!(filters, "", "{kind}");
+    }
 }
 
 #[test]

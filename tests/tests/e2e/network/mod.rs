@@ -82,6 +82,12 @@ impl Wire {
         ip(&self.host, arguments)
     }
 
+    /// `tc` in the pod's namespace.
+    fn tc(&self, arguments: &str) -> String {
+        let tc = Cmd::new("tc").args(["-netns", &self.pod]);
+        tc.args(arguments.split(' ')).run().ok()
+    }
+
     /// A command in the host's namespace.
     fn host_command(&self, program: &str) -> Cmd {
         Cmd::new("ip").args(["netns", "exec", &self.host, program])
@@ -112,10 +118,6 @@ impl Wire {
 
     /// Everything of the pod's namespace that a runtime could have changed.
     fn state(&self) -> String {
-        let tc = |what: &str| {
-            let command = Cmd::new("tc").args(["-netns", &self.pod, what, "show"]);
-            command.run().ok()
-        };
         // Until addresses are proven they change by themselves; without a carrier they never are.
         for _ in 0..100 {
             if self.in_pod("-o addr show tentative").trim().is_empty() {
@@ -128,7 +130,7 @@ impl Wire {
         for what in ["addr show", "route show table all", "-6 route show", "rule"] {
             all += &self.in_pod(what);
         }
-        all + &tc("qdisc")
+        all + &self.tc("qdisc show")
     }
 }
 

@@ -60,13 +60,9 @@ fn an_interface_of_another_virtual_machine() {
     let wire = Wire::new();
     // As it is connected to a virtual machine whose monitor is not in the namespace: the mark of another container.
     wire.in_pod("tuntap add cloister0 mode tap");
-    let tc = |arguments: &str| {
-        let tc = Cmd::new("tc").args(["-netns", &wire.pod]);
-        tc.args(arguments.split(' ')).run().ok();
-    };
-    tc("qdisc add dev eth0 ingress");
-    tc(
-        "filter add dev eth0 ingress pref 49413 matchall action mirred egress redirect dev cloister0 cookie 001122334455667701",
+    wire.tc("qdisc add dev eth0 ingress");
+    wire.tc(
+        "filter add dev eth0 ingress pref 49413 matchall action mirred egress redirect dev cloister0 cookie 0011223344556677",
     );
     refused(
         &wire,
