@@ -1,5 +1,6 @@
 //! A sandbox's network: what the caller has made of a namespace is what the guest has.
 
+mod cards;
 mod devices;
 mod faults;
 mod forward;

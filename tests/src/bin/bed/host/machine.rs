@@ -20,6 +20,11 @@ const QEMU: &str = "qemu-system-x86_64";
 /// emulator takes one step a byte, and memory is copied and cleared several times faster without them.
 const CPU: &str = "max,-erms,-fsrm";
 
+/// Two network cards of different kinds, on one wire. Whoever wants them loads their drivers (`e1000`, `virtio_net`); until
+/// then they are nothing but devices of the PCI bus.
+const CARDS: &str = " -netdev hubport,id=card1,hubid=0 -device e1000,netdev=card1,mac=52:54:00:be:d0:01,romfile= \
+    -netdev hubport,id=card2,hubid=0 -device virtio-net-pci,netdev=card2,mac=52:54:00:be:d0:02,romfile=";
+
 /// A bed that belongs to this process and dies with it. It leaves no files: its streams are socket pairs.
 #[derive(Debug)]
 pub(super) struct Machine {
@@ -134,6 +139,7 @@ fn arguments(shape: Shape, ports: usize, kernel: &Path, initramfs: &Path) -> Vec
             " -device virtserialport,chardev=port{port},nr={port},name=bed.{port}"
         );
     }
+    options += CARDS;
     options +=
         " -virtfs local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap";
 
