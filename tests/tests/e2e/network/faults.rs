@@ -111,6 +111,28 @@ fn a_namespace_that_is_gone_at_the_end() {
 }
 
 #[test]
+fn an_interface_that_goes_in_the_middle_of_the_start() {
+    for delay in [0, 20, 50, 100, 150, 200, 300, 500] {
+        let wire = Wire::new();
+        let bundle = wire.bundle(&["sleep", "1000"]);
+        bundle.command("create", &[], "pod").run().ok();
+        let start = bundle.cloister(["start", "pod"]).spawn();
+        std::thread::sleep(std::time::Duration::from_millis(delay));
+        wire.in_pod("link delete eth0");
+        let started = start.wait();
+        // Before, nothing was found; after, the change is followed.
+        if started.code() != 0 {
+            let gone =
+                "interface eth0 of the network namespace has gone while it was being connected";
+            assert!(started.err().contains(gone), "after {delay} ms: {started}");
+        }
+        bundle.cloister(["delete", "--force", "pod"]).run().ok();
+        let links = wire.in_pod("-o link show");
+        assert_eq!(links.lines().count(), 1, "after {delay} ms: {links}");
+    }
+}
+
+#[test]
 fn a_kill_in_the_middle_of_the_start() {
     for delay in [0, 20, 50, 100, 150, 200, 300, 500] {
         let wire = Wire::new();

@@ -181,20 +181,30 @@ fn a_bandwidth_holds_in_its_own_direction() {
     const LENGTH: usize = 2 << 20;
     // Half a megabyte a second: four seconds, less a burst.
     const LIMITED: Duration = Duration::from_secs(3);
-    for (annotation, is_out) in [("egress", true), ("ingress", false)] {
+    for (given, is_out) in [
+        ("kubernetes.io/egress-bandwidth", true),
+        ("kubernetes.io/ingress-bandwidth", false),
+        ("CLOISTER_NETWORK_SEND_LIMIT", true),
+        ("CLOISTER_NETWORK_RECEIVE_LIMIT", false),
+    ] {
         let wire = Wire::new();
+        let by_annotation = given.contains('/');
         let bundle = wire.bundle(&["sleep", "1000"]).with(|spec| {
-            let annotation = format!("kubernetes.io/{annotation}-bandwidth");
-            spec["annotations"] = serde_json::json!({annotation: "4e6"});
+            if by_annotation {
+                spec["annotations"] = serde_json::json!({given: "4e6"});
+            }
         });
-        start(&bundle);
+        let run = bundle.command("run", &["--detach"], "pod");
+        let run = if by_annotation {
+            run
+        } else {
+            run.env(given, "4e6")
+        };
+        run.run().ok();
         let (out, into) = durations(&wire, &bundle, LENGTH);
         // How long the other direction takes is a matter of the machine.
         let limited = if is_out { out } else { into };
-        assert!(
-            limited > LIMITED,
-            "{annotation}: out {out:?}, into {into:?}"
-        );
+        assert!(limited > LIMITED, "{given}: out {out:?}, into {into:?}");
     }
 }
 
