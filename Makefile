@@ -13,7 +13,7 @@ OUT := target/$(TARGET)/release
 IMAGE := target/guest-image
 STAGE := target/stage
 
-.PHONY: help setup build image install deb stage demo test bed bench clean
+.PHONY: help setup build image install deb stage demo test bed fuzz bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -70,6 +70,12 @@ test: stage ## run every test
 
 bed: stage ## open a shell in the test bed
 	@tests/bed shell
+
+SECONDS ?= 60
+
+fuzz: ## run every fuzz target for SECONDS (default 60)
+	@tests/setup --fuzz
+	@tests/fuzz $(SECONDS)
 
 bench: stage ## measure against runc and crun, in the bed, by counting instructions
 	@tests/setup --bench

@@ -1,6 +1,6 @@
 //! An agent that answers anything.
 //!
-//! `cargo +nightly fuzz run agent` in `runtime`. Every call has to come to an end, with an answer within the bounds that
+//! `tests/fuzz 60 agent`. Every call has to come to an end, with an answer within the bounds that
 //! the library gives or with an error that can be shown; and what is made of an answer has to be good for a terminal.
 #![no_main]
 

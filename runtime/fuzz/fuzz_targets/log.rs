@@ -1,6 +1,6 @@
 //! A guest that writes anything to its log and its console.
 //!
-//! `cargo +nightly fuzz run log` in `runtime`. What comes of it has to be lines that do nothing to a terminal, short and
+//! `tests/fuzz 60 log`. What comes of it has to be lines that do nothing to a terminal, short and
 //! few enough, whatever the bytes and however they are cut into pieces and connections.
 #![no_main]
 

@@ -1,6 +1,6 @@
 //! A guest that sends anything as FUSE requests.
 //!
-//! `cargo +nightly fuzz run fuse` in `vmm/fs`, as root. The server has to survive, and to answer an
+//! `tests/fuzz 60 fuse`, as root. The server has to survive, and to answer an
 //! honest request afterwards. It serves a small tmpfs in a mount namespace of the fuzzer's own.
 #![no_main]
 

@@ -1,6 +1,6 @@
 //! A driver that asks a memory device for anything, in buffers of any shape, while the host raises what it may have.
 //!
-//! `cargo +nightly fuzz run mem` in `vmm/virtio`. The device has to survive, to come to rest after each step, to keep its
+//! `tests/fuzz 60 mem`. The device has to survive, to come to rest after each step, to keep its
 //! state restorable, to answer what a model of the rules says, and never to have more plugged than was requested.
 #![no_main]
 
@@ -33,22 +33,26 @@ const CONFIG: Config = Config {
 
 /// virtio-v1.3 §4.2.2.
 mod register {
-    pub const DRIVER_FEATURES: u64 = 0x20;
-    pub const DRIVER_FEATURES_SEL: u64 = 0x24;
-    pub const QUEUE_SEL: u64 = 0x30;
-    pub const QUEUE_SIZE: u64 = 0x38;
-    pub const QUEUE_READY: u64 = 0x44;
-    pub const QUEUE_NOTIFY: u64 = 0x50;
-    pub const STATUS: u64 = 0x70;
-    pub const QUEUE_DESC: u64 = 0x80;
-    pub const QUEUE_DRIVER: u64 = 0x90;
-    pub const QUEUE_DEVICE: u64 = 0xa0;
+    pub(super) const DRIVER_FEATURES: u64 = 0x20;
+    pub(super) const DRIVER_FEATURES_SEL: u64 = 0x24;
+    pub(super) const QUEUE_SEL: u64 = 0x30;
+    pub(super) const QUEUE_SIZE: u64 = 0x38;
+    pub(super) const QUEUE_READY: u64 = 0x44;
+    pub(super) const QUEUE_NOTIFY: u64 = 0x50;
+    pub(super) const STATUS: u64 = 0x70;
+    pub(super) const QUEUE_DESC: u64 = 0x80;
+    pub(super) const QUEUE_DRIVER: u64 = 0x90;
+    pub(super) const QUEUE_DEVICE: u64 = 0xa0;
 }
 
 #[derive(Debug, Arbitrary)]
 enum Step {
     /// A request of the right shape; small numbers are in the region.
-    Ask { kind: u8, block: u8, blocks: u8 },
+    Ask {
+        kind: u8,
+        block: u8,
+        blocks: u8,
+    },
     /// Any bytes, of the right shape.
     AskBytes([u8; REQUEST_LEN]),
     /// Any descriptors; what they lead to is up to `Memory`.
@@ -58,7 +62,10 @@ enum Step {
         flags: u8,
         next: u8,
     },
-    Memory { address: u32, value: u64 },
+    Memory {
+        address: u32,
+        value: u64,
+    },
     /// The host allows so many blocks.
     Raise(u8),
     Reset,
@@ -155,7 +162,10 @@ impl World {
         let entry = GuestAddress(AVAILABLE + 4 + u64::from(self.available % 16) * 2);
         self.memory.write_obj(index, entry).unwrap();
         self.available = self.available.wrapping_add(1);
-        (self.memory.write_obj(self.available, GuestAddress(AVAILABLE + 2))).unwrap();
+        (self
+            .memory
+            .write_obj(self.available, GuestAddress(AVAILABLE + 2)))
+        .unwrap();
         self.set(register::QUEUE_NOTIFY, 0);
         self.pump();
     }
@@ -245,7 +255,10 @@ fn answer(model: &mut [bool], requested: u64, request: &[u8; REQUEST_LEN]) -> (u
     }
     let addr = u64::from_le_bytes(request[8..16].try_into().unwrap());
     let blocks = u64::from(u16::from_le_bytes([request[16], request[17]]));
-    let usable = requested.next_multiple_of(CONFIG.section).min(CONFIG.region_size) / BLOCK;
+    let usable = requested
+        .next_multiple_of(CONFIG.section)
+        .min(CONFIG.region_size)
+        / BLOCK;
     if kind > 3 || addr < ADDR || addr % BLOCK != 0 || blocks == 0 {
         return ERROR;
     }

@@ -1,6 +1,6 @@
 //! A driver that does anything to the register page of a device, and to the queues it has configured there.
 //!
-//! `cargo +nightly fuzz run mmio` in `vmm/virtio`. The transport and the entropy device behind it have to survive, to come
+//! `tests/fuzz 60 mmio`. The transport and the entropy device behind it have to survive, to come
 //! to rest after each step, to keep their state restorable, and to work for a driver that follows the rules after a reset.
 #![no_main]
 
@@ -22,17 +22,17 @@ const BUFFER: u64 = 0x4000;
 
 /// virtio-v1.3 §4.2.2.
 mod register {
-    pub const DRIVER_FEATURES: u64 = 0x20;
-    pub const DRIVER_FEATURES_SEL: u64 = 0x24;
-    pub const QUEUE_SEL: u64 = 0x30;
-    pub const QUEUE_SIZE: u64 = 0x38;
-    pub const QUEUE_READY: u64 = 0x44;
-    pub const QUEUE_NOTIFY: u64 = 0x50;
-    pub const INTERRUPT_STATUS: u64 = 0x60;
-    pub const STATUS: u64 = 0x70;
-    pub const QUEUE_DESC: u64 = 0x80;
-    pub const QUEUE_DRIVER: u64 = 0x90;
-    pub const QUEUE_DEVICE: u64 = 0xa0;
+    pub(super) const DRIVER_FEATURES: u64 = 0x20;
+    pub(super) const DRIVER_FEATURES_SEL: u64 = 0x24;
+    pub(super) const QUEUE_SEL: u64 = 0x30;
+    pub(super) const QUEUE_SIZE: u64 = 0x38;
+    pub(super) const QUEUE_READY: u64 = 0x44;
+    pub(super) const QUEUE_NOTIFY: u64 = 0x50;
+    pub(super) const INTERRUPT_STATUS: u64 = 0x60;
+    pub(super) const STATUS: u64 = 0x70;
+    pub(super) const QUEUE_DESC: u64 = 0x80;
+    pub(super) const QUEUE_DRIVER: u64 = 0x90;
+    pub(super) const QUEUE_DEVICE: u64 = 0xa0;
 }
 
 #[derive(Debug, Arbitrary)]

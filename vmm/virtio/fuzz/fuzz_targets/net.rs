@@ -1,6 +1,6 @@
 //! A driver that does anything to the queues of the network device, while packets arrive.
 //!
-//! `cargo +nightly fuzz run net` in `vmm/virtio`. The device has to survive, to come to rest after each step, to keep its
+//! `tests/fuzz 60 net`. The device has to survive, to come to rest after each step, to keep its
 //! state restorable, and to work for a driver that follows the rules after a reset.
 #![no_main]
 
@@ -222,7 +222,7 @@ impl World {
     }
 
     fn good(&mut self, queue: usize, index: u16, len: u32) {
-        let write = if queue % 2 == 0 { 2 } else { 0 };
+        let write = if queue.is_multiple_of(2) { 2 } else { 0 };
         let index = index % self.sizes[queue];
         let address = BUFFERS + u64::from(index) * 0x1000;
         self.descriptor(queue, index, address, len, write, 0);

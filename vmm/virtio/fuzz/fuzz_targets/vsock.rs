@@ -1,6 +1,6 @@
 //! A guest and host processes that do anything to the socket device.
 //!
-//! `cargo +nightly fuzz run vsock` in `vmm/virtio`. The device has to survive, to come to rest
+//! `tests/fuzz 60 vsock`. The device has to survive, to come to rest
 //! after each step, and to work again after a reset.
 #![no_main]
 
