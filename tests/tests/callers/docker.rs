@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::checks::engine_checks;
-use crate::harness::{Cmd, eventually, mount_tmpfs, runtime};
+use crate::checks::{engine_checks, network::await_page};
+use crate::harness::{Case, Cmd, Engine, LIMIT, eventually, mount_tmpfs, runtime};
 
 /// Where the daemon listens.
 pub(crate) const SOCKET: &str = "unix:///run/docker.sock";
@@ -17,6 +17,63 @@ pub(crate) const SETTINGS: &str = "/etc/docker/daemon.json";
 pub(crate) const LOG: &str = "/run/dockerd.log";
 
 engine_checks!(Docker);
+
+/// Two services that ask each other for a page, by name.
+const COMPOSE: &str = r#"
+version: "2.4"
+services:
+  web:
+    image: busybox
+    runtime: tested
+    command: sh -c "mkdir /www; echo found >/www/page; echo serving; exec httpd -f -p 80 -h /www"
+    ports: ["8081:80"]
+  client:
+    image: busybox
+    runtime: tested
+    depends_on: [web]
+    command: sh -c "until wget -q -O /page http://web/page; do sleep 0.3; done; httpd -p 80 -h /; cat /page; exec sleep 1000"
+"#;
+
+#[test]
+fn compose() {
+    let case = Case::new(Engine::Docker);
+    let project = tempfile::tempdir().expect("a directory");
+    let file = project.path().join("docker-compose.yml");
+    fs::write(&file, COMPOSE).expect("the project");
+    // A large Python program, and the containers one after another.
+    let compose = |words: &str| {
+        Cmd::new("docker-compose")
+            .args(["--host", SOCKET, "--no-ansi", "--project-name", "pair"])
+            .args(["--file".as_ref(), file.as_path()])
+            .args(words.split(' '))
+            .within(3 * LIMIT)
+            .run()
+            .ok()
+    };
+    compose("up --detach");
+    let listed = compose("ps");
+    for parts in [
+        ["pair_web_1 ", " Up ", ":8081->80/tcp"],
+        ["pair_client_1 ", " Up ", ""],
+    ] {
+        let is_it = |line: &str| parts.iter().all(|part| line.contains(part));
+        assert!(listed.lines().any(is_it), "{parts:?}: {listed}");
+    }
+    await_page("127.0.0.1:8081");
+    eventually("the client has the page", || {
+        let logs = compose("logs --no-color");
+        logs.lines()
+            .any(|line| line.starts_with("client_1") && line.ends_with("| found"))
+    });
+    let logs = compose("logs --no-color web");
+    assert!(logs.contains("| serving\n"), "{logs}");
+    let fetched = compose("exec -T web wget -q -O - http://client/page");
+    assert_eq!(fetched, "found\n");
+    compose("down --timeout 0");
+    assert_eq!(case.ok(["ps", "--all", "--quiet"]), "");
+    let networks = case.ok(["network", "ls", "--format", "{{.Name}}"]);
+    assert!(!networks.contains("pair"), "{networks}");
+}
 
 /// Starts the daemon, with the runtime under test as the default one.
 pub(crate) fn start_daemon() {
