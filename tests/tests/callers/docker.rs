@@ -1,6 +1,7 @@
 //! Docker: its daemon, and the checks it shares with Podman.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -73,6 +74,36 @@ fn compose() {
     assert_eq!(case.ok(["ps", "--all", "--quiet"]), "");
     let networks = case.ok(["network", "ls", "--format", "{{.Name}}"]);
     assert!(!networks.contains("pair"), "{networks}");
+}
+
+/// Docker's own name server is at a loopback address of the namespace, and takes questions over TCP, too.
+#[test]
+fn a_name_over_tcp() {
+    // Of 21 bytes, for an address of `web` (RFC 1035).
+    const QUESTION: &str =
+        r"\000\025\000\001\001\000\000\001\000\000\000\000\000\000\003web\000\000\001\000\001";
+    let case = Case::new(Engine::Docker);
+    case.ok(["network", "create", "own"]);
+    let started = case
+        .command(["run", "--detach", "--name", "web", "--network", "own"])
+        .args(["busybox", "sleep", "1000"])
+        .outlived()
+        .run();
+    started.ok();
+    let networks = case.inspect("web")["NetworkSettings"]["Networks"].clone();
+    let address: Ipv4Addr = networks["own"]["IPAddress"]
+        .as_str()
+        .and_then(|address| address.parse().ok())
+        .expect("an address");
+    let ask = format!(
+        r#"printf '{QUESTION}' | timeout 100 nc 127.0.0.11 53 | hexdump -v -e '1/1 "%02x"'"#
+    );
+    let answer = case.ok(["exec", "web", "sh", "-c", &ask]);
+    // The address is the end of the only record.
+    let end = format!("0004{:08x}", address.to_bits());
+    assert!(answer.ends_with(&end), "{address}: {answer}");
+    case.ok(["rm", "--force", "web"]);
+    case.ok(["network", "rm", "own"]);
 }
 
 /// Starts the daemon, with the runtime under test as the default one.
