@@ -56,16 +56,22 @@ impl Peer {
             let fifo = bundle.join(stream);
             mknodat(CWD, &fifo, FileType::Fifo, Mode::from(0o600), 0).expect("a FIFO");
         }
-        let result = bootstrap(bundle);
-        assert_eq!((result.version, &*result.protocol), (3, "ttrpc"));
-        let client = Client::connect(&result.address).expect("the shim's socket");
+        let (address, client) = connect(bundle);
         Self {
             machine,
             dir,
-            address: result.address,
+            address,
             tasks: TaskClient::new(client.clone()),
             client,
         }
+    }
+
+    /// Starts a shim again, as for a new container of the same name.
+    fn start_again(&mut self) {
+        let (address, client) = connect(self.dir.path());
+        assert_eq!(address, self.address);
+        self.tasks = TaskClient::new(client.clone());
+        self.client = client;
     }
 
     fn path(&self, name: &str) -> String {
@@ -142,15 +148,17 @@ impl Peer {
     /// Ends the shim, and asserts that it does.
     fn end(&self) {
         let pid = self.shim_pid();
+        self.shut_down();
+        assert!(!socket(&self.address).exists());
+        await_end(pid);
+    }
+
+    fn shut_down(&self) {
         let request = api::ShutdownRequest {
             id: ID.into(),
             ..Default::default()
         };
         self.tasks.shutdown(limit(), &request).expect("an end");
-        eventually("the shim has ended", || {
-            !Path::new("/proc").join(pid.to_string()).exists()
-        });
-        assert!(!socket(&self.address).exists());
     }
 
     /// Tells what there is to know of a failure, and takes away what is left after it.
@@ -175,6 +183,20 @@ impl Drop for Peer {
         fs::remove_dir_all(self.dir.path()).expect("the bundle");
         self.machine.assert_clean(|| ());
     }
+}
+
+fn await_end(pid: i32) {
+    eventually("the shim has ended", || {
+        !Path::new("/proc").join(pid.to_string()).exists()
+    });
+}
+
+/// Starts a shim, or finds one: its address, and a connection to it.
+fn connect(bundle: &Path) -> (String, Client) {
+    let result = bootstrap(bundle);
+    assert_eq!((result.version, &*result.protocol), (3, "ttrpc"));
+    let client = Client::connect(&result.address).expect("the shim's socket");
+    (result.address, client)
 }
 
 fn socket(address: &str) -> PathBuf {
@@ -240,5 +262,30 @@ fn bootstrap_of_containerd_2_3() {
         let payload = response.expect("an answer").payload;
         let answer = api::ConnectResponse::parse_from_bytes(&payload).expect("an answer");
         assert_eq!((answer.shim_pid, answer.task_pid), (pid, 0), "{service}");
+    }
+}
+
+/// containerd may want the next container of the same name while the shim of the last one has not ended yet: `docker
+/// restart` does.
+#[test]
+fn a_shim_that_ends_is_not_found_again() {
+    let mut peer = Peer::new("true");
+    for _ in 0..3 {
+        let last = peer.shim_pid();
+        peer.shut_down();
+        let creation = peer.creation();
+        // Whoever is still connected to it has nothing created there.
+        if let Err(ttrpc::Error::RpcStatus(status)) = peer.tasks.create(limit(), &creation) {
+            assert!(status.message.contains("about to end"), "{status:?}");
+        } else {
+            assert!(!Path::new("/proc").join(last.to_string()).exists());
+        }
+        peer.start_again();
+        assert_ne!(peer.shim_pid(), last);
+        peer.tasks.create(limit(), &creation).expect("a task");
+        peer.kill(9).expect("a signal");
+        eventually("its end", || peer.status("") == api::Status::STOPPED);
+        peer.delete("").expect("a deletion");
+        await_end(last);
     }
 }
