@@ -5,6 +5,7 @@
 //! own shim is tested, which tells a fault of the shim from one of a check.
 
 mod bench;
+mod cgroup_v1;
 mod control;
 mod daemon;
 pub(crate) mod docker_26;

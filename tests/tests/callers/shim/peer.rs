@@ -34,6 +34,11 @@ pub(super) struct Peer {
 impl Peer {
     /// Starts a shim for a container that executes `script`.
     pub(super) fn new(script: &str) -> Self {
+        Self::with(script, |_| ())
+    }
+
+    /// The same, for one whose specification is changed.
+    pub(super) fn with(script: &str, change: impl FnOnce(&mut serde_json::Value)) -> Self {
         let machine = Machine::alone(|| {
             // What shims share, and keep.
             let state = Path::new("/run/containerd/cloister").join(NAMESPACE);
@@ -50,6 +55,7 @@ impl Peer {
         spec["process"]["terminal"] = false.into();
         spec["process"]["args"] = json!(["sh", "-c", script]);
         spec["root"] = json!({"path": busybox_rootfs(), "readonly": true});
+        change(&mut spec);
         fs::write(bundle.join("config.json"), spec.to_string()).expect("config.json");
         fs::write(bundle.join("log"), "").expect("the log");
         for stream in ["stdin", "stdout", "stderr"] {
@@ -131,13 +137,18 @@ impl Peer {
     }
 
     pub(super) fn stats(&self) -> Metrics {
+        self.stats_as("io.containerd.cgroups.v2.Metrics")
+    }
+
+    /// What it uses, in the message of a version of cgroups.
+    pub(super) fn stats_as<M: Message>(&self, type_url: &str) -> M {
         let request = api::StatsRequest {
             id: ID.into(),
             ..Default::default()
         };
         let stats = self.tasks.stats(limit(), &request).expect("figures").stats;
-        assert_eq!(stats.type_url, "io.containerd.cgroups.v2.Metrics");
-        Metrics::parse_from_bytes(&stats.value).expect("Metrics")
+        assert_eq!(stats.type_url, type_url);
+        M::parse_from_bytes(&stats.value).expect("Metrics")
     }
 
     fn shim_pid(&self) -> i32 {
