@@ -54,6 +54,9 @@ node_checks! { v1_6, V1_6,
     refused: host_namespaces;
     streams: terminal;
 }
+node_checks! { upgraded, Upgraded,
+    faults: upgrades;
+}
 node_checks! { v1_7, V1_7,
     containers: shared_namespaces;
     faults: containerd;
