@@ -17,9 +17,12 @@ fn memory_limit(pid: &serde_json::Value) -> PathBuf {
     let path = format!("/proc/{pid}/cgroup");
     let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
     let of = |controller: &str| {
-        let mut lines = text.lines().filter_map(|line| line.splitn(3, ':').nth(1));
-        let place = lines.position(|name| name == controller)?;
-        text.lines().nth(place)?.splitn(3, ':').nth(2)
+        text.lines().find_map(|line| {
+            let mut fields = line.splitn(3, ':').skip(1);
+            (fields.next()? == controller)
+                .then(|| fields.next())
+                .flatten()
+        })
     };
     match of("memory") {
         Some(cgroup) => format!("/sys/fs/cgroup/memory{cgroup}/memory.limit_in_bytes").into(),
