@@ -60,6 +60,7 @@ node_checks! { upgraded, Upgraded,
 node_checks! { v1_7, V1_7,
     containers: shared_namespaces;
     faults: containerd;
+    install: daemon_set;
     page: kubernetes;
     settings: of_annotations;
     streams: attach;
@@ -89,6 +90,7 @@ node_checks! { v2, V2,
     exec: output_and_exit_code, limit, logs;
     faults: containerd, shim, virtual_machine;
     figures: of_a_container, of_a_pod, size, growth, update;
+    install: daemon_set;
     many: at_once;
     network: address_and_traffic, names, port_forward;
     page: kubernetes;
