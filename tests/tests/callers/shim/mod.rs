@@ -20,6 +20,7 @@ mod peer;
 mod program;
 mod restart;
 mod run;
+mod sandbox;
 mod service;
 mod streams;
 
@@ -79,7 +80,7 @@ tests!(containerd_1_7, V1_7,
     failures: shim_killed;
 );
 tests!(containerd_2, V2,
-    run: foreground, exit_codes, input_to_its_end, terminal, terminal_resized;
+    run: foreground, the_same_name_at_once, exit_codes, input_to_its_end, terminal, terminal_resized;
     exec: codes_and_streams, several_at_once, terminal, killed, attach;
     control: kill, kill_all, pause_and_resume, processes, metrics, delete, checkpoint, described;
     events: in_order, oom;

@@ -1,5 +1,6 @@
 //! A peer in containerd's place, which speaks the bootstrap protocol of containerd 2.3: no package has that yet.
 
+use std::cell::Cell;
 use std::fmt::Debug;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -28,6 +29,8 @@ pub(super) struct Peer {
     dir: tempfile::TempDir,
     address: String,
     client: Client,
+    /// Whether a check has seen the shim's end.
+    has_ended: Cell<bool>,
     pub(super) tasks: TaskClient,
 }
 
@@ -69,7 +72,23 @@ impl Peer {
             address,
             tasks: TaskClient::new(client.clone()),
             client,
+            has_ended: Cell::new(false),
         }
+    }
+
+    pub(super) fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    pub(super) fn bundle(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Asserts that the shim, which was asked to, ends.
+    pub(super) fn has_ended(&self, pid: i32) {
+        assert!(!socket(&self.address).exists());
+        await_end(pid);
+        self.has_ended.set(true);
     }
 
     /// Starts a shim again, as for a new container of the same name.
@@ -151,7 +170,7 @@ impl Peer {
         M::parse_from_bytes(&stats.value).expect("Metrics")
     }
 
-    fn shim_pid(&self) -> i32 {
+    pub(super) fn shim_pid(&self) -> i32 {
         let pid = fs::read_to_string(self.path("shim.pid")).expect("the shim's pid");
         pid.trim().parse().expect("a pid")
     }
@@ -160,8 +179,7 @@ impl Peer {
     fn end(&self) {
         let pid = self.shim_pid();
         self.shut_down();
-        assert!(!socket(&self.address).exists());
-        await_end(pid);
+        self.has_ended(pid);
     }
 
     fn shut_down(&self) {
@@ -190,7 +208,9 @@ impl Drop for Peer {
             afterwards(|| self.give_up());
             return;
         }
-        self.end();
+        if !self.has_ended.get() {
+            self.end();
+        }
         fs::remove_dir_all(self.dir.path()).expect("the bundle");
         self.machine.assert_clean(|| ());
     }
