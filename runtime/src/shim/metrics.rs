@@ -271,7 +271,10 @@ impl Metrics<'_> {
                 usage: MessageField::some(MemoryEntry {
                     usage: self.memory_usage(),
                     limit: self.memory_limit(),
-                    max: self.number("memory.peak"),
+                    // No less than the usage: what the machine needs is in both.
+                    max: self
+                        .number("memory.peak")
+                        .saturating_add(self.overhead.memory),
                     failcnt: events.number("max"),
                     ..MemoryEntry::default()
                 }),

@@ -52,12 +52,7 @@ pub(crate) fn serve(args: &Args, listener: OwnedFd) -> anyhow::Result<()> {
         .enable_io()
         .enable_time()
         .build()?;
-    let result = runtime.block_on(run(args, listener, signals));
-    if let Some(socket) = socket {
-        // Whoever starts the next shim removes one that is left.
-        let _ = std::fs::remove_file(socket);
-    }
-    result
+    runtime.block_on(run(args, listener, socket, signals))
 }
 
 /// It can be written to when nobody reads, and a full one is no reason to wait.
@@ -78,7 +73,12 @@ fn open_log() -> anyhow::Result<std::fs::File> {
     }
 }
 
-async fn run(args: &Args, listener: UnixListener, signals: SignalFd) -> anyhow::Result<()> {
+async fn run(
+    args: &Args,
+    listener: UnixListener,
+    socket: Option<PathBuf>,
+    signals: SignalFd,
+) -> anyhow::Result<()> {
     let (events, publisher) = Events::new(&args.namespace);
     let publisher = publisher.map(|publisher| tokio::spawn(publisher.run()));
     let reaper = Reaper::default();
@@ -89,6 +89,7 @@ async fn run(args: &Args, listener: UnixListener, signals: SignalFd) -> anyhow::
         reaper.clone(),
         streaming.clone(),
         events,
+        socket,
     ));
     let listener = tokio::net::UnixListener::from_std(listener)?;
     let mut server = Server::new()
@@ -106,7 +107,7 @@ async fn run(args: &Args, listener: UnixListener, signals: SignalFd) -> anyhow::
                 match ready.get_inner().inner().next()? {
                     Some(Signal::CHLD) => reaper.collect(),
                     Some(signal @ (Signal::TERM | Signal::INT | Signal::QUIT)) => {
-                        if tasks.is_empty() {
+                        if tasks.close() {
                             break;
                         }
                         let number = signal.number();

@@ -38,8 +38,10 @@ pub(crate) struct Tasks {
     streaming: Streaming,
     events: Events,
     containers: Mutex<HashMap<String, Arc<Container>>>,
-    /// The ids of those that are on their way.
-    creating: Mutex<HashSet<String>>,
+    /// The ids of those that are on their way; `None` once there are to be no more.
+    creating: Mutex<Option<HashSet<String>>>,
+    /// Where it is found by whoever starts a shim.
+    socket: Option<PathBuf>,
     /// Told when containerd needs the shim no more.
     pub(crate) done: Notify,
 }
@@ -52,10 +54,9 @@ struct Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        let creating = self.tasks.creating.lock();
-        creating
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&self.id);
+        if let Some(creating) = &mut *self.tasks.creating() {
+            creating.remove(&self.id);
+        }
     }
 }
 
@@ -88,6 +89,7 @@ impl Tasks {
         reaper: Reaper,
         streaming: Streaming,
         events: Events,
+        socket: Option<PathBuf>,
     ) -> Self {
         Self {
             namespace: namespace.to_owned(),
@@ -96,7 +98,8 @@ impl Tasks {
             streaming,
             events,
             containers: Mutex::default(),
-            creating: Mutex::default(),
+            creating: Mutex::new(Some(HashSet::new())),
+            socket,
             done: Notify::new(),
         }
     }
@@ -108,9 +111,16 @@ impl Tasks {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn creating(&self) -> std::sync::MutexGuard<'_, Option<HashSet<String>>> {
+        self.creating.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Keeps an id for whoever creates a container.
     fn reserve(self: &Arc<Self>, id: &str) -> Result<Reservation, Failure> {
-        let mut creating = self.creating.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut creating = self.creating();
+        let Some(creating) = &mut *creating else {
+            return Err(Failure::precondition("the shim is about to end"));
+        };
         if self.containers().contains_key(id) || !creating.insert(id.to_owned()) {
             return Err(Failure::exists(format!("container {id}: already exists")));
         }
@@ -356,14 +366,25 @@ impl Tasks {
 
     /// containerd needs the shim no more, if there is no container left.
     pub(crate) fn shutdown(&self) {
-        if self.containers().is_empty() {
+        if self.close() {
             self.done.notify_one();
         }
     }
 
-    /// Whether the shim may end at a signal.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.containers().is_empty()
+    /// Takes no further containers, if there is none; then the shim may end. Its socket is gone before containerd has
+    /// its answer: whoever starts a container of the same name at once must get a shim that stays.
+    pub(crate) fn close(&self) -> bool {
+        let mut creating = self.creating();
+        let is_idle = creating.as_ref().is_none_or(HashSet::is_empty);
+        let may_end = is_idle && self.containers().is_empty();
+        if may_end
+            && creating.take().is_some()
+            && let Some(socket) = &self.socket
+            && let Err(e) = std::fs::remove_file(socket)
+        {
+            log::warn!("{}: {e}", socket.display());
+        }
+        may_end
     }
 }
 

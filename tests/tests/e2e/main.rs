@@ -14,6 +14,7 @@
 )]
 
 mod bad_input;
+mod cgroups;
 mod control;
 mod descriptors;
 mod exec;

@@ -10,7 +10,8 @@ use super::pod::{Case, Pod};
 
 /// How often a start is measured, after one that fills the page cache.
 const ROUNDS: usize = 5;
-/// How many idle pods are there at once when their memory is counted.
+/// How many idle pods are there at once when their memory is counted: `CLOISTER_TEST_PODS` in the environment, or this
+/// many.
 const PODS: usize = 10;
 /// A handler and what it is called.
 const HANDLERS: [(&str, &str); 3] = [
@@ -71,20 +72,22 @@ fn figures() {
             ms(ROUNDS - 1)
         );
     }
-    println!("proportional memory of one of {PODS} idle pods, in KiB");
+    let asked = std::env::var("CLOISTER_TEST_PODS").ok();
+    let pods = asked.map_or(PODS, |text| text.parse().expect("a number"));
+    println!("proportional memory of one of {pods} idle pods, in KiB");
     for (handler, name) in HANDLERS {
-        let pods: Vec<_> = (0..PODS)
+        let idle: Vec<_> = (0..pods)
             .map(|number| run(&case, handler, &format!("idle-{number}")))
             .collect();
         let parts = memory();
-        let count = PODS as u64;
+        let count = pods as u64;
         let total = parts.values().sum::<u64>() / count;
         print!("  {name:<30} {total:>7}:");
         for (part, kib) in &parts {
             print!(" {part} {}", kib / count);
         }
         println!();
-        for pod in pods {
+        for pod in idle {
             pod.stop();
             pod.remove();
         }

@@ -43,6 +43,8 @@ pub(crate) const SUBNET: &str = "10.88.9.0/24";
 pub(crate) enum Node {
     /// Debian bookworm's.
     V1_6,
+    /// The same on a root of its own, which newer versions take over: it is not to come back to that.
+    Upgraded,
     /// Debian trixie's.
     V1_7,
     /// Debian sid's.
@@ -81,7 +83,7 @@ impl Node {
     /// The program is the same for all that it can be told.
     fn daemon(self) -> Self {
         match self {
-            Self::V1_6 | Self::V1_7 => self,
+            Self::V1_6 | Self::V1_7 | Self::Upgraded => self,
             _ => Self::V2,
         }
     }
@@ -90,7 +92,7 @@ impl Node {
     fn programs(self) -> PathBuf {
         let unpacked = |name| other_version(&format!("{name}/usr/bin"));
         match self {
-            Self::V1_6 => "/usr/bin".into(),
+            Self::V1_6 | Self::Upgraded => "/usr/bin".into(),
             Self::V1_7 => unpacked("containerd-1.7"),
             _ => unpacked("containerd-2"),
         }
@@ -106,7 +108,12 @@ impl Node {
 
     /// What a node has.
     pub(crate) fn config_without_cloister(self) -> String {
-        let root = format!("/var/lib/containerd/{self:?}");
+        self.config_of_root(self)
+    }
+
+    /// The same on the root of another one, whose place it takes.
+    fn config_of_root(self, of: Self) -> String {
+        let root = format!("/var/lib/containerd/{of:?}");
         // Each of these takes its time to start, and has nothing to do here.
         let unused = [
             "btrfs",
@@ -143,7 +150,7 @@ impl Node {
     }
 
     /// What a node has, and the handlers that are the tests' own.
-    fn config(self) -> String {
+    fn config(self, of: Self) -> String {
         let runtime_section = self.runtime_section();
         let handler = |name: &str, lines: &str| {
             format!(
@@ -160,7 +167,7 @@ impl Node {
         };
         let shim = "  sandboxer = \"shim\"\n";
         let passed = "  pod_annotations = [\"io.cloister.*\"]\n";
-        let mut text = self.config_without_cloister();
+        let mut text = self.config_of_root(of);
         text += &class("cloister-wrong", "", WRONG_CONFIG);
         text += &class("cloister-chosen", passed, CHOSEN_CONFIG);
         text += &class("cloister-chosen-alone", "", CHOSEN_CONFIG);
@@ -173,9 +180,9 @@ impl Node {
         text
     }
 
-    /// Configures the version as a node's administrator has, and then as we do on nodes.
-    fn configure(self) {
-        fs::write(CONFIG, self.config()).expect("config.toml");
+    /// Configures the version as a node's administrator has, on the root of `of`, and then as we do on nodes.
+    pub(crate) fn configure(self, of: Self) {
+        fs::write(CONFIG, self.config(of)).expect("config.toml");
         // What another version was told.
         fs::remove_file(DROP_IN).ok();
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/install-node");
@@ -204,16 +211,10 @@ impl Node {
             ""
         };
         fs::write(MACHINE_CONFIG, settings).expect("Cloister's configuration");
-        let is_up = {
-            let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
-            running.as_mut().is_some_and(|(node, child)| {
-                let has_ended = child.try_wait().expect("our own child").is_some();
-                node.daemon() == self.daemon() && !has_ended
-            })
-        };
+        let is_up = running().is_some_and(|node| node.daemon() == self.daemon());
         if !is_up {
             stop();
-            self.configure();
+            self.configure(self);
             self.start();
             self.import();
         }
@@ -247,10 +248,15 @@ impl Node {
         });
         let pause = program_archive(program, PAUSE_IMAGE, &settings);
         for archive in [image_archive(), &pause] {
-            let archive = archive.to_string_lossy();
-            self.ctr(["image", "import", &archive]).run().ok();
+            import(self, archive);
         }
     }
+}
+
+/// Gives it an image.
+pub(crate) fn import(node: Node, archive: &Path) {
+    let archive = archive.to_string_lossy();
+    node.ctr(["image", "import", &archive]).run().ok();
 }
 
 /// What is configured for Cloister, for the runtime that is to be tested.
@@ -297,6 +303,14 @@ fn prepare_machine() {
     write("/etc/cni/net.d/10-pods.conflist", &network.to_string());
     // Where the kubelet has the cgroups of its pods.
     fs::create_dir_all(super::pod::CGROUPS).expect("the pods' cgroup");
+}
+
+/// The node whose daemon runs.
+pub(crate) fn running() -> Option<Node> {
+    let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+    let (node, child) = running.as_mut()?;
+    let has_ended = child.try_wait().expect("our own child").is_some();
+    (!has_ended).then_some(*node)
 }
 
 /// Ends it with SIGKILL, as a crash would.

@@ -54,9 +54,13 @@ node_checks! { v1_6, V1_6,
     refused: host_namespaces;
     streams: terminal;
 }
+node_checks! { upgraded, Upgraded,
+    faults: upgrades;
+}
 node_checks! { v1_7, V1_7,
     containers: shared_namespaces;
     faults: containerd;
+    install: daemon_set;
     page: kubernetes;
     settings: of_annotations;
     streams: attach;
@@ -86,6 +90,7 @@ node_checks! { v2, V2,
     exec: output_and_exit_code, limit, logs;
     faults: containerd, shim, virtual_machine;
     figures: of_a_container, of_a_pod, size, growth, update;
+    install: daemon_set;
     many: at_once;
     network: address_and_traffic, names, port_forward;
     page: kubernetes;

@@ -123,6 +123,14 @@ impl Case {
         self.node.start();
     }
 
+    /// Has a newer version take the place of the one that runs, which was ended by `end`.
+    pub(crate) fn upgrade_daemon(&self, node: Node, end: fn()) {
+        self.restarted.store(true, Ordering::Relaxed);
+        end();
+        node.configure(self.node);
+        node.start();
+    }
+
     /// Ends containerd as a crash would, does `meanwhile`, and starts it again.
     pub(crate) fn crash_daemon(&self, meanwhile: impl FnOnce()) {
         self.restarted.store(true, Ordering::Relaxed);
@@ -209,15 +217,23 @@ impl Drop for Case {
             afterwards(report);
         }
         afterwards(|| {
-            // A test that failed may have left none.
-            self.node.ensure();
+            // A test that failed may have left none; one that went on to a newer version has left that.
+            if daemon::running().is_none() {
+                self.node.ensure();
+            }
             remove_all();
         });
         if self.restarted.load(Ordering::Relaxed) {
             afterwards(daemon::stop);
         }
         if !failed {
-            self.machine.assert_clean(|| ());
+            self.machine.assert_clean(|| {
+                if self.node == Node::Upgraded {
+                    // What the newer versions make once, and keep.
+                    fs::remove_dir_all("/run/nri").ok();
+                    fs::remove_dir("/run/containerd/io.containerd.sandbox.controller.v1.shim").ok();
+                }
+            });
         }
     }
 }

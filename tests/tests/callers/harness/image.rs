@@ -54,6 +54,23 @@ pub(crate) fn program_archive(program: &Path, reference: &str, config: &Value) -
     pack(&layer, reference, config)
 }
 
+/// An image of a directory, made in another one.
+pub(crate) fn directory_archive(
+    rootfs: &Path,
+    work: &Path,
+    reference: &str,
+    config: &Value,
+) -> PathBuf {
+    fs::create_dir_all(work).expect("a directory");
+    let layer = work.join("layer-of-all.tar");
+    Cmd::new("tar")
+        .args([Path::new("-cf"), &layer, Path::new("-C"), rootfs])
+        .args(["."])
+        .run()
+        .ok();
+    pack(&layer, reference, config)
+}
+
 /// Makes an image of one layer, in the form that `docker save` writes.
 fn pack(layer: &Path, reference: &str, config: &Value) -> PathBuf {
     let dir = layer.with_extension("image");

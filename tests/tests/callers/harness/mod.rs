@@ -22,7 +22,8 @@ mod residue;
 pub(crate) use command::{Cmd, Finished, Running};
 pub(crate) use engine::{Case, Engine};
 pub(crate) use image::{
-    build as build_rootfs, busybox_rootfs, busybox_tar, image_archive, program_archive,
+    build as build_rootfs, busybox_rootfs, busybox_tar, directory_archive, image_archive,
+    program_archive,
 };
 pub(crate) use machine::{Machine, afterwards, mount_tmpfs, other_version, report_logs, runtime};
 pub(crate) use page::Page;

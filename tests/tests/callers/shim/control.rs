@@ -90,14 +90,7 @@ pub(super) fn metrics(version: Version) {
     case.detached(&["--memory-limit", &limit], "m", script);
     case.await_file("m", "/ready");
     let shown = case.ctr(["task", "metrics", "m"]).run().ok();
-    let figure = |name: &str| {
-        let mut lines = shown.lines().map(|line| line.split_whitespace());
-        let mut line = lines
-            .find(|line| line.clone().next() == Some(name))
-            .unwrap_or_else(|| panic!("no {name} in {shown}"));
-        let value = line.nth(1).and_then(|value| value.parse::<u64>().ok());
-        value.unwrap_or_else(|| panic!("no figure of {name} in {shown}"))
-    };
+    let figure = |name: &str| figure(&shown, name);
     for name in ["pids.current", "cpu.usage_usec", "memory.usage"] {
         assert!(figure(name) > 0, "{name}: {shown}");
     }
@@ -108,6 +101,16 @@ pub(super) fn metrics(version: Version) {
         "{shown}"
     );
     assert!(figure("memory.usage") <= shown_limit, "{shown}");
+}
+
+/// A figure in what `ctr task metrics` shows.
+pub(super) fn figure(shown: &str, name: &str) -> u64 {
+    let mut lines = shown.lines().map(|line| line.split_whitespace());
+    let mut line = lines
+        .find(|line| line.clone().next() == Some(name))
+        .unwrap_or_else(|| panic!("no {name} in {shown}"));
+    let value = line.nth(1).and_then(|value| value.parse::<u64>().ok());
+    value.unwrap_or_else(|| panic!("no figure of {name} in {shown}"))
 }
 
 pub(super) fn delete(version: Version) {

@@ -23,6 +23,7 @@ pub(super) enum Version {
 
 struct Daemon {
     version: Version,
+    root: String,
     process: Child,
 }
 
@@ -50,29 +51,28 @@ impl Version {
         other_version(&format!("containerd-{}/usr/bin/{name}", self.line()))
     }
 
-    /// Where it keeps images and containers. The versions would not read each other's.
-    fn root(self) -> String {
+    /// Where it keeps images and containers. An older version would not read a newer one's.
+    pub(super) fn root(self) -> String {
         format!("/var/lib/containerd-{}", self.line())
     }
 }
 
-/// Has a version run, with the image, and no other.
-pub(super) fn ensure(version: Version) {
+/// Has a version run on what is below `root`, with the image, and no other.
+pub(super) fn ensure(version: Version, root: &str) {
     let mut running = daemon();
     if let Some(daemon) = &mut *running {
         let is_alive = daemon.process.try_wait().expect("our own child").is_none();
-        if is_alive && daemon.version == version {
+        if is_alive && daemon.version == version && daemon.root == root {
             return;
         }
     }
     drop(running);
     stop();
-    let root = version.root();
-    let is_new = !Path::new(&root).exists();
+    let is_new = !Path::new(root).exists();
     if is_new {
-        mount_tmpfs(&root);
+        mount_tmpfs(root);
     }
-    start(version);
+    start(version, root);
     if is_new {
         let ctr = version.program("ctr");
         let archive = image_archive().to_string_lossy().into_owned();
@@ -90,16 +90,15 @@ pub(super) fn ensure(version: Version) {
 }
 
 /// Starts a version and waits until it answers.
-pub(super) fn start(version: Version) {
+pub(super) fn start(version: Version, root: &str) {
     let mut running = daemon();
     assert!(running.is_none(), "containerd runs");
     fs::create_dir_all("/etc/containerd").expect("/etc/containerd");
     // These have nothing to do here, and each takes its time to start.
     let settings = format!(
-        "version = 2\nroot = \"{}\"\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \
+        "version = 2\nroot = \"{root}\"\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \
          \"io.containerd.cri.v1.images\", \"io.containerd.cri.v1.runtime\", \
-         \"io.containerd.internal.v1.opt\", \"io.containerd.nri.v1.nri\"]\n",
-        version.root()
+         \"io.containerd.internal.v1.opt\", \"io.containerd.nri.v1.nri\"]\n"
     );
     fs::write(SETTINGS, settings).expect("the settings");
     let log = fs::OpenOptions::new()
@@ -114,7 +113,11 @@ pub(super) fn start(version: Version) {
         .stderr(log)
         .spawn()
         .expect("containerd");
-    *running = Some(Daemon { version, process });
+    *running = Some(Daemon {
+        version,
+        root: root.to_owned(),
+        process,
+    });
     eventually("containerd answers", || {
         Path::new(SOCKET).exists()
             && Cmd::new(version.program("ctr"))
@@ -132,6 +135,17 @@ pub(super) fn stop() {
             kill(i32::try_from(daemon.process.id()).expect("a pid"));
         }
         daemon.process.wait().expect("our own child");
+    }
+}
+
+/// Ends the one that runs as a service manager does.
+pub(super) fn terminate() {
+    if let Some(mut daemon) = daemon().take() {
+        let pid = rustix::process::Pid::from_child(&daemon.process);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("our own child");
+        eventually("containerd has ended", || {
+            daemon.process.try_wait().expect("our own child").is_some()
+        });
     }
 }
 

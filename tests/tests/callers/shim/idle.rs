@@ -46,4 +46,10 @@ pub(super) fn memory_and_time(version: Version) {
     std::thread::sleep(WINDOW);
     let used = ticks(shim) - before;
     assert!(used <= 1, "{used} ticks in {WINDOW:?}");
+    // It is a little more expendable than containerd, which has started it and has what this process has.
+    let score = |pid: &str| {
+        let text = fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).expect("a score");
+        text.trim().parse::<i32>().expect("a number")
+    };
+    assert_eq!(score(&shim.to_string()), (score("self") + 1).min(1000));
 }

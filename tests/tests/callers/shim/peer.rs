@@ -1,5 +1,6 @@
 //! A peer in containerd's place, which speaks the bootstrap protocol of containerd 2.3: no package has that yet.
 
+use std::cell::Cell;
 use std::fmt::Debug;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -28,12 +29,19 @@ pub(super) struct Peer {
     dir: tempfile::TempDir,
     address: String,
     client: Client,
+    /// Whether a check has seen the shim's end.
+    has_ended: Cell<bool>,
     pub(super) tasks: TaskClient,
 }
 
 impl Peer {
     /// Starts a shim for a container that executes `script`.
     pub(super) fn new(script: &str) -> Self {
+        Self::with(script, |_| ())
+    }
+
+    /// The same, for one whose specification is changed.
+    pub(super) fn with(script: &str, change: impl FnOnce(&mut serde_json::Value)) -> Self {
         let machine = Machine::alone(|| {
             // What shims share, and keep.
             let state = Path::new("/run/containerd/cloister").join(NAMESPACE);
@@ -50,22 +58,45 @@ impl Peer {
         spec["process"]["terminal"] = false.into();
         spec["process"]["args"] = json!(["sh", "-c", script]);
         spec["root"] = json!({"path": busybox_rootfs(), "readonly": true});
+        change(&mut spec);
         fs::write(bundle.join("config.json"), spec.to_string()).expect("config.json");
         fs::write(bundle.join("log"), "").expect("the log");
         for stream in ["stdin", "stdout", "stderr"] {
             let fifo = bundle.join(stream);
             mknodat(CWD, &fifo, FileType::Fifo, Mode::from(0o600), 0).expect("a FIFO");
         }
-        let result = bootstrap(bundle);
-        assert_eq!((result.version, &*result.protocol), (3, "ttrpc"));
-        let client = Client::connect(&result.address).expect("the shim's socket");
+        let (address, client) = connect(bundle);
         Self {
             machine,
             dir,
-            address: result.address,
+            address,
             tasks: TaskClient::new(client.clone()),
             client,
+            has_ended: Cell::new(false),
         }
+    }
+
+    pub(super) fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    pub(super) fn bundle(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Asserts that the shim, which was asked to, ends.
+    pub(super) fn has_ended(&self, pid: i32) {
+        assert!(!socket(&self.address).exists());
+        await_end(pid);
+        self.has_ended.set(true);
+    }
+
+    /// Starts a shim again, as for a new container of the same name.
+    fn start_again(&mut self) {
+        let (address, client) = connect(self.dir.path());
+        assert_eq!(address, self.address);
+        self.tasks = TaskClient::new(client.clone());
+        self.client = client;
     }
 
     fn path(&self, name: &str) -> String {
@@ -125,16 +156,21 @@ impl Peer {
     }
 
     pub(super) fn stats(&self) -> Metrics {
+        self.stats_as("io.containerd.cgroups.v2.Metrics")
+    }
+
+    /// What it uses, in the message of a version of cgroups.
+    pub(super) fn stats_as<M: Message>(&self, type_url: &str) -> M {
         let request = api::StatsRequest {
             id: ID.into(),
             ..Default::default()
         };
         let stats = self.tasks.stats(limit(), &request).expect("figures").stats;
-        assert_eq!(stats.type_url, "io.containerd.cgroups.v2.Metrics");
-        Metrics::parse_from_bytes(&stats.value).expect("Metrics")
+        assert_eq!(stats.type_url, type_url);
+        M::parse_from_bytes(&stats.value).expect("Metrics")
     }
 
-    fn shim_pid(&self) -> i32 {
+    pub(super) fn shim_pid(&self) -> i32 {
         let pid = fs::read_to_string(self.path("shim.pid")).expect("the shim's pid");
         pid.trim().parse().expect("a pid")
     }
@@ -142,15 +178,16 @@ impl Peer {
     /// Ends the shim, and asserts that it does.
     fn end(&self) {
         let pid = self.shim_pid();
+        self.shut_down();
+        self.has_ended(pid);
+    }
+
+    fn shut_down(&self) {
         let request = api::ShutdownRequest {
             id: ID.into(),
             ..Default::default()
         };
         self.tasks.shutdown(limit(), &request).expect("an end");
-        eventually("the shim has ended", || {
-            !Path::new("/proc").join(pid.to_string()).exists()
-        });
-        assert!(!socket(&self.address).exists());
     }
 
     /// Tells what there is to know of a failure, and takes away what is left after it.
@@ -171,10 +208,26 @@ impl Drop for Peer {
             afterwards(|| self.give_up());
             return;
         }
-        self.end();
+        if !self.has_ended.get() {
+            self.end();
+        }
         fs::remove_dir_all(self.dir.path()).expect("the bundle");
         self.machine.assert_clean(|| ());
     }
+}
+
+fn await_end(pid: i32) {
+    eventually("the shim has ended", || {
+        !Path::new("/proc").join(pid.to_string()).exists()
+    });
+}
+
+/// Starts a shim, or finds one: its address, and a connection to it.
+fn connect(bundle: &Path) -> (String, Client) {
+    let result = bootstrap(bundle);
+    assert_eq!((result.version, &*result.protocol), (3, "ttrpc"));
+    let client = Client::connect(&result.address).expect("the shim's socket");
+    (result.address, client)
 }
 
 fn socket(address: &str) -> PathBuf {
@@ -240,5 +293,30 @@ fn bootstrap_of_containerd_2_3() {
         let payload = response.expect("an answer").payload;
         let answer = api::ConnectResponse::parse_from_bytes(&payload).expect("an answer");
         assert_eq!((answer.shim_pid, answer.task_pid), (pid, 0), "{service}");
+    }
+}
+
+/// containerd may want the next container of the same name while the shim of the last one has not ended yet: `docker
+/// restart` does.
+#[test]
+fn a_shim_that_ends_is_not_found_again() {
+    let mut peer = Peer::new("true");
+    for _ in 0..3 {
+        let last = peer.shim_pid();
+        peer.shut_down();
+        let creation = peer.creation();
+        // Whoever is still connected to it has nothing created there.
+        if let Err(ttrpc::Error::RpcStatus(status)) = peer.tasks.create(limit(), &creation) {
+            assert!(status.message.contains("about to end"), "{status:?}");
+        } else {
+            assert!(!Path::new("/proc").join(last.to_string()).exists());
+        }
+        peer.start_again();
+        assert_ne!(peer.shim_pid(), last);
+        peer.tasks.create(limit(), &creation).expect("a task");
+        peer.kill(9).expect("a signal");
+        eventually("its end", || peer.status("") == api::Status::STOPPED);
+        peer.delete("").expect("a deletion");
+        await_end(last);
     }
 }

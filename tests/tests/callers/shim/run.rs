@@ -14,6 +14,15 @@ pub(super) fn foreground(version: Version) {
     assert!(finished.err().contains("err\n"), "{finished}");
 }
 
+/// A container takes the name of the one that has just gone, whose shim may be about to.
+pub(super) fn the_same_name_at_once(version: Version) {
+    let case = Case::new(version);
+    for round in 0..20 {
+        let said = case.run(&[], "again", &format!("echo {round}"));
+        assert_eq!(said.ok(), format!("{round}\n"));
+    }
+}
+
 pub(super) fn exit_codes(version: Version) {
     let case = Case::new(version);
     assert_eq!(case.run(&[], "zero", "exit 0").ok(), "");

@@ -27,6 +27,8 @@ enum Hold {
 pub(crate) struct Bundle {
     dir: TempDir,
     spec: Value,
+    /// Of every command.
+    options: Vec<String>,
     _hold: Hold,
 }
 
@@ -59,6 +61,7 @@ impl Bundle {
         let mut bundle = Self {
             spec: serde_json::from_slice(&config).expect("cloister spec writes JSON"),
             dir,
+            options: Vec::new(),
             _hold: hold,
         };
         bundle.spec["process"]["terminal"] = false.into();
@@ -79,6 +82,11 @@ impl Bundle {
         change(&mut self.spec);
         self.write();
         self
+    }
+
+    /// Gives every command some of the options that all have.
+    pub(crate) fn use_options(&mut self, options: &[&str]) {
+        self.options = options.iter().map(|&option| option.to_owned()).collect();
     }
 
     fn write(&self) {
@@ -108,10 +116,11 @@ impl Bundle {
         self.dir.path().join(name)
     }
 
-    /// `cloister --root … ARGS`.
+    /// `cloister --root … OPTIONS ARGS`.
     pub(crate) fn cloister<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Cmd {
         Cmd::new("cloister")
             .args([Path::new("--root"), &self.state_root()])
+            .args(&self.options)
             .args(args)
     }
 

@@ -7,8 +7,13 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::cli::Cgroup;
+
 /// What the directory of an unpacked package starts with.
 const PACKAGE: &str = "linux-image-";
+
+/// Since this release the controllers of cgroup v1 are options, and Debian has some of them off.
+const CGROUP_V1_OPTIONAL: [u64; 2] = [6, 11];
 
 #[derive(Debug, thiserror::Error)]
 enum Missing {
@@ -29,8 +34,8 @@ pub(super) struct Kernel {
 }
 
 impl Kernel {
-    /// The newest one in the cache.
-    pub(super) fn find() -> Result<Self> {
+    /// The newest one in the cache. For cgroup v1 it is one that has all controllers of that, if there is one.
+    pub(super) fn find(cgroup: Cgroup) -> Result<Self> {
         let cache = cache_directory()?;
         let entries = match fs::read_dir(&cache) {
             Ok(entries) => entries
@@ -53,7 +58,10 @@ impl Kernel {
                 release,
             })
             .filter(|kernel| kernel.image().is_file())
-            .max_by_key(|kernel| version_key(&kernel.release));
+            .max_by_key(|kernel| {
+                let key = version_key(&kernel.release);
+                (cgroup == Cgroup::V1 && key < CGROUP_V1_OPTIONAL.into(), key)
+            });
         Ok(newest.ok_or(Missing::Kernel(cache))?)
     }
 

@@ -88,7 +88,7 @@ impl Machine {
 
 /// QEMU with everything but the chardevs `console` and `port1` to `port<ports>`, which the caller defines.
 pub(super) fn command(shape: Shape, ports: usize) -> Result<Command> {
-    let kernel = Kernel::find()?;
+    let kernel = Kernel::find(shape.cgroup)?;
     let initramfs = initramfs::pack(&kernel).context("pack the bed's initramfs")?;
     let mut command = Command::new(QEMU);
     command.args(arguments(shape, ports, &kernel.image(), &initramfs));

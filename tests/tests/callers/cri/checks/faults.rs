@@ -4,8 +4,9 @@ use std::fs;
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::cri::daemon::{self, Node};
 use crate::cri::messages as cri;
-use crate::cri::pod::{Case, Pod};
+use crate::cri::pod::{Case, Container, Pod};
 use crate::harness::eventually;
 
 /// Ends the one process of this name.
@@ -35,10 +36,57 @@ fn assert_ends(pod: &Pod) {
     pod.remove();
 }
 
+/// Says something again and again, until it is asked to end.
+const TICKING: &str =
+    "trap 'echo bye; exit 7' TERM; i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.5; done";
+
+/// Asserts that a container is what it was, and is heard.
+fn assert_goes_on(container: &Container, boot: &str, pid: u32) {
+    assert_eq!(process_of(&container.id), pid);
+    assert!(is_alive(pid));
+    assert_eq!(container.boot_id(), boot);
+    let before = container.log_text().len();
+    eventually("the log grows", || container.log_text().len() > before);
+}
+
+/// Each version takes over the pods of the one before it, which was killed or asked to end.
+pub(crate) fn upgrades(case: &Case) {
+    let pod = case.pod("stays");
+    let stays = pod.start("stays", TICKING);
+    stays.await_log("tick 1\n");
+    let (boot, pid) = (stays.boot_id(), process_of(&stays.id));
+    let newer: [(Node, fn()); 2] = [(Node::V1_7, daemon::kill), (Node::V2, daemon::stop)];
+    for (node, end) in newer {
+        let name = format!("{node:?}");
+        let before = pod.start(&name, TICKING);
+        before.await_log("tick 1\n");
+        let address = pod.address();
+        case.upgrade_daemon(node, end);
+        assert_eq!(pod.address(), address);
+        assert_goes_on(&stays, &boot, pid);
+        assert_ne!(stays.stats().memory.working_set_bytes.value, 0);
+        // Its end, and what it says then, is not lost.
+        before.stop(100);
+        assert_eq!(before.status().exit_code, 7);
+        before.await_log("bye");
+        before.remove();
+        // The pod takes new containers, and there are new pods.
+        let new = pod.start(&format!("new-{name}"), "exec sleep 1000");
+        assert_eq!(new.boot_id(), boot);
+        let other = case.pod(&name);
+        assert_ne!(other.start("c", "exec sleep 1000").boot_id(), boot);
+        other.stop();
+        other.remove();
+    }
+    stays.stop(100);
+    assert_eq!(stays.status().exit_code, 7);
+    pod.stop();
+    pod.remove();
+}
+
 pub(crate) fn containerd(case: &Case) {
     let pod = case.pod("stays");
-    let ticking = "i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.5; done";
-    let stays = pod.start("stays", ticking);
+    let stays = pod.start("stays", TICKING);
     let ends = pod.start(
         "ends",
         "until test -e /dev/shm/end; do sleep 0.1; done; exit 9",
@@ -51,13 +99,10 @@ pub(crate) fn containerd(case: &Case) {
         // One container ends while nobody looks.
         eventually("it has ended", || !is_alive(process_of(&ends.id)));
     });
-    assert!(is_alive(pid));
-    assert_eq!(stays.boot_id(), boot);
     // containerd gives up what has ended in its absence, and knows no exit code.
     ends.wait();
-    // What it says is written down again.
-    let before = stays.log_text().len();
-    eventually("the log grows", || stays.log_text().len() > before);
+    // What the other says is written down again.
+    assert_goes_on(&stays, &boot, pid);
     // And the pod takes new containers.
     assert_eq!(pod.start("new", "exec sleep 1000").boot_id(), boot);
     pod.stop();

@@ -4,6 +4,7 @@ pub(crate) mod containers;
 pub(crate) mod exec;
 pub(crate) mod faults;
 pub(crate) mod figures;
+pub(crate) mod install;
 pub(crate) mod interface;
 pub(crate) mod many;
 pub(crate) mod network;

@@ -13,10 +13,15 @@ const CRI_O: &str = "[crio.runtime.runtimes.cloister]\n\
     runtime_path = \"/usr/local/bin/cloister\"\n\
     runtime_type = \"oci\"\n";
 
-/// A file of the repository.
-fn deployed(name: &str) -> String {
-    let path = format!("{}/../deploy/{name}", env!("CARGO_MANIFEST_DIR"));
-    fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"))
+/// Where the repository has what is put on nodes.
+pub(super) fn deploy_directory() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy"))
+}
+
+/// A file of it.
+pub(super) fn deployed(name: &str) -> String {
+    let path = deploy_directory().join(name);
+    fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
 /// Puts what the page says about a node into its configuration, which has nothing of Cloister's.
