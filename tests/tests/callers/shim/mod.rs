@@ -7,6 +7,7 @@
 mod bench;
 mod cgroup_v1;
 mod control;
+mod crio;
 mod daemon;
 pub(crate) mod docker_26;
 mod ends;

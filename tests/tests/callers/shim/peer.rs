@@ -21,7 +21,7 @@ use crate::harness::{
 use super::PROGRAM;
 
 pub(super) const ID: &str = "peer";
-const NAMESPACE: &str = "peers";
+pub(super) const NAMESPACE: &str = "peers";
 
 /// A bundle, and the shim that was started in it.
 pub(super) struct Peer {
@@ -42,29 +42,10 @@ impl Peer {
 
     /// The same, for one whose specification is changed.
     pub(super) fn with(script: &str, change: impl FnOnce(&mut serde_json::Value)) -> Self {
-        let machine = Machine::alone(|| {
-            // What shims share, and keep.
-            let state = Path::new("/run/containerd/cloister").join(NAMESPACE);
-            fs::create_dir_all(state).expect("a directory");
-        });
+        let machine = alone();
         let dir = tempfile::tempdir().expect("a directory");
         let bundle = dir.path();
-        Cmd::new(runtime())
-            .args([Path::new("spec"), Path::new("--bundle"), bundle])
-            .run()
-            .ok();
-        let text = fs::read(bundle.join("config.json")).expect("config.json");
-        let mut spec: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
-        spec["process"]["terminal"] = false.into();
-        spec["process"]["args"] = json!(["sh", "-c", script]);
-        spec["root"] = json!({"path": busybox_rootfs(), "readonly": true});
-        change(&mut spec);
-        fs::write(bundle.join("config.json"), spec.to_string()).expect("config.json");
-        fs::write(bundle.join("log"), "").expect("the log");
-        for stream in ["stdin", "stdout", "stderr"] {
-            let fifo = bundle.join(stream);
-            mknodat(CWD, &fifo, FileType::Fifo, Mode::from(0o600), 0).expect("a FIFO");
-        }
+        write_bundle(bundle, script, change);
         let (address, client) = connect(bundle);
         Self {
             machine,
@@ -216,7 +197,41 @@ impl Drop for Peer {
     }
 }
 
-fn await_end(pid: i32) {
+/// The machine, with what shims share, and keep.
+pub(super) fn alone() -> Machine {
+    Machine::alone(|| {
+        let dir = Path::new("/run/containerd");
+        for kept in [dir.join("cloister").join(NAMESPACE), dir.join("s")] {
+            fs::create_dir_all(kept).expect("a directory");
+        }
+    })
+}
+
+/// Makes a directory the bundle of a container that executes `script`, with FIFOs for its streams.
+pub(super) fn write_bundle(
+    bundle: &Path,
+    script: &str,
+    change: impl FnOnce(&mut serde_json::Value),
+) {
+    Cmd::new(runtime())
+        .args([Path::new("spec"), Path::new("--bundle"), bundle])
+        .run()
+        .ok();
+    let text = fs::read(bundle.join("config.json")).expect("config.json");
+    let mut spec: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+    spec["process"]["terminal"] = false.into();
+    spec["process"]["args"] = json!(["sh", "-c", script]);
+    spec["root"] = json!({"path": busybox_rootfs(), "readonly": true});
+    change(&mut spec);
+    fs::write(bundle.join("config.json"), spec.to_string()).expect("config.json");
+    fs::write(bundle.join("log"), "").expect("the log");
+    for stream in ["stdin", "stdout", "stderr"] {
+        let fifo = bundle.join(stream);
+        mknodat(CWD, &fifo, FileType::Fifo, Mode::from(0o600), 0).expect("a FIFO");
+    }
+}
+
+pub(super) fn await_end(pid: i32) {
     eventually("the shim has ended", || {
         !Path::new("/proc").join(pid.to_string()).exists()
     });
@@ -230,7 +245,7 @@ fn connect(bundle: &Path) -> (String, Client) {
     (result.address, client)
 }
 
-fn socket(address: &str) -> PathBuf {
+pub(super) fn socket(address: &str) -> PathBuf {
     let path = address.strip_prefix("unix://");
     path.expect("a socket's address").into()
 }
