@@ -340,10 +340,18 @@ pub(crate) fn stop() {
     }
 }
 
-/// Prints the end of its log.
+/// Prints what its log has of faults, and its end.
 pub(crate) fn report_log() {
     let text = fs::read_to_string(LOG).unwrap_or_default();
-    let lines: Vec<_> = text.lines().collect();
-    let tail = lines.len().saturating_sub(60);
-    eprintln!("=== {LOG}\n{}", lines[tail..].join("\n"));
+    let last = |lines: Vec<&str>| lines[lines.len().saturating_sub(60)..].join("\n");
+    let is_fault = |line: &&str| {
+        ["warning", "error", "fatal"]
+            .iter()
+            .any(|level| line.contains(&format!("level={level} ")))
+    };
+    eprintln!(
+        "=== {LOG}: faults\n{}",
+        last(text.lines().filter(is_fault).collect())
+    );
+    eprintln!("=== {LOG}\n{}", last(text.lines().collect()));
 }
