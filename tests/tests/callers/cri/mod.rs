@@ -68,7 +68,7 @@ node_checks! { v1_7, V1_7,
 node_checks! { v2_pauseless, V2Shim,
     containers: shared_namespaces, init_and_restart;
     faults: containerd, shim;
-    figures: of_a_container, size;
+    figures: of_a_container, of_a_pod, size;
     network: address_and_traffic, names;
     refused: host_namespaces;
     settings: of_a_file, of_annotations;
