@@ -81,19 +81,18 @@ pub(crate) fn release(
     interface: &Interface,
 ) -> Result<(), NetworkError> {
     let error = |verb| move |source| failed(interface, verb, source);
-    let found = find(socket, interface.index).map_err(error("look for redirections"))?;
-    if let Some(found) = &found
-        && found.target != 0
-        && found.mark != Some(mark)
-        && exists(socket, found.target)
-    {
+    let Some(found) = find(socket, interface.index).map_err(error("look for redirections"))? else {
+        return Ok(());
+    };
+    if found.target != 0 && found.mark != Some(mark) && exists(socket, found.target) {
         return Err(NetworkError::Taken {
             name: interface.name.clone(),
         });
     }
-    // What there is now is of a sandbox that was killed.
-    let own = own_qdiscs(socket).map_err(error("look for redirections"))?;
-    undo(socket, interface.index, found.is_some(), &own).map_err(error("remove an old redirection"))
+    // Of a sandbox that was killed.
+    own_qdiscs(socket)
+        .and_then(|own| undo(socket, interface.index, true, &own))
+        .map_err(error("remove an old redirection"))
 }
 
 /// Joins an interface that was released with the tap `tap`, both ways.
@@ -126,10 +125,10 @@ fn redirect(socket: &Socket, mark: Mark, from: u32, to: u32) -> Result<(), Netli
     let qdisc = Message::new(libc::RTM_NEWQDISC, new, &header)
         .text(TCA_KIND, "ingress")
         .nest(TCA_STAB, |m| m.attribute(TCA_STAB_BASE, &size));
-    let made_qdisc = match socket.request(&qdisc) {
+    let owns_qdisc = match socket.request(&qdisc) {
         Ok(()) => true,
-        // The caller's.
-        Err(e) if e.errno() == Some(libc::EEXIST) => false,
+        // The caller's, or of a sandbox that was killed before it came to the filter.
+        Err(e) if e.errno() == Some(libc::EEXIST) => own_qdiscs(socket)?.contains(&from),
         Err(e) => return Err(e),
     };
     let mut mirred = [0; MIRRED];
@@ -154,7 +153,7 @@ fn redirect(socket: &Socket, mark: Mark, from: u32, to: u32) -> Result<(), Netli
             })
         });
     let added = socket.request(&filter);
-    if added.is_err() && made_qdisc {
+    if added.is_err() && owns_qdisc {
         // The error that is told is the first one.
         let _ = remove_qdisc(socket, from);
     }
