@@ -1,8 +1,10 @@
 //! Whatever is killed, the namespace ends as it was found.
 
+use std::time::Duration;
+
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::super::harness::eventually;
+use super::super::harness::{Running, eventually};
 use super::*;
 
 /// The pid of a process of the container, as its state file has it.
@@ -13,6 +15,24 @@ fn process(bundle: &Bundle, which: &str) -> Pid {
     Pid::from_raw(pid.try_into().unwrap()).unwrap()
 }
 
+/// Kills a process of the container; that is its end.
+fn kill(bundle: &Bundle, which: &str) {
+    kill_process(process(bundle, which), Signal::KILL).unwrap();
+    eventually(which, || bundle.status("pod") == "stopped");
+}
+
+/// Times, in milliseconds, after which a start has not come to the network yet, connects it, or is over.
+const DELAYS: [u64; 8] = [0, 20, 50, 100, 150, 200, 300, 500];
+
+/// Creates a container and lets its start go on for a time.
+fn begin_start(wire: &Wire, delay: u64) -> (Bundle, Running) {
+    let bundle = wire.bundle(&["sleep", "1000"]);
+    bundle.command("create", &[], "pod").run().ok();
+    let start = bundle.cloister(["start", "pod"]).spawn();
+    std::thread::sleep(Duration::from_millis(delay));
+    (bundle, start)
+}
+
 #[test]
 fn the_monitor_the_vmm_or_the_file_server_is_killed() {
     for which in ["monitor", "vmm", "fs"] {
@@ -21,8 +41,7 @@ fn the_monitor_the_vmm_or_the_file_server_is_killed() {
         let bundle = wire.bundle(&["sleep", "1000"]);
         start(&bundle);
         assert_ne!(wire.state(), before);
-        kill_process(process(&bundle, which), Signal::KILL).unwrap();
-        eventually(which, || bundle.status("pod") == "stopped");
+        kill(&bundle, which);
         bundle.cloister(["delete", "pod"]).run().ok();
         assert_eq!(wire.state(), before, "{which}");
     }
@@ -34,8 +53,7 @@ fn a_namespace_that_a_killed_sandbox_has_left_is_used_again() {
     let before = wire.state();
     let bundle = wire.bundle(&["sleep", "1000"]);
     start(&bundle);
-    kill_process(process(&bundle, "monitor"), Signal::KILL).unwrap();
-    eventually("stopped", || bundle.status("pod") == "stopped");
+    kill(&bundle, "monitor");
     // Nobody deletes it.
     let other = wire.bundle(&["ping", "-c", "1", "-w", "20", HOST]);
     other.run().ok();
@@ -57,8 +75,7 @@ fn a_redirection_that_was_only_begun_is_removed() {
 
     let bundle = wire.bundle(&["sleep", "1000"]);
     bundle.command("create", &[], "pod").run().ok();
-    kill_process(process(&bundle, "monitor"), Signal::KILL).unwrap();
-    eventually("stopped", || bundle.status("pod") == "stopped");
+    kill(&bundle, "monitor");
     leave();
     bundle.cloister(["delete", "--force", "pod"]).run().ok();
     assert_eq!(wire.state(), before, "when it is deleted");
@@ -76,8 +93,7 @@ fn a_queueing_discipline_of_the_callers_stays() {
 
         let bundle = wire.bundle(&["sleep", "1000"]);
         start(&bundle);
-        kill_process(process(&bundle, "monitor"), Signal::KILL).unwrap();
-        eventually("stopped", || bundle.status("pod") == "stopped");
+        kill(&bundle, "monitor");
         // Nobody has deleted it yet.
         other.run().ok();
         bundle.cloister(["delete", "pod"]).run().ok();
@@ -85,8 +101,7 @@ fn a_queueing_discipline_of_the_callers_stays() {
 
         let bundle = wire.bundle(&["sleep", "1000"]);
         start(&bundle);
-        kill_process(process(&bundle, "monitor"), Signal::KILL).unwrap();
-        eventually("stopped", || bundle.status("pod") == "stopped");
+        kill(&bundle, "monitor");
         bundle.cloister(["delete", "pod"]).run().ok();
         assert_eq!(wire.state(), before, "{kind}: when it is deleted");
         let filters = wire.tc("filter show dev eth0 ingress");
@@ -104,20 +119,16 @@ fn a_namespace_that_is_gone_at_the_end() {
         .args(["netns", "delete", &wire.pod])
         .run()
         .ok();
-    kill_process(process(&bundle, "monitor"), Signal::KILL).unwrap();
-    eventually("stopped", || bundle.status("pod") == "stopped");
+    kill(&bundle, "monitor");
     bundle.cloister(["delete", "pod"]).run().ok();
     Cmd::new("ip").args(["netns", "add", &wire.pod]).run().ok();
 }
 
 #[test]
 fn an_interface_that_goes_in_the_middle_of_the_start() {
-    for delay in [0, 20, 50, 100, 150, 200, 300, 500] {
+    for delay in DELAYS {
         let wire = Wire::new();
-        let bundle = wire.bundle(&["sleep", "1000"]);
-        bundle.command("create", &[], "pod").run().ok();
-        let start = bundle.cloister(["start", "pod"]).spawn();
-        std::thread::sleep(std::time::Duration::from_millis(delay));
+        let (bundle, start) = begin_start(&wire, delay);
         wire.in_pod("link delete eth0");
         let started = start.wait();
         // Before, nothing was found; after, the change is followed.
@@ -134,16 +145,12 @@ fn an_interface_that_goes_in_the_middle_of_the_start() {
 
 #[test]
 fn a_kill_in_the_middle_of_the_start() {
-    for delay in [0, 20, 50, 100, 150, 200, 300, 500] {
+    for delay in DELAYS {
         let wire = Wire::new();
         let before = wire.state();
-        let bundle = wire.bundle(&["sleep", "1000"]);
-        bundle.command("create", &[], "pod").run().ok();
-        let start = bundle.cloister(["start", "pod"]).spawn();
-        std::thread::sleep(std::time::Duration::from_millis(delay));
-        kill_process(process(&bundle, "monitor"), Signal::KILL).unwrap();
+        let (bundle, start) = begin_start(&wire, delay);
+        kill(&bundle, "monitor");
         start.wait();
-        eventually("stopped", || bundle.status("pod") == "stopped");
         bundle.cloister(["delete", "--force", "pod"]).run().ok();
         assert_eq!(wire.state(), before, "after {delay} ms");
     }
