@@ -1,3 +1,5 @@
+use std::collections::HashMap;
+
 use super::*;
 
 fn id(text: &str) -> ContainerId {
@@ -14,7 +16,7 @@ pub(crate) fn state(id: &str) -> State {
         rootfs: "/bundle/rootfs".into(),
         created: "2026-01-02T03:04:05.678Z".into(),
         annotations: HashMap::new(),
-        boot_id: process::boot_id().unwrap(),
+        boot_id: crate::process::boot_id().unwrap(),
         monitor: me,
         sandbox: None,
         vmm: Some(me),
