@@ -4,18 +4,17 @@
 //! answer a largest size, and texts are cleaned and cut before anybody sees them.
 
 mod bounded;
+mod machine;
 
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
 use cloister_protocol::agent::{
-    AddMemoryRequest, AddProcessorsRequest, BindSource, CreateContainerRequest,
-    DeleteContainerRequest, ExecRequest, ForwardRequest, HelloRequest, HelloResponse, PauseRequest,
-    Process, ProcessesRequest, ResizeTerminalRequest, ResolveRequest, ResumeRequest,
-    SetNetworkRequest, SharedNamespace, SharedPath, ShutdownRequest, SignalRequest,
-    StartContainerRequest, StatsRequest, Stdio, UpdateRequest, WaitOomRequest, WaitRequest,
+    BindSource, CreateContainerRequest, DeleteContainerRequest, ExecRequest, HelloRequest,
+    HelloResponse, PauseRequest, Process, ProcessesRequest, ResizeTerminalRequest, ResumeRequest,
+    SharedNamespace, SharedPath, ShutdownRequest, SignalRequest, StartContainerRequest,
+    StatsRequest, Stdio, UpdateRequest, WaitOomRequest, WaitRequest,
 };
 use cloister_protocol::agent_ttrpc::AgentClient;
 use cloister_protocol::{AGENT_PORT, ANSWER_MAX, LISTING_MAX, PROCESSES_MAX, VERSION};
@@ -453,34 +452,6 @@ impl Agent {
         Ok(())
     }
 
-    /// Has the guest start processors that its machine has got, so that `count` run. Tells how many do.
-    ///
-    /// # Errors
-    /// The agent's reason.
-    pub async fn add_processors(&self, count: u32) -> Result<u32, AgentError> {
-        let request = AddProcessorsRequest {
-            count,
-            ..AddProcessorsRequest::default()
-        };
-        let call = self.client.add_processors(context(), &request);
-        Ok(self.bounded("AddProcessors", call).await?.count)
-    }
-
-    /// Has the guest take memory that its machine has got; `device` is the number of the memory device.
-    /// It does so by and by.
-    ///
-    /// # Errors
-    /// The agent's reason.
-    pub async fn add_memory(&self, device: u32) -> Result<(), AgentError> {
-        let request = AddMemoryRequest {
-            device,
-            ..AddMemoryRequest::default()
-        };
-        let call = self.client.add_memory(context(), &request);
-        self.bounded("AddMemory", call).await?;
-        Ok(())
-    }
-
     /// The files of a container's cgroup, as the guest has them.
     ///
     /// # Errors
@@ -507,62 +478,6 @@ impl Agent {
         };
         let answer = self.client.wait_oom(context(), &request).await;
         Ok(answer.map_err(|e| error("WaitOom", e))?.count)
-    }
-
-    /// Makes a container's network what the request says.
-    ///
-    /// # Errors
-    /// The agent's reason.
-    pub async fn set_network(&self, request: SetNetworkRequest) -> Result<(), AgentError> {
-        let call = self.client.set_network(context(), &request);
-        self.bounded("SetNetwork", call).await?;
-        Ok(())
-    }
-
-    /// Connects the stream that begins with `token` to a TCP port of a container's loopback
-    /// interface; `ipv6` says which address is tried first.
-    ///
-    /// # Errors
-    /// The agent's reason.
-    pub async fn forward(
-        &self,
-        id: &str,
-        port: u16,
-        ipv6: bool,
-        token: Vec<u8>,
-    ) -> Result<(), AgentError> {
-        let request = ForwardRequest {
-            container_id: id.to_owned(),
-            port: port.into(),
-            ipv6,
-            token,
-            ..ForwardRequest::default()
-        };
-        let call = self.client.forward(context(), &request);
-        self.bounded("Forward", call).await?;
-        Ok(())
-    }
-
-    /// Has the datagrams for the DNS port of a loopback address of a container carried over the
-    /// stream that begins with `token`.
-    ///
-    /// # Errors
-    /// The agent's reason.
-    pub async fn resolve(
-        &self,
-        id: &str,
-        address: Ipv4Addr,
-        token: Vec<u8>,
-    ) -> Result<(), AgentError> {
-        let request = ResolveRequest {
-            container_id: id.to_owned(),
-            address: address.into(),
-            token,
-            ..ResolveRequest::default()
-        };
-        let call = self.client.resolve(context(), &request);
-        self.bounded("Resolve", call).await?;
-        Ok(())
     }
 
     async fn bounded<T>(
