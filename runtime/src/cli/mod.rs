@@ -338,6 +338,12 @@ where
     })
 }
 
+/// The option that went into a field; `origins` are fields and their options.
+fn option_of<'a>(field: &str, origins: &[(&str, &'a str)]) -> Option<&'a str> {
+    let origin = origins.iter().find(|(origin, _)| *origin == field);
+    origin.map(|(_, option)| *option)
+}
+
 /// Says of what is wrong with a document that options were made to which of them it came from.
 /// `origins` are fields and their options.
 fn by_option(mut error: cloister_spec::Error, origins: &[(&str, &str)]) -> cloister_spec::Error {
@@ -345,9 +351,8 @@ fn by_option(mut error: cloister_spec::Error, origins: &[(&str, &str)]) -> clois
     if let Error::Invalid { problems, .. } | Error::Refused { problems, .. } = &mut error {
         for problem in problems.iter_mut() {
             let field = problem.path.split('[').next().unwrap_or_default();
-            let origin = origins.iter().find(|(origin, _)| *origin == field);
-            if let Some((_, option)) = origin {
-                problem.path = (*option).to_owned();
+            if let Some(option) = option_of(field, origins) {
+                problem.path = option.to_owned();
             }
         }
         // One option may have gone into several fields.

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 
 use super::args::UpdateOptions;
 use super::container::Container;
-use super::{Fatal, Globals, by_option, named_by, warn};
+use super::{Fatal, Globals, by_option, named_by, option_of, warn};
 
 /// Which options go into which fields of the resources.
 const ORIGINS: [(&str, &str); 16] = [
@@ -65,7 +65,7 @@ pub(crate) fn update(globals: &Globals, options: &UpdateOptions) -> Result<u8, F
         None => refuse_of_this_machine(&resources).map(|()| None),
     };
     let option = match &on_host {
-        Err(e) if options.resources.is_none() => option_of(e),
+        Err(e) if options.resources.is_none() => refused_option(e),
         _ => None,
     };
     let on_host = named_by(option, on_host)?;
@@ -103,10 +103,9 @@ fn grow(container: &Container, resources: &LinuxResources) -> anyhow::Result<Opt
 }
 
 /// The option that a refusal of this machine is about.
-fn option_of(error: &CgroupError) -> Option<&'static str> {
+fn refused_option(error: &CgroupError) -> Option<&'static str> {
     let field = error.field()?.strip_prefix("linux.resources.")?;
-    let origin = ORIGINS.iter().find(|(origin, _)| *origin == field);
-    origin.map(|(_, option)| *option)
+    option_of(field, &ORIGINS)
 }
 
 fn read(path: &Path) -> anyhow::Result<Value> {
