@@ -37,6 +37,21 @@ pub(crate) struct Interface {
     pub(crate) carrier: bool,
 }
 
+#[cfg(test)]
+impl Interface {
+    /// One that is up, for tests.
+    pub(crate) fn example(index: u32) -> Self {
+        Self {
+            index,
+            name: "eth0".into(),
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1500,
+            up: true,
+            carrier: true,
+        }
+    }
+}
+
 /// Everything that a guest's network is made from. What is a list of bytes is as the kernel has
 /// said it, less what it would not take back.
 #[derive(Debug, Default)]

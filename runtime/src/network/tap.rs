@@ -96,14 +96,7 @@ mod tests {
 
     #[test]
     fn a_tap_of_somebody_else_is_not_taken_over() {
-        let interface = Interface {
-            index: 7,
-            name: "eth0".into(),
-            mac: [2, 0, 0, 0, 0, 1],
-            mtu: 1500,
-            up: true,
-            carrier: true,
-        };
+        let interface = Interface::example(7);
         let tested = std::thread::spawn(move || {
             if sys::new_namespaces(libc::CLONE_NEWNET).is_err() {
                 // Not for everybody.
