@@ -12,8 +12,9 @@ use std::time::Duration;
 use cloister_vmm_api::Channel;
 use tokio::sync::Notify;
 
+use super::channel::AsyncChannel;
 use super::failure::Failure;
-use super::life::{AsyncChannel, write_pid_file};
+use super::life::write_pid_file;
 use super::signals::{self, Meaning};
 use super::stdio::Ended;
 use super::streams::{self, Inherited, Plan};

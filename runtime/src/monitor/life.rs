@@ -6,37 +6,33 @@
 //!      └──────────────────┴── VM, file server, caller ──┘
 //! ```
 //!
-//! One thread: [`Life::live`] goes from phase to phase while [`Life::watch`], polled beside it,
-//! ends only when something is wrong.
+//! One thread: [`Life::live`] goes from phase to phase while [`Life::watch`] (in `watch`), polled
+//! beside it, ends only when something is wrong.
+
+mod watch;
 
 use std::cell::{Cell, RefCell};
 use std::fs::Permissions;
 use std::io::Write;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::ExitStatus;
 use std::time::Duration;
 
 use cloister_protocol::agent::SharedPath;
-use cloister_protocol::{LOG_PORT, READY_PORT};
-use cloister_vmm_api::fs::Reply;
-use cloister_vmm_api::{Channel, ChannelError, Event, ExitReason, Request};
-use rustix::io::{Errno, ioctl_fionbio};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use cloister_vmm_api::Request;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::timeout;
 
+use super::channel::AsyncChannel;
 use super::failure::Failure;
 use super::growth::Growth;
 use super::holder::Holder;
 use super::hooks::HookRunner;
-use super::machine::{Machine, ROOTFS_NAME, SHARE_TAG, Worker, bind_name};
+use super::machine::{Machine, ROOTFS_NAME, SHARE_TAG, bind_name};
 use super::network::Network;
-use super::signals::{self, Meaning};
 use super::stdio::{Ended, QUIET};
 use super::streams::{Plan, Relays};
 use super::terminal::Pty;
@@ -44,24 +40,19 @@ use super::timeline::Timeline;
 use super::vmm::Vmm;
 use crate::agent::{Agent, AgentError, CreatePlan, Exit, ProcessName};
 use crate::cgroup::LiftedQuota;
-use crate::launch::{Launch, Order, Report, Terminal};
+use crate::launch::{Launch, Report, Terminal};
 use crate::logger;
 use crate::namespaces;
 use crate::paths::ContainerPaths;
 use crate::state::{self, Phase, State};
-use crate::sys::{self, SignalFd, Watched};
-use crate::text::printable;
+use crate::sys::{SignalFd, Watched};
 
 /// How long the cause of a failure may take to show.
 const CAUSE_LIMIT: Duration = Duration::from_millis(500);
-/// How long the VMM may take to say why it ends when something has ended with it.
-const WORD_LIMIT: Duration = Duration::from_secs(5);
 /// How long a process may take to be gone after its socket has closed.
 const GONE_LIMIT: Duration = Duration::from_secs(2);
 /// How long the sandbox's monitor may take to tell how its container has ended.
 const SANDBOX_LIMIT: Duration = Duration::from_secs(5);
-/// The longest text of a worker that is shown, in bytes.
-const REASON_MAX: usize = 4096;
 
 /// Where a container is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -369,216 +360,6 @@ impl Life<'_> {
         }
     }
 
-    /// Ends when something is wrong.
-    async fn watch(
-        &self,
-        ready: oneshot::Sender<UnixStream>,
-        log: mpsc::Sender<UnixStream>,
-    ) -> Failure {
-        tokio::select! {
-            biased;
-            failure = self.watch_workers(ready, log) => failure,
-            failure = self.watch_signals() => failure,
-            failure = self.watch_control() => failure,
-            failure = self.serve() => failure,
-        }
-    }
-
-    /// When one of the two processes ends, the other is not long in following: tells which one
-    /// was the cause.
-    async fn watch_workers(
-        &self,
-        ready: oneshot::Sender<UnixStream>,
-        log: mpsc::Sender<UnixStream>,
-    ) -> Failure {
-        let (Some(vmm), Some(fs)) = (&self.vmm, &self.fs) else {
-            // Of another's machine only the agent is seen.
-            return std::future::pending().await;
-        };
-        let mut vm = std::pin::pin!(self.watch_vm(vmm, ready, log));
-        let mut fs = std::pin::pin!(self.watch_fs(fs));
-        let failure = tokio::select! {
-            biased;
-            (failure, killed) = &mut vm => {
-                let cause = if killed || self.progress.stopping.get() {
-                    None
-                } else {
-                    timeout(CAUSE_LIMIT, &mut fs).await.ok()
-                };
-                match cause {
-                    Some((cause, FsEnd::Reason)) => cause,
-                    _ => failure,
-                }
-            }
-            (failure, end) = &mut fs => {
-                let in_order = matches!(end, FsEnd::InOrder);
-                let limit = match end {
-                    FsEnd::Reason => None,
-                    // It ends in order when the VMM goes: there is a cause.
-                    FsEnd::InOrder => Some(WORD_LIMIT),
-                    FsEnd::Broken => Some(CAUSE_LIMIT),
-                };
-                let cause = match limit {
-                    Some(limit) => timeout(limit, &mut vm).await.ok(),
-                    None => None,
-                };
-                match cause {
-                    Some((cause, killed)) if killed || in_order => cause,
-                    _ => failure,
-                }
-            }
-        };
-        if self.progress.stopping.get() {
-            self.progress.stopped.notify_one();
-            return std::future::pending().await;
-        }
-        failure
-    }
-
-    /// Ends with the VMM, and says whether it was killed without a last word.
-    async fn watch_vm(
-        &self,
-        vmm: &Vmm,
-        ready: oneshot::Sender<UnixStream>,
-        log: mpsc::Sender<UnixStream>,
-    ) -> (Failure, bool) {
-        let mut ready = Some(ready);
-        loop {
-            let (event, mut fds) = match vmm.recv().await {
-                Ok(Some(message)) => message,
-                Ok(None) => {
-                    let how = describe(self.status(|machine| &mut machine.vmm));
-                    return (Failure::VmEnded(format!("its process {how}")), true);
-                }
-                Err(e) => return (Failure::VmContract(e.to_string()), false),
-            };
-            match event {
-                Event::Booted { timeline } => self.timeline.borrow_mut().vm(&timeline),
-                Event::GuestConnect { port } => {
-                    let Some(stream) = fds.pop().map(stream_from_fd) else {
-                        let text = format!("a connection to port {port} without a stream");
-                        return (Failure::VmContract(text), false);
-                    };
-                    match (port, stream) {
-                        (_, Err(e)) => return (Failure::VmContract(e.to_string()), false),
-                        // The agent calls once; what else calls is turned away by closing.
-                        (READY_PORT, Ok(stream)) => {
-                            if let Some(ready) = ready.take() {
-                                let _ = ready.send(stream);
-                            }
-                        }
-                        (LOG_PORT, Ok(stream)) => {
-                            let _ = log.try_send(stream);
-                        }
-                        _ => {}
-                    }
-                }
-                Event::Paused | Event::Resumed => {}
-                event @ (Event::NetAttached { .. }
-                | Event::NetDetached { .. }
-                | Event::LinkSet { .. }
-                | Event::NetRefused { .. }
-                | Event::NetCounters { .. }
-                | Event::VcpusAdded { .. }
-                | Event::Memory { .. }
-                | Event::GrowthRefused { .. }) => vmm.answered(event),
-                Event::Exited { reason, timeline } => {
-                    self.timeline.borrow_mut().vm(&timeline);
-                    let reason = match reason {
-                        ExitReason::HostError { message } => printable(&message, REASON_MAX),
-                        reason => reason.to_string(),
-                    };
-                    return (Failure::VmEnded(reason), false);
-                }
-            }
-        }
-    }
-
-    /// Ends with the file server, and says how it ended.
-    async fn watch_fs(&self, fs: &AsyncChannel) -> (Failure, FsEnd) {
-        loop {
-            match fs.recv::<Reply>().await {
-                Ok(Some((Reply::Ready, _))) => self.reached("fs_ready"),
-                Ok(Some((Reply::Error { message }, _))) => {
-                    let reason = printable(&message, REASON_MAX);
-                    return (Failure::FileServer(reason), FsEnd::Reason);
-                }
-                Ok(None) => {
-                    let status = self.status(|machine| &mut machine.fs);
-                    let end = match status {
-                        Some(status) if status.success() => FsEnd::InOrder,
-                        _ => FsEnd::Broken,
-                    };
-                    let how = describe(status);
-                    return (Failure::FileServer(format!("its process {how}")), end);
-                }
-                Err(e) => return (Failure::FileServer(e.to_string()), FsEnd::Reason),
-            }
-        }
-    }
-
-    /// How a worker whose socket has closed has ended, if it has.
-    fn status(&self, which: impl FnOnce(&mut Machine) -> &mut Worker) -> Option<ExitStatus> {
-        let mut machine = self.machine.borrow_mut();
-        which(machine.as_mut()?).reap(GONE_LIMIT)
-    }
-
-    async fn watch_signals(&self) -> Failure {
-        loop {
-            let signal = match signals::next(&self.signals).await {
-                Ok(signal) => signal,
-                Err(e) => return Failure::Own(e),
-            };
-            match (
-                signals::meaning(signal, self.pty.is_some()),
-                self.progress.stage.get(),
-            ) {
-                (Meaning::Own, _) => {}
-                (Meaning::Resized, _) => match self.pty.map(Pty::size) {
-                    Some(Ok(size)) => {
-                        self.progress.size.set(size);
-                        self.resize().await;
-                    }
-                    Some(Err(e)) => log::warn!("cannot read the size of the terminal: {e}"),
-                    None => {}
-                },
-                (Meaning::Forward(signal), Stage::Booting) if signals::asks_to_end(signal) => {
-                    return Failure::Interrupted(signal);
-                }
-                (Meaning::Forward(_), Stage::Booting) => {}
-                (Meaning::Forward(signal), Stage::Live) => {
-                    let init = ProcessName::init(&self.launch.id);
-                    if let Some(agent) = self.agent_now()
-                        && let Err(e) = agent.signal(init, signal, false).await
-                    {
-                        log::warn!("cannot pass signal {} on: {e}", signal.number());
-                    }
-                }
-                (Meaning::Forward(signal), Stage::Ending) if signals::asks_to_end(signal) => {
-                    self.progress.give_up.notify_one();
-                }
-                (Meaning::Forward(_), Stage::Ending) => {}
-            }
-        }
-    }
-
-    async fn watch_control(&self) -> Failure {
-        loop {
-            match self.control.recv::<Order>().await {
-                Ok(Some((Order::Resize { columns, rows }, _))) => {
-                    self.progress.size.set((columns, rows));
-                    self.resize().await;
-                }
-                Ok(None) if self.progress.stage.get() == Stage::Booting => {
-                    return Failure::CallerGone;
-                }
-                // Nobody waits for reports any more; the container lives on.
-                Ok(None) => std::future::pending().await,
-                Err(e) => return Failure::Own(std::io::Error::other(e)),
-            }
-        }
-    }
-
     /// Serves others, and the network.
     async fn serve(&self) -> Failure {
         let network = async {
@@ -621,26 +402,6 @@ impl Life<'_> {
     }
 }
 
-/// How the file server has ended.
-enum FsEnd {
-    /// It has given a reason.
-    Reason,
-    /// With success, as when the VMM has closed its socket.
-    InOrder,
-    /// In another way.
-    Broken,
-}
-
-fn describe(status: Option<ExitStatus>) -> String {
-    use std::os::unix::process::ExitStatusExt;
-    match status.map(|status| (status.signal(), status.code())) {
-        None => "has closed its control socket".into(),
-        Some((Some(signal), _)) => format!("was killed by signal {signal}"),
-        Some((None, Some(code))) => format!("exited with code {code}"),
-        Some((None, None)) => "ended".into(),
-    }
-}
-
 /// A reader of the file sees a whole number or none.
 pub(crate) fn write_pid_file(path: &Path, pid: i32) -> std::io::Result<()> {
     let dir = match path.parent() {
@@ -662,52 +423,5 @@ fn shared(path: String) -> SharedPath {
         tag: SHARE_TAG.into(),
         path,
         ..SharedPath::default()
-    }
-}
-
-fn stream_from_fd(fd: OwnedFd) -> std::io::Result<UnixStream> {
-    let stream = std::os::unix::net::UnixStream::from(fd);
-    stream.set_nonblocking(true)?;
-    UnixStream::from_std(stream)
-}
-
-/// A control socket that is waited for beside others.
-#[derive(Debug)]
-pub(crate) struct AsyncChannel(AsyncFd<Watched<Channel>>);
-
-impl AsyncChannel {
-    /// Must be called within a runtime.
-    pub(crate) fn new(channel: Channel) -> std::io::Result<Self> {
-        ioctl_fionbio(&channel, true)?;
-        Ok(Self(sys::watch(channel)?))
-    }
-
-    /// Sends without waiting.
-    pub(crate) fn send<T: Serialize>(&self, message: &T) -> Result<(), ChannelError> {
-        self.send_with(message, &[])
-    }
-
-    /// Sends, and descriptors beside it, without waiting.
-    pub(crate) fn send_with<T: Serialize>(
-        &self,
-        message: &T,
-        fds: &[BorrowedFd<'_>],
-    ) -> Result<(), ChannelError> {
-        self.0.get_ref().inner().send(message, fds)
-    }
-
-    pub(crate) async fn recv<T: DeserializeOwned>(
-        &self,
-    ) -> Result<Option<(T, Vec<OwnedFd>)>, ChannelError> {
-        loop {
-            let Ok(mut ready) = self.0.readable().await else {
-                // The runtime shuts down, and with it all that waits here.
-                return Err(ChannelError::Receive(Errno::CANCELED));
-            };
-            match self.0.get_ref().inner().recv() {
-                Err(ChannelError::Receive(Errno::AGAIN)) => ready.clear_ready(),
-                result => return result,
-            }
-        }
     }
 }

@@ -13,6 +13,8 @@
 //! of the container at `/proc/PID` (`holder`).
 
 mod attach;
+mod channel;
+mod ending;
 mod exec;
 mod failure;
 mod growth;
@@ -50,20 +52,21 @@ pub use guest::clean_up_guest;
 pub use machine::vm_config;
 pub use size::{Allowance, beyond};
 
+use self::channel::AsyncChannel;
+use self::ending::{Outcome, end_as};
 use self::exec::ExecParts;
 use self::failure::Failure;
 use self::growth::Growth;
 use self::guest::Guest;
 use self::holder::Holder;
 use self::hooks::HookRunner;
-use self::life::{AsyncChannel, End, Life, Progress};
+use self::life::{End, Life, Progress};
 use self::machine::{ControlSlot, Machine};
 use self::network::Network;
 use self::place::{Place, has_network};
 use self::streams::Inherited;
 use self::timeline::Timeline;
 use self::vmm::Vmm;
-use crate::agent::Exit;
 use crate::agent_log;
 use crate::cgroup::{self, Driver, Plan as CgroupPlan, SandboxCgroup};
 use crate::control;
@@ -72,7 +75,6 @@ use crate::logger;
 use crate::network as host_network;
 use crate::paths::ContainerPaths;
 use crate::process::{self, ProcessId};
-use crate::signal::Signal;
 use crate::state::{self, NetworkPlace, Phase, STATE_VERSION, State};
 use crate::sys::{self, SignalFd};
 use crate::text::chain;
@@ -83,6 +85,8 @@ pub const EXIT_FAILED: u8 = 1;
 /// The exit code for a container whose machine ended under its workload.
 pub const EXIT_LOST: u8 = 255;
 
+/// How long to rest when a connection cannot be taken: the process is out of descriptors.
+const REST: Duration = Duration::from_millis(100);
 /// How long the agent's last log lines may take to be written.
 const LOG_LIMIT: Duration = Duration::from_millis(300);
 
@@ -205,22 +209,6 @@ fn run_exec(launch: &ExecLaunch, mut parts: ExecParts, control: Channel) -> u8 {
     end_as(&report)
 }
 
-/// The exit code that tells what a report says, unless the process ends by the signal in it.
-fn end_as(report: &Report) -> u8 {
-    match *report {
-        Report::Exited { code, signal } => {
-            if let Some(signal) = Signal::from_number(signal) {
-                sys::die_by(signal);
-                // A signal that ends no process did not end this one: as a shell would say.
-                return u8::try_from(128 + signal.number()).unwrap_or(u8::MAX);
-            }
-            u8::try_from(code).unwrap_or(u8::MAX)
-        }
-        Report::Lost { .. } => EXIT_LOST,
-        Report::Failed { .. } | Report::Created | Report::Started => EXIT_FAILED,
-    }
-}
-
 /// Why a limit of this machine does not hold for a container in the virtual machine of another.
 #[must_use]
 pub fn in_another(sandbox: &str) -> String {
@@ -251,13 +239,6 @@ struct Monitor {
     /// The files of the container whose virtual machine this one is in.
     machine_paths: ContainerPaths,
     timeline: RefCell<Timeline>,
-}
-
-/// What came of a container.
-struct Outcome {
-    end: End,
-    remains: Remains,
-    control: Channel,
 }
 
 /// What was made for a container, whatever has come of it.
@@ -491,138 +472,6 @@ impl Monitor {
         }
         self.timeline.borrow_mut().reached("cgroup_made");
         Ok(Some(cgroup))
-    }
-
-    /// Tells how it ended and leaves nothing, in the order in which the caller cares.
-    fn finish(&self, outcome: Outcome) -> u8 {
-        let Outcome {
-            end,
-            remains,
-            control,
-        } = outcome;
-        let Remains {
-            mut machine,
-            guest,
-            state,
-            hooks,
-            cgroup,
-            place,
-        } = remains;
-        if let Ok(exit) = &end.result {
-            self.tell_members(*exit, state.as_ref());
-        }
-        if let Some(machine) = &mut machine {
-            machine.kill();
-        }
-        drop(place);
-        let report = match &end.result {
-            Ok(Exit { code, signal }) => Report::Exited {
-                code: *code,
-                signal: *signal,
-            },
-            Err(failure) if end.was_created => Report::Lost {
-                message: lost(failure.message(&self.machine_paths), cgroup.as_ref()),
-            },
-            Err(failure) => Report::Failed {
-                message: failure.message(&self.machine_paths),
-            },
-        };
-        if !matches!(report, Report::Exited { .. }) {
-            // Its reason is known; before anybody is told, nothing of it is left.
-            drop(machine.take());
-        }
-        drop(guest);
-        if let Some(cgroup) = cgroup.filter(|_| self.is_removed(&report)) {
-            // Workers must be gone before their cgroup can be.
-            drop(machine.take());
-            if let Err(e) = cgroup.abandon(std::process::id()) {
-                log::error!("{}", chain(&e));
-            }
-        }
-        self.leave_state(&report, state);
-        if let Some(hooks) = hooks.filter(|_| self.is_removed(&report)) {
-            // As with runc, also when it was the hooks before that failed.
-            hooks.stopped();
-        }
-        self.timeline.borrow_mut().reached("cleaned_up");
-        if let Some(path) = &self.launch.timeline
-            && let Err(e) = self.timeline.borrow().write(path)
-        {
-            log::error!("cannot write the timeline {}: {e}", path.display());
-        }
-        let heard = control.send(&report, &[]).is_ok();
-        match &report {
-            Report::Lost { message } | Report::Failed { message } if !heard => {
-                log::error!("container {}: {message}", self.launch.id);
-            }
-            _ => {}
-        }
-        logger::stop();
-        // Reaped last: nobody has to wait for the kernel to take a virtual machine apart.
-        drop(machine);
-        end_as(&report)
-    }
-
-    /// Notes how the container has ended before the machine goes under those who share it: to them it
-    /// is the difference between having been killed and being lost.
-    fn tell_members(&self, Exit { code, signal }: Exit, state: Option<&State>) {
-        let Some(state) = state.filter(|_| self.paths.members().exists()) else {
-            return;
-        };
-        let phase = Phase::Exited {
-            code,
-            signal,
-            error: None,
-        };
-        let state = State {
-            phase,
-            ..state.clone()
-        };
-        if let Err(e) = state::write(&self.paths, &state) {
-            log::error!("{}", chain(&e));
-        }
-    }
-
-    /// Whether nothing stays of the container that ended so.
-    fn is_removed(&self, report: &Report) -> bool {
-        matches!(report, Report::Failed { .. }) || self.launch.remove
-    }
-
-    /// Removes the state directory, or leaves in it how the container ended.
-    fn leave_state(&self, report: &Report, state: Option<State>) {
-        let failed = matches!(report, Report::Failed { .. });
-        if failed && let Some(path) = &self.launch.pid_file {
-            // Not written yet, as a rule.
-            let _ = std::fs::remove_file(path);
-        }
-        if self.is_removed(report) {
-            if let Err(e) = state::remove(&self.paths) {
-                log::error!("{}", chain(&e));
-            }
-            return;
-        }
-        let Some(mut state) = state else {
-            return;
-        };
-        state.phase = match report {
-            Report::Exited { code, signal } => Phase::Exited {
-                code: *code,
-                signal: *signal,
-                error: None,
-            },
-            Report::Lost { message } => Phase::Exited {
-                code: EXIT_LOST.into(),
-                signal: 0,
-                error: Some(message.clone()),
-            },
-            Report::Failed { .. } | Report::Created | Report::Started => return,
-        };
-        // The socket leads nowhere any more.
-        let _ = std::fs::remove_file(self.paths.vsock());
-        let _ = std::fs::remove_file(self.paths.control());
-        if let Err(e) = state::write(&self.paths, &state) {
-            log::error!("{}", chain(&e));
-        }
     }
 
     fn open_dir(&self, paths: &ContainerPaths) -> Result<OwnedFd, Failure> {

@@ -11,6 +11,7 @@
 //! `create` and `start`, and from then on whenever the kernel tells of a change.
 
 mod forward;
+mod links;
 
 use std::cell::{OnceCell, RefCell};
 use std::io;
@@ -34,6 +35,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{Mutex, Notify};
 use tokio::time::sleep;
 
+use self::links::{Links, Plugged};
 use super::place::Place;
 use super::vmm::Vmm;
 use super::{resolver, streams};
@@ -49,8 +51,6 @@ use crate::vsock;
 const SETTLE: Duration = Duration::from_millis(20);
 /// How long to wait before a change is followed after one that could not be followed whole.
 const AGAIN: Duration = Duration::from_millis(500);
-/// How long to rest when a connection cannot be taken: the process is out of descriptors.
-const REST: Duration = Duration::from_millis(100);
 /// Where a container finds its name servers.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// The longest text of the VMM that is shown, in bytes.
@@ -85,57 +85,6 @@ pub(crate) enum ConnectError {
     /// The container has not been made yet, or has ended.
     #[error("the container is not there to be connected")]
     NotReady,
-}
-
-/// An interface that the guest has.
-struct Plugged {
-    slot: u8,
-    interface: Interface,
-    tap: u32,
-}
-
-/// What has been done so far.
-#[derive(Default)]
-struct Links {
-    plugged: Vec<Plugged>,
-    /// What the guest has no longer, while the VMM may have its device still.
-    leaving: Vec<Plugged>,
-    told: SetNetworkRequest,
-    /// The name servers of the namespace that are stood in for.
-    resolvers: Vec<Ipv4Addr>,
-    /// What was warned of when the namespace was last looked at.
-    warnings: Vec<String>,
-}
-
-impl Links {
-    /// A slot that surely has no device.
-    fn free_slot(&self) -> Option<u8> {
-        let taken = self.plugged.iter().chain(&self.leaving).map(|p| p.slot);
-        (0..NET_SLOTS).find(|slot| taken.clone().all(|taken| taken != *slot))
-    }
-
-    /// What there is about the interfaces that the guest has.
-    fn scan(&self, socket: &Socket) -> Result<Scan, NetworkError> {
-        let has = |index| self.plugged.iter().any(|p| p.interface.index == index);
-        Scan::read(socket, |interface| has(interface.index))
-    }
-
-    /// Gives the first failure. The others, and what was left out, are told in the log, once until it is over.
-    fn first(
-        &mut self,
-        failures: Vec<ConnectError>,
-        left_out: Vec<String>,
-    ) -> Result<(), ConnectError> {
-        let mut failures = failures.into_iter();
-        let first = failures.next();
-        let warnings = failures.map(|e| chain(&e)).chain(left_out);
-        let warnings: Vec<_> = warnings.collect();
-        for warning in warnings.iter().filter(|w| !self.warnings.contains(w)) {
-            log::warn!("{warning}");
-        }
-        self.warnings = warnings;
-        first.map_or(Ok(()), Err)
-    }
 }
 
 /// The network of a sandbox.
@@ -570,38 +519,4 @@ async fn stream(
     let ask = async { ask.await.map_err(io::Error::other) };
     let (stream, ()) = tokio::try_join!(connect, ask)?;
     Ok(stream)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn plugged(slot: u8) -> Plugged {
-        Plugged {
-            slot,
-            interface: Interface {
-                index: 7,
-                name: "eth0".into(),
-                mac: [2, 0, 0, 0, 0, 1],
-                mtu: 1500,
-                up: true,
-                carrier: true,
-            },
-            tap: 8,
-        }
-    }
-
-    #[test]
-    fn a_slot_that_may_have_a_device_still_is_not_free() {
-        let mut links = Links::default();
-        assert_eq!(links.free_slot(), Some(0));
-        links.plugged.push(plugged(0));
-        links.leaving.push(plugged(1));
-        assert_eq!(links.free_slot(), Some(2));
-        links.leaving.push(plugged(2));
-        links.plugged.push(plugged(3));
-        assert_eq!(links.free_slot(), None);
-        links.leaving.clear();
-        assert_eq!(links.free_slot(), Some(1));
-    }
 }

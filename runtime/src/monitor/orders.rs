@@ -8,7 +8,9 @@ use cloister_vmm_api::Channel;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{sleep, timeout};
 
-use super::life::{AsyncChannel, Life};
+use super::REST;
+use super::channel::AsyncChannel;
+use super::life::Life;
 use super::network::ConnectError;
 use crate::control::{ControlAnswer, ControlOrder};
 use crate::sys::Watched;
@@ -16,8 +18,6 @@ use crate::text::chain;
 
 /// How long a command may take to say what it wants.
 const ORDER_LIMIT: Duration = Duration::from_secs(5);
-/// How long to rest when a connection cannot be taken: the process is out of descriptors.
-const REST: Duration = Duration::from_millis(100);
 
 impl Life<'_> {
     /// Follows them, one at a time.

@@ -10,7 +10,7 @@ use cloister_vmm_api::{Channel, ChannelError, Event, Request};
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::timeout;
 
-use super::life::AsyncChannel;
+use super::channel::AsyncChannel;
 
 /// How long the VMM may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);

@@ -9,8 +9,9 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::sleep;
 
-use super::{Network, REST};
+use super::Network;
 use crate::agent::Agent;
+use crate::monitor::REST;
 use crate::monitor::streams;
 use crate::network::{ForwardListener, Forwarded};
 use crate::text::chain;
