@@ -27,7 +27,7 @@ enum Kind {
 }
 
 /// Every key.
-const KEYS: [(&str, Kind); 19] = [
+const KEYS: [(&str, Kind); 20] = [
     ("vmm", Kind::Text),
     ("fs", Kind::Text),
     ("kernel", Kind::Text),
@@ -43,6 +43,7 @@ const KEYS: [(&str, Kind); 19] = [
     ("jail_gid", Kind::Number),
     ("network_receive_limit", Kind::Text),
     ("network_send_limit", Kind::Text),
+    ("network_vhost", Kind::Text),
     ("default_apparmor_profile", Kind::Text),
     ("allowed_annotations", Kind::List),
     ("shim_version", Kind::Number),
@@ -106,6 +107,8 @@ pub struct Config {
     pub network_receive_limit: Option<u64>,
     /// How much each interface of a virtual machine may send, in bits a second.
     pub network_send_limit: Option<u64>,
+    /// Whether this machine's kernel moves the packets of an interface without limits, where it can.
+    pub network_vhost: bool,
     /// What becomes of a caller's own AppArmor profile.
     pub default_apparmor_profile: DefaultProfile,
     /// The keys that a container's annotations may set (`io.cloister.<key>`).
@@ -177,6 +180,7 @@ struct File {
     jail_gid: Option<u32>,
     network_receive_limit: Option<String>,
     network_send_limit: Option<String>,
+    network_vhost: Option<String>,
     default_apparmor_profile: Option<String>,
     allowed_annotations: Option<Vec<String>>,
     shim_version: Option<u8>,
@@ -269,6 +273,7 @@ fn overlay(
             "jail_gid" => file.jail_gid = Some(number.try_into().map_err(large)?),
             "network_receive_limit" => file.network_receive_limit = Some(text.into()),
             "network_send_limit" => file.network_send_limit = Some(text.into()),
+            "network_vhost" => file.network_vhost = Some(text.into()),
             "default_apparmor_profile" => file.default_apparmor_profile = Some(text.into()),
             "allowed_annotations" => {
                 let keys = text.split(',').map(str::trim).filter(|key| !key.is_empty());
@@ -292,6 +297,16 @@ impl File {
                 ),
             });
         }
+        let network_vhost = match self.network_vhost.as_deref() {
+            None | Some("auto") => true,
+            Some("never") => false,
+            Some(other) => {
+                return Err(ConfigError::Value {
+                    key: "network_vhost",
+                    message: format!("{other:?} given, auto or never possible"),
+                });
+            }
+        };
         let default_apparmor_profile = match self.default_apparmor_profile.as_deref() {
             None | Some("warn") => DefaultProfile::Warn,
             Some("refuse") => DefaultProfile::Refuse,
@@ -343,6 +358,7 @@ impl File {
             jail_gid: self.jail_gid.unwrap_or(DEFAULT_JAIL_ID),
             network_receive_limit: bandwidth("network_receive_limit", self.network_receive_limit)?,
             network_send_limit: bandwidth("network_send_limit", self.network_send_limit)?,
+            network_vhost,
             default_apparmor_profile,
             allowed_annotations,
             shim_version,

@@ -34,7 +34,7 @@ pub(crate) use self::limits::{Limits, bandwidth};
 pub(crate) use self::redirect::{Mark, join, part, release, undo_all};
 pub(crate) use self::scan::{Interface, Scan};
 pub(crate) use self::sysctls::{interface_sysctls, sysctls};
-pub(crate) use self::tap::Tap;
+pub(crate) use self::tap::{Tap, Traffic, open_vhost};
 use crate::sys;
 
 /// The groups (RTNLGRP_*) that tell of what a guest's network is made of.

@@ -52,7 +52,7 @@ pub const DEVICE_SYSCALLS: &[&[libc::c_long]] = &[
     FS_SYSCALLS,
 ];
 /// The `ioctl` operations that they need.
-pub const DEVICE_IOCTLS: &[&[u32]] = &[net::IOCTLS];
+pub const DEVICE_IOCTLS: &[&[u32]] = net::IOCTLS;
 
 /// Those of the file system device, which makes event descriptors when it is activated and talks
 /// to its server with a deadline.

@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cloister_virtio::device::{GuestRam, VirtioDevice as _};
 use cloister_virtio::mmio::{RestoreError, Transport, TransportState};
-use cloister_virtio::net::{self, Net, Tap};
+use cloister_virtio::net::{self, Net, Tap, Vhost, VhostError};
 use cloister_vmm_api::{Event, NET_SLOTS, NetConfig, NetConfigError, NetCounters, Request};
 use event_manager::{EventOps, Events, MutEventSubscriber as _};
 use kvm_ioctls::VmFd;
@@ -47,7 +47,7 @@ pub enum Refusal {
     /// The configuration does not hold.
     #[error("config")]
     Config(#[from] NetConfigError),
-    /// There is not one descriptor a queue pair.
+    /// There is not one descriptor a queue pair, nor two with vhost-net.
     #[error("taps: {fds} descriptors, {pairs} queue pairs")]
     Taps {
         /// Descriptors given.
@@ -113,8 +113,9 @@ impl Nets {
             let slot = Slot::Net(number);
             let transport = transports.get(slot.index()).and_then(Option::as_ref);
             let transport = transport.ok_or(Refusal::State)?;
-            let taps = open(state.config.queue_pairs, fds)?;
-            let device = Arc::new(Mutex::new(Net::restore(state, taps)?));
+            let (taps, vhosts) = open(state.config.queue_pairs, fds)?;
+            let device = with_vhost(Net::restore(state, taps)?, vhosts)?;
+            let device = Arc::new(Mutex::new(device));
             let transport = Transport::restore(device.clone(), self.memory.clone(), transport)?;
             plug::connect(&self.vm, slot, &transport)?;
             self.occupy(number, device, transport);
@@ -123,6 +124,20 @@ impl Nets {
             Ok(())
         } else {
             Err(Refusal::State)
+        }
+    }
+
+    /// Stands still with the virtual machine.
+    pub fn pause(&self) {
+        for device in self.devices.iter().flatten() {
+            lock(device).pause();
+        }
+    }
+
+    /// Goes on.
+    pub fn resume(&self) {
+        for device in self.devices.iter().flatten() {
+            lock(device).resume();
         }
     }
 
@@ -207,8 +222,9 @@ impl Nets {
             Some(None) => {}
         }
         config.validate()?;
-        let taps = open(config.queue_pairs, fds)?;
-        let device = Arc::new(Mutex::new(Net::new(device_config(config), taps)?));
+        let (taps, vhosts) = open(config.queue_pairs, fds)?;
+        let device = with_vhost(Net::new(device_config(config), taps)?, vhosts)?;
+        let device = Arc::new(Mutex::new(device));
         let transport = Transport::new(device.clone(), self.memory.clone());
         let transport = transport.map_err(Refusal::Event)?;
         let slot = Slot::Net(number);
@@ -274,17 +290,33 @@ impl Nets {
     }
 }
 
-/// Takes the taps over. Surplus descriptors are closed with all others.
-fn open(pairs: u8, fds: Vec<OwnedFd>) -> Result<Vec<Tap>, Refusal> {
-    if fds.len() != usize::from(pairs) {
+/// Takes the descriptors over: of taps, one a pair, and behind them of vhost-net, as many or none.
+fn open(pairs: u8, mut fds: Vec<OwnedFd>) -> Result<(Vec<Tap>, Vec<Vhost>), Refusal> {
+    let each = usize::from(pairs);
+    if fds.len() != each && fds.len() != 2 * each {
         let fds = fds.len();
         return Err(Refusal::Taps { fds, pairs });
     }
+    let vhosts = fds.split_off(each);
     let several = pairs > 1;
     let taps = fds.into_iter().enumerate().map(|(index, fd)| {
         Tap::new(fd, several).map_err(|source| net::Error::Tap { index, source })
     });
-    Ok(taps.collect::<Result<_, _>>()?)
+    let taps = taps.collect::<Result<_, _>>()?;
+    let vhosts: Result<_, _> = vhosts.into_iter().map(Vhost::new).collect();
+    // The packets pass without it as well.
+    let vhosts = vhosts.unwrap_or_else(|error: VhostError| {
+        log::warn!("net: no vhost-net: {}", crate::chain(&error));
+        Vec::new()
+    });
+    Ok((taps, vhosts))
+}
+
+fn with_vhost(device: Net, vhosts: Vec<Vhost>) -> Result<Net, net::Error> {
+    if vhosts.is_empty() {
+        return Ok(device);
+    }
+    device.with_vhost(vhosts)
 }
 
 fn device_config(config: &NetConfig) -> net::Config {

@@ -422,6 +422,7 @@ impl Control {
         if let Some(Err(error)) = self.fs().map(|mut fs| fs.pause()) {
             log::error!("fs: {error}");
         }
+        self.nets().pause();
         tell(&self.channel, &Event::Paused)?;
         loop {
             let mut fds = [PollFd::new(&*self.channel, PollFlags::IN)];
@@ -435,6 +436,7 @@ impl Control {
                     if let Some(Err(error)) = self.fs().map(|mut fs| fs.resume()) {
                         log::error!("fs: {error}");
                     }
+                    self.nets().resume();
                     self.gate.open();
                     tell(&self.channel, &Event::Resumed)?;
                     return Ok(None);

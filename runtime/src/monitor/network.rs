@@ -42,7 +42,7 @@ use super::{resolver, streams};
 use crate::agent::{Agent, AgentError};
 use crate::control::InterfaceCounters;
 use crate::launch::Launch;
-use crate::network::{self, ForwardListener, Interface, NetworkError, Scan, Tap};
+use crate::network::{self, ForwardListener, Interface, NetworkError, Scan, Tap, Traffic};
 use crate::sys::{self, Watched};
 use crate::text::{chain, printable};
 use crate::vsock;
@@ -286,7 +286,14 @@ impl<'a> Network<'a> {
             rx_limit: self.place.limits.receive,
             tx_limit: self.place.limits.send,
         };
-        let queues: Vec<_> = tap.queues.iter().map(AsFd::as_fd).collect();
+        // The kernel keeps to no limit.
+        let limited = config.rx_limit.is_some() || config.tx_limit.is_some();
+        let vhosts = if self.place.vhost && !limited {
+            network::open_vhost(self.queue_pairs)
+        } else {
+            Vec::new()
+        };
+        let queues: Vec<_> = tap.queues.iter().chain(&vhosts).map(AsFd::as_fd).collect();
         let attach = Request::AttachNet { slot, config };
         let plugged = Plugged {
             slot,
@@ -443,19 +450,29 @@ impl<'a> Network<'a> {
         let Some(Event::NetCounters { nets }) = vmm.ask(&request, &[]).await? else {
             return Err(ConnectError::Uncounted);
         };
+        // There since the network was connected for the first time.
+        let Some((socket, _)) = self.sockets.get() else {
+            return Ok(Vec::new());
+        };
+        let taps = socket.links().map_err(|source| NetworkError::List {
+            what: "interfaces",
+            source,
+        })?;
         let of = |counters: &NetCounters| {
             let mut plugged = links.plugged.iter();
             let plugged = plugged.find(|plugged| plugged.slot == counters.slot)?;
+            // What the kernel moves the VMM does not see, and what the VMM loses has passed the tap.
+            let [to, from] = Traffic::of(&taps, plugged.tap)?;
             Some(InterfaceCounters {
                 name: plugged.interface.name.clone(),
-                rx_bytes: counters.rx_bytes,
-                rx_packets: counters.rx_packets,
-                rx_errors: counters.rx_errors,
-                rx_dropped: counters.rx_dropped,
-                tx_bytes: counters.tx_bytes,
-                tx_packets: counters.tx_packets,
-                tx_errors: counters.tx_errors,
-                tx_dropped: counters.tx_dropped,
+                rx_bytes: to.bytes,
+                rx_packets: to.packets,
+                rx_errors: to.errors + counters.rx_errors,
+                rx_dropped: to.dropped + counters.rx_dropped,
+                tx_bytes: from.bytes,
+                tx_packets: from.packets,
+                tx_errors: from.errors + counters.tx_errors,
+                tx_dropped: from.dropped + counters.tx_dropped,
             })
         };
         Ok(nets.iter().filter_map(of).collect())

@@ -21,6 +21,8 @@ pub(crate) struct Place {
     pub(super) path: Option<PathBuf>,
     pub(super) mark: Mark,
     pub(super) limits: Limits,
+    /// This machine's kernel may move the packets.
+    pub(super) vhost: bool,
 }
 
 impl Place {
@@ -36,6 +38,7 @@ impl Place {
             path: container.network.clone(),
             mark: Mark::new(&launch.root, &launch.id),
             limits: Limits::new(&container.annotations, &launch.config)?,
+            vhost: launch.config.network_vhost,
         }))
     }
 }

@@ -1,11 +1,12 @@
 //! Taps: an interface of the namespace whose other end is a descriptor.
 
 use std::fs::OpenOptions;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use cloister_netlink::{Message, Socket, link_header};
+use cloister_netlink::{Message, Received, Socket, link_attributes, link_header, link_index};
 
 use super::scan::{Interface, TAP_PREFIX};
 use super::{Namespace, NetworkError};
@@ -13,6 +14,26 @@ use crate::sys;
 
 /// The device that makes taps.
 const TUN: &str = "/dev/net/tun";
+/// The device by which the kernel moves their packets.
+const VHOST: &str = "/dev/vhost-net";
+
+/// A descriptor for each of so many queues by which the kernel can be brought to move their packets; none if this machine has
+/// no such thing, or not for us.
+pub(crate) fn open_vhost(queues: u8) -> Vec<OwnedFd> {
+    let open = |_| {
+        let mut options = OpenOptions::new();
+        options
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK);
+        options.open(VHOST).map(OwnedFd::from)
+    };
+    let opened = (0..queues).map(open).collect::<io::Result<_>>();
+    opened.unwrap_or_else(|e| {
+        log::debug!("{VHOST}: {e}: the virtual machine moves its packets itself");
+        Vec::new()
+    })
+}
 
 /// A tap, which is there for as long as a descriptor of it is open.
 #[derive(Debug)]
@@ -87,6 +108,40 @@ impl Tap {
                 verb: "give its MTU to its tap",
                 source,
             })
+    }
+}
+
+/// What has passed through a tap.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Traffic {
+    pub(crate) packets: u64,
+    pub(crate) bytes: u64,
+    pub(crate) errors: u64,
+    pub(crate) dropped: u64,
+}
+
+impl Traffic {
+    /// To the guest and from it, by the index of a tap that is among `links`.
+    pub(crate) fn of(links: &[Received], index: u32) -> Option<[Self; 2]> {
+        let link = links
+            .iter()
+            .find(|link| link_index(&link.payload) == Some(index))?;
+        let statistics = link_attributes(&link.payload).find(libc::IFLA_STATS64)?;
+        // include/uapi/linux/if_link.h: `struct rtnl_link_stats64` begins with what was received and what was transmitted, in
+        // turn. The tap transmits what the guest receives.
+        let (numbers, _) = statistics.as_chunks::<8>();
+        let mut numbers = numbers.iter().copied().map(u64::from_ne_bytes);
+        let (mut to, mut from) = (Self::default(), Self::default());
+        for (received, transmitted) in [
+            (&mut from.packets, &mut to.packets),
+            (&mut from.bytes, &mut to.bytes),
+            (&mut from.errors, &mut to.errors),
+            (&mut from.dropped, &mut to.dropped),
+        ] {
+            *received = numbers.next()?;
+            *transmitted = numbers.next()?;
+        }
+        Some([to, from])
     }
 }
 

@@ -23,7 +23,9 @@ pub enum Request {
     Stop,
     /// Put a network device into an empty slot. Beside this packet travel its taps, one descriptor
     /// a queue pair, in order, each opened with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, and
-    /// `IFF_MULTI_QUEUE` if there are several. Answered by [`Event::NetAttached`] or
+    /// `IFF_MULTI_QUEUE` if there are several. Behind them may come as many descriptors of `/dev/vhost-net`, which nobody
+    /// owns yet, for a device without limits: then the kernel moves its packets if it can, and the device does not count
+    /// those. Answered by [`Event::NetAttached`] or
     /// [`Event::NetRefused`], as all requests about one slot are, also while the VM is paused.
     ///
     /// The guest is not told: it finds the device when it binds its driver to the slot anew

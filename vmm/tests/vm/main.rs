@@ -20,3 +20,4 @@ mod jail;
 mod net;
 mod state;
 mod tap;
+mod vhost;

@@ -36,7 +36,7 @@ fn attach(vm: &Vm, slot: u8, queue_pairs: u8) -> TapInterface {
     tap
 }
 
-fn detach(vm: &Vm, slot: u8, tap: &TapInterface) {
+pub(crate) fn detach(vm: &Vm, slot: u8, tap: &TapInterface) {
     vm.send(&Request::DetachNet { slot });
     assert_eq!(vm.event(), Some(Event::NetDetached { slot }));
     let start = Instant::now();
@@ -48,21 +48,21 @@ fn detach(vm: &Vm, slot: u8, tap: &TapInterface) {
 }
 
 /// Lets the guest's `frames` send a frame and receive one.
-fn exchange(vm: &Vm, tap: &TapInterface, text: &str) {
+pub(crate) fn exchange(vm: &Vm, tap: &TapInterface, text: &str) {
     receive(vm, tap);
     tap.send(text);
     vm.says(&format!("received {text}"));
 }
 
 /// Waits for the frame of the guest's `frames`.
-fn receive(vm: &Vm, tap: &TapInterface) {
+pub(crate) fn receive(vm: &Vm, tap: &TapInterface) {
     match tap.receive() {
         Some(text) => assert!(text.starts_with("frame from the guest"), "{text}"),
         None => panic!("no frame; {:?}; console:\n{}", counters(vm), vm.console()),
     }
 }
 
-fn counters(vm: &Vm) -> Vec<NetCounters> {
+pub(crate) fn counters(vm: &Vm) -> Vec<NetCounters> {
     vm.send(&Request::NetCounters);
     match vm.event() {
         Some(Event::NetCounters { nets }) => nets,
@@ -70,19 +70,19 @@ fn counters(vm: &Vm) -> Vec<NetCounters> {
     }
 }
 
-fn refusal(vm: &Vm, expected_slot: u8) -> String {
+pub(crate) fn refusal(vm: &Vm, expected_slot: u8) -> String {
     match vm.event() {
         Some(Event::NetRefused { slot, message }) if slot == expected_slot => message,
         other => panic!("{other:?}"),
     }
 }
 
-fn set_link(vm: &Vm, slot: u8, up: bool) {
+pub(crate) fn set_link(vm: &Vm, slot: u8, up: bool) {
     vm.send(&Request::SetLink { slot, up });
     assert_eq!(vm.event(), Some(Event::LinkSet { slot }));
 }
 
-fn stop(mut vm: Vm) {
+pub(crate) fn stop(mut vm: Vm) {
     vm.send(&Request::Stop);
     assert_eq!(vm.exited().0, ExitReason::Stopped);
 }
@@ -174,8 +174,8 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
         "taps: 0 descriptors, 1 queue pairs"
     );
     assert_eq!(
-        attach_with(0, config(1), &[fds[0], null.as_fd()]),
-        "taps: 2 descriptors, 1 queue pairs"
+        attach_with(0, config(1), &[fds[0], null.as_fd(), null.as_fd()]),
+        "taps: 3 descriptors, 1 queue pairs"
     );
     let bad = NetConfig {
         mtu: Some(10),

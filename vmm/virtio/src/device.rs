@@ -96,6 +96,8 @@ pub struct Interrupt {
     line: Arc<EventFd>,
     generation: Arc<AtomicU32>,
     broken: Arc<AtomicBool>,
+    /// Who uses buffers signals `line` alone.
+    elsewhere: Arc<AtomicBool>,
 }
 
 impl Interrupt {
@@ -108,6 +110,7 @@ impl Interrupt {
             line,
             generation: Arc::default(),
             broken: Arc::default(),
+            elsewhere: Arc::default(),
         }
     }
 
@@ -139,7 +142,24 @@ impl Interrupt {
         self.raise(INTERRUPT_CONFIG_CHANGE)
     }
 
-    /// Which causes are pending: bits of InterruptStatus.
+    /// Whether buffers are used by somebody who signals [`Interrupt::line`] without coming here. Each interrupt may then be for
+    /// used buffers; a driver that finds none has lost nothing.
+    pub fn used_elsewhere(&self, elsewhere: bool) {
+        self.elsewhere.store(elsewhere, Ordering::SeqCst);
+    }
+
+    /// Which causes are pending, as the driver reads them in InterruptStatus.
+    #[must_use]
+    pub fn pending(&self) -> u32 {
+        let assumed = if self.elsewhere.load(Ordering::SeqCst) {
+            INTERRUPT_USED_BUFFER
+        } else {
+            0
+        };
+        self.status.load(Ordering::SeqCst) | assumed
+    }
+
+    /// Which causes are known to be pending: bits of InterruptStatus.
     #[must_use]
     pub fn status(&self) -> &AtomicU32 {
         &self.status

@@ -37,6 +37,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 pub use self::backend::BackendError;
 use self::backend::{Backend, Ring};
+use crate::chain;
 use crate::device::VirtioDevice;
 use crate::device::{ActivateError, Activation, ActiveQueue, GuestRam, Interrupt, SavedQueue};
 use crate::kicks::{Kicked, Kicks};
@@ -276,14 +277,7 @@ impl Fs {
     fn fail(&mut self, error: &dyn std::error::Error) {
         self.backend.abandon();
         self.metrics.failures += 1;
-        let mut causes = String::new();
-        let mut next = error.source();
-        while let Some(cause) = next {
-            causes.push_str(": ");
-            causes.push_str(&cause.to_string());
-            next = cause.source();
-        }
-        log::error!("fs: the server has failed: {error}{causes}");
+        log::error!("fs: the server has failed: {}", chain(error));
         if let Some(active) = self.active.take()
             && let Err(error) = active.interrupt.needs_reset()
         {

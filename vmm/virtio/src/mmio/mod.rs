@@ -38,7 +38,7 @@ pub use self::registers::QUEUE_NOTIFY;
 use self::registers::*;
 pub use self::state::{RestoreError, TransportState};
 use crate::device::{Activation, ActiveQueue, GuestRam, Interrupt, SavedQueue, VirtioDevice};
-use crate::warn_guest;
+use crate::{chain, warn_guest};
 
 /// The size of a register page in bytes; what lies past the configuration space reads as zero.
 pub const PAGE_SIZE: u64 = 0x1000;
@@ -180,7 +180,7 @@ impl Transport {
 
     fn read_register(&self, offset: u64) -> u32 {
         match offset {
-            INTERRUPT_STATUS => return self.interrupt.status().load(Ordering::SeqCst),
+            INTERRUPT_STATUS => return self.interrupt.pending(),
             MAGIC_VALUE => return MAGIC,
             VERSION_REGISTER => return VERSION,
             DEVICE_ID => return self.device_type,
@@ -356,6 +356,7 @@ impl Transport {
         // virtio-v1.3 §4.2.2.1: upon reset the device clears InterruptStatus and ready bits.
         self.interrupt.status().store(0, Ordering::SeqCst);
         self.interrupt.broken().store(false, Ordering::SeqCst);
+        self.interrupt.used_elsewhere(false);
     }
 }
 
@@ -453,15 +454,4 @@ fn set_low(address: &mut u64, value: u32) {
 
 fn set_high(address: &mut u64, value: u32) {
     *address = *address & u64::from(u32::MAX) | u64::from(value) << 32;
-}
-
-/// An error with its causes on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

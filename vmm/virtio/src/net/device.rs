@@ -17,6 +17,7 @@ use super::offload::{self, tun};
 use super::rate::Bucket;
 use super::session::{Flow, Host, Session, Token};
 use super::tap::Tap;
+use super::vhost::Vhost;
 use super::{Config, DriverState, Error, MAX_PACKET, MAX_QUEUE_PAIRS, Metrics, RateLimit, State};
 use crate::device::{ActivateError, Activation, GuestRam, SavedQueue, VirtioDevice};
 use crate::poll::Poller;
@@ -94,9 +95,11 @@ impl Net {
         let poller = Poller::new().map_err(Error::Events)?;
         let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(Error::Events)?;
         let timer = TimerFd::new().map_err(|errno| Error::Events(errno.into()))?;
+        let broken = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(Error::Events)?;
         for (source, token) in [
             (wake.as_raw_fd(), Token::Wake),
             (timer.as_raw_fd(), Token::Timer),
+            (broken.as_raw_fd(), Token::Broken),
         ] {
             (poller.add(&source, token, EventSet::IN)).map_err(Error::Events)?;
         }
@@ -120,8 +123,11 @@ impl Net {
             host: Host {
                 poller,
                 taps,
+                vhosts: Vec::new(),
+                broken,
                 flow: Flow {
                     link_up,
+                    paused: false,
                     rx_bucket: config.rx_limit.map(bucket),
                     tx_bucket: config.tx_limit.map(bucket),
                     commands: bucket(COMMANDS),
@@ -133,6 +139,44 @@ impl Net {
             resumed: driver,
             session: None,
         })
+    }
+
+    /// Has the kernel move the packets, with a descriptor of vhost-net a queue pair. To be called before there is a driver.
+    /// What it moves is not counted here, but by the taps.
+    ///
+    /// # Errors
+    /// If `vhosts` does not fit the configuration.
+    pub fn with_vhost(mut self, vhosts: Vec<Vhost>) -> Result<Self, Error> {
+        let pairs = self.config.queue_pairs;
+        if vhosts.len() != usize::from(pairs) {
+            let vhosts = vhosts.len();
+            return Err(Error::Vhosts { pairs, vhosts });
+        }
+        if self.config.rx_limit.is_some() || self.config.tx_limit.is_some() {
+            return Err(Error::Limits);
+        }
+        self.host.vhosts = vhosts;
+        Ok(self)
+    }
+
+    /// Whether the kernel moves the packets of a link that is up.
+    #[must_use]
+    pub fn has_vhost(&self) -> bool {
+        !self.host.vhosts.is_empty()
+    }
+
+    /// Stands still with the virtual machine: nothing moves before [`Net::resume`], and [`VirtioDevice::queue_states`] is exact.
+    pub fn pause(&mut self) {
+        self.host.flow.paused = true;
+        if let Some(session) = &mut self.session {
+            session.pause(&mut self.host);
+        }
+    }
+
+    /// Goes on.
+    pub fn resume(&mut self) {
+        self.host.flow.paused = false;
+        self.wake();
     }
 
     /// What outlives the device.
@@ -196,10 +240,19 @@ impl Net {
         let Some(session) = &mut self.session else {
             return;
         };
+        let mut broken = false;
         for (token, events) in events {
+            broken |= token == Token::Broken;
             session.note(token, events);
         }
-        match session.turn(&mut self.host) {
+        let turn = if broken {
+            Err("the kernel has found a queue broken".into())
+        } else {
+            session
+                .turn(&mut self.host)
+                .map_err(|error| error.to_string())
+        };
+        match turn {
             Ok(left) => {
                 if let Some(wait) = left.wait
                     && let Err(error) = self.timer.reset(wait, None)
@@ -307,7 +360,7 @@ impl VirtioDevice for Net {
 
     fn set_memory(&mut self, memory: GuestRam) {
         if let Some(session) = &mut self.session {
-            session.set_memory(memory);
+            session.set_memory(&mut self.host, memory);
         }
     }
 

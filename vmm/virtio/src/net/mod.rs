@@ -19,9 +19,10 @@
 //!   device's own and is copied from there, so that no packet is lost for want of room.
 //! - `tx` takes packets from the guest. A tap that is full makes them wait.
 //! - `control` parses and answers commands.
+//! - `vhost` is the kernel, where it does the work of `rx` and `tx`.
 //! - `session` is what exists while a driver uses the device; `device` is the rest.
 //!
-//! Everything is moved on the event thread. A turn is bounded, then others have theirs.
+//! What the kernel does not move is moved on the event thread. A turn is bounded, then others have theirs.
 
 mod control;
 mod device;
@@ -33,6 +34,7 @@ mod rx;
 mod session;
 mod tap;
 mod tx;
+mod vhost;
 
 #[cfg(test)]
 mod tests;
@@ -43,7 +45,8 @@ use serde::{Deserialize, Serialize};
 
 pub use device::Net;
 pub use metrics::Metrics;
-pub use tap::{IOCTLS, Tap, TapError};
+pub use tap::{Tap, TapError};
+pub use vhost::{Vhost, VhostError};
 
 /// virtio-v1.3 §5.1.6: the length of the header with VIRTIO_F_VERSION_1.
 pub const HEADER_LEN: usize = 12;
@@ -54,6 +57,10 @@ pub const MAX_QUEUE_PAIRS: u8 = 8;
 const MAX_FRAME: usize = 65_535 + 14 + 2 * 4;
 /// The longest packet.
 const MAX_PACKET: usize = HEADER_LEN + MAX_FRAME;
+
+/// The operations on descriptors that a running device needs, beside FIONBIO when it is made: on taps, and where the kernel moves
+/// the packets. None of them needs a privilege on what somebody has set up.
+pub const IOCTLS: &[&[u32]] = &[tap::IOCTLS, vhost::IOCTLS];
 
 /// The system calls that the device needs, beyond memory allocation and the clock. Since it can be
 /// made while the process is confined already, those that make it are here too. `ioctl` is needed
@@ -135,6 +142,17 @@ pub enum Error {
         /// Descriptors given.
         taps: usize,
     },
+    /// There is not one descriptor of vhost-net a pair, nor none.
+    #[error("net: {pairs} queue pairs, {vhosts} descriptors of vhost-net")]
+    Vhosts {
+        /// Pairs configured.
+        pairs: u8,
+        /// Descriptors given.
+        vhosts: usize,
+    },
+    /// The kernel cannot keep to a rate.
+    #[error("net: a rate limit and vhost-net exclude each other")]
+    Limits,
     /// The descriptors belong to different interfaces.
     #[error("net: the taps are not of one interface")]
     Interfaces,

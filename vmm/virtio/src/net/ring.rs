@@ -52,6 +52,13 @@ impl Ring {
         self.queue.state().into()
     }
 
+    /// Goes on at `next`, where somebody else has left off who had nothing under way.
+    pub(super) fn go_to(&mut self, next: u16) {
+        self.queue.set_next_avail(next);
+        self.queue.set_next_used(next);
+        self.considered = Wrapping(next);
+    }
+
     /// Takes the next chain.
     pub(super) fn pop<'m>(
         &mut self,

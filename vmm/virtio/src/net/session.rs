@@ -3,7 +3,10 @@
 //! * Transmit: the driver notifies when it has added packets and the device has run out of them.
 //! * Receive: the driver notifies only while a packet waits for a buffer. As long as one does, or the
 //!   rate limit is used up, the tap is not watched.
+//! * Neither, for a pair that the kernel moves the packets of.
 //! * All queues: one interrupt for everything that a turn has done.
+
+mod handover;
 
 use std::time::{Duration, Instant};
 
@@ -20,6 +23,7 @@ use super::ring::{Ring, Used};
 use super::rx::Receiver;
 use super::tap::Tap;
 use super::tx::Transmitter;
+use super::vhost::Vhost;
 use super::{DriverState, Metrics, offload};
 use crate::device::{ActivateError, Activation, ActiveQueue, GuestRam, Interrupt, SavedQueue};
 use crate::poll::Poller;
@@ -36,6 +40,8 @@ pub(super) enum Token {
     Queue(u16),
     /// The tap of the pair with this index.
     Tap(u16),
+    /// The kernel has found a queue broken.
+    Broken,
 }
 
 impl From<Token> for u64 {
@@ -45,6 +51,7 @@ impl From<Token> for u64 {
             Token::Timer => (1, 0),
             Token::Queue(index) => (2, index),
             Token::Tap(index) => (3, index),
+            Token::Broken => (4, 0),
         };
         kind << 16 | Self::from(index)
     }
@@ -57,6 +64,7 @@ impl From<u64> for Token {
             1 => Self::Timer,
             2 => Self::Queue(index),
             3 => Self::Tap(index),
+            4 => Self::Broken,
             _ => Self::Wake,
         }
     }
@@ -67,6 +75,10 @@ impl From<u64> for Token {
 pub(super) struct Host {
     pub(super) poller: Poller<Token>,
     pub(super) taps: Vec<Tap>,
+    /// One a pair, or none.
+    pub(super) vhosts: Vec<Vhost>,
+    /// Signalled by the kernel if it finds a queue broken.
+    pub(super) broken: EventFd,
     pub(super) flow: Flow,
 }
 
@@ -74,6 +86,8 @@ pub(super) struct Host {
 #[derive(Debug)]
 pub(super) struct Flow {
     pub(super) link_up: bool,
+    /// The virtual machine stands still.
+    pub(super) paused: bool,
     pub(super) rx_bucket: Option<Bucket>,
     pub(super) tx_bucket: Option<Bucket>,
     /// Commands that change something.
@@ -140,6 +154,10 @@ struct Pair {
     tx: Transmitter,
     /// What the tap is watched for, if it is.
     watched: Option<EventSet>,
+    /// The kernel moves its packets.
+    handed: bool,
+    /// The kernel has refused to.
+    refused: bool,
 }
 
 impl Session {
@@ -186,6 +204,8 @@ impl Session {
                     rx: Receiver::new(mergeable),
                     tx: Transmitter::new(),
                     watched: None,
+                    handed: false,
+                    refused: false,
                 })
                 .collect(),
             in_use: 0,
@@ -208,20 +228,19 @@ impl Session {
         if !self.set_pairs(host, pairs.into()) && !self.set_pairs(host, 1) {
             return Err(refused("TUNSETQUEUE"));
         }
-        for ((index, kick), ring) in (0..).zip(&self.kicks).zip(&self.rings) {
-            if ring.ready() {
-                (host.poller)
-                    .add(kick, Token::Queue(index), EventSet::IN)
-                    .map_err(ActivateError::Signal)?;
-            }
+        if let Some(index) = self.control
+            && let Some(kick) = self.kicks.get(index)
+        {
+            let token = Token::Queue(u16::try_from(index).unwrap_or_default());
+            (host.poller.add(kick, token, EventSet::IN)).map_err(ActivateError::Signal)?;
         }
         Ok(())
     }
 
     /// Stops work: nothing is watched any more. The taps are as before the first session.
     pub(super) fn stop(&mut self, host: &mut Host) {
-        for kick in &self.kicks {
-            // One that was never watched is no error: its queue is not in use.
+        if let Some(kick) = self.control.and_then(|index| self.kicks.get(index)) {
+            // One that was never watched is no error: the start has failed before.
             let _ = host.poller.remove(kick);
         }
         self.leave_pairs(host, 0);
@@ -236,10 +255,12 @@ impl Session {
     }
 
     /// Takes guest memory that has become larger.
-    pub(super) fn set_memory(&mut self, memory: GuestRam) {
+    pub(super) fn set_memory(&mut self, host: &mut Host, memory: GuestRam) {
         self.memory = memory;
+        self.share_memory(host);
     }
 
+    /// How far the queues have come: exact but for those that the kernel has been given.
     pub(super) fn queue_states(&self) -> Vec<SavedQueue> {
         self.rings.iter().map(Ring::state).collect()
     }
@@ -251,6 +272,8 @@ impl Session {
     /// Remembers what is possible now.
     pub(super) fn note(&mut self, token: Token, events: EventSet) {
         match token {
+            // What is broken ends the session.
+            Token::Broken => {}
             Token::Wake | Token::Timer => {
                 self.commanded = true;
                 for pair in &mut self.pairs {
@@ -285,7 +308,8 @@ impl Session {
         let now = Instant::now();
         left.add(self.obey(host, now)?);
         for index in 0..self.in_use {
-            if let Some(pair) = self.pairs.get_mut(index)
+            self.reconsider(index, host);
+            if let Some(pair) = self.pairs.get_mut(index).filter(|pair| !pair.handed)
                 && let Some([rx, tx]) = self.rings.get_mut(2 * index..2 * index + 2)
                 && let Some(tap) = host.taps.get(index)
             {
@@ -419,10 +443,7 @@ impl Session {
                 return false;
             }
             self.in_use = index + 1;
-            if let Some(pair) = self.pairs.get_mut(index) {
-                (pair.rx.readable, pair.tx.writable) = (true, true);
-            }
-            self.watch(index, host, Some(EventSet::IN | EventSet::OUT));
+            self.take_up(index, host);
         }
         self.leave_pairs(host, pairs);
         true
@@ -431,7 +452,7 @@ impl Session {
     /// Leaves all but the first `pairs` pairs.
     fn leave_pairs(&mut self, host: &mut Host, pairs: usize) {
         for index in (pairs..self.in_use).rev() {
-            self.watch(index, host, None);
+            self.leave(index, host);
             if index > 0 {
                 attach(host, index, false);
             }
@@ -489,6 +510,7 @@ mod tests {
             Token::Queue(16),
             Token::Tap(0),
             Token::Tap(7),
+            Token::Broken,
         ];
         for token in tokens {
             assert_eq!(Token::from(u64::from(token)), token);

@@ -26,9 +26,8 @@ const IFF_DETACH_QUEUE: u16 = 0x0400;
 const IFF_NO_PI: u32 = 0x1000;
 const IFF_VNET_HDR: u32 = 0x4000;
 
-/// The operations on taps that a running device needs, beside FIONBIO when it is made. None of them
-/// needs a privilege on a tap that somebody has set up.
-pub const IOCTLS: &[u32] = &[TUNSETOFFLOAD, TUNGETIFF, TUNSETVNETHDRSZ, TUNSETQUEUE];
+/// The operations on taps.
+pub(super) const IOCTLS: &[u32] = &[TUNSETOFFLOAD, TUNGETIFF, TUNSETVNETHDRSZ, TUNSETQUEUE];
 
 /// `struct ifreq`: a name, and a union of which only the flags are used.
 #[derive(Debug, Clone, Copy, Default)]

@@ -5,6 +5,7 @@
 
 use super::{MACHINE_ROOT, SERVER_NAME, smp, sys};
 use anyhow::{Context as _, Result, anyhow, bail};
+use rustix::fs::{FileType, Mode};
 use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
 use rustix::process::{Pid, WaitOptions};
 use std::ffi::{CStr, CString, OsStr};
@@ -32,6 +33,7 @@ pub(super) fn boot() -> Result<()> {
     mount_new("proc", "/proc", c"", MountFlags::empty())?;
     mount_new("sysfs", "/sys", c"", MountFlags::empty())?;
     mount_new("devtmpfs", "/dev", c"mode=755", MountFlags::empty())?;
+    make_static_nodes()?;
     load_modules()?;
     let cgroup = kernel_parameter("bed.cgroup")?;
 
@@ -175,6 +177,16 @@ fn load_modules() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Makes the nodes of devices whose module the kernel loads when somebody opens them, as systemd does on any machine
+/// (kmod-static-nodes.service): of those, the tests need one.
+fn make_static_nodes() -> Result<()> {
+    // include/linux/miscdevice.h: MISC_MAJOR, VHOST_NET_MINOR.
+    let device = rustix::fs::makedev(10, 238);
+    let (kind, mode) = (FileType::CharacterDevice, Mode::RUSR | Mode::WUSR);
+    rustix::fs::mknodat(rustix::fs::CWD, "/dev/vhost-net", kind, mode, device)
+        .context("create /dev/vhost-net")
 }
 
 /// Makes every other module of the kernel available to modprobe, and so to the kernel's own requests.
