@@ -491,6 +491,11 @@ mod tests {
                 "configuration key network_send_limit: \"10 Mbit\" given, bits a second possible",
             ),
             (
+                "network_vhost = \"always\"",
+                None,
+                "configuration key network_vhost: \"always\" given, auto or never possible",
+            ),
+            (
                 "allowed_annotations = [\"vmm\"]",
                 None,
                 "configuration key allowed_annotations: \"vmm\" given, vcpus, memory_mib possible",
@@ -519,6 +524,7 @@ mod tests {
                 Kind::Text if key == "log_level" => "\"warn\"",
                 Kind::Text if key == "default_apparmor_profile" => "\"refuse\"",
                 Kind::Text if key.ends_with("_limit") => "\"10M\"",
+                Kind::Text if key == "network_vhost" => "\"never\"",
                 Kind::Text => "\"/x\"",
                 Kind::Number if key == "shim_version" => "3",
                 Kind::Number => "33",

@@ -2,18 +2,10 @@
 
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 
 use super::super::harness::{Running, eventually};
 use super::*;
-
-/// The pid of a process of the container, as its state file has it.
-fn process(bundle: &Bundle, which: &str) -> Pid {
-    let state = std::fs::read_to_string(bundle.state_root().join("pod/state.json")).unwrap();
-    let state: Value = serde_json::from_str(&state).unwrap();
-    let pid = state[which]["pid"].as_i64().unwrap();
-    Pid::from_raw(pid.try_into().unwrap()).unwrap()
-}
 
 /// Kills a process of the container; that is its end.
 fn kill(bundle: &Bundle, which: &str) {

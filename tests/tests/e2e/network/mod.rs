@@ -13,6 +13,7 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use rustix::process::Pid;
 use serde_json::Value;
 
 use super::harness::{Bundle, Cmd};
@@ -204,6 +205,14 @@ fn exec(bundle: &Bundle, script: &str) -> String {
         .cloister(["exec", "pod", "sh", "-c", script])
         .run()
         .ok()
+}
+
+/// The pid of a process of the container, as its state file has it.
+fn process(bundle: &Bundle, which: &str) -> Pid {
+    let state = std::fs::read_to_string(bundle.state_root().join("pod/state.json")).unwrap();
+    let state: Value = serde_json::from_str(&state).unwrap();
+    let pid = state[which]["pid"].as_i64().unwrap();
+    Pid::from_raw(pid.try_into().unwrap()).unwrap()
 }
 
 /// Starts a bundle in the background as `pod`.
