@@ -145,9 +145,19 @@ impl TapInterface {
 
     /// Sends a frame with this text to every station.
     pub(crate) fn send(&self, text: &str) {
+        self.send_as(KIND, text);
+    }
+
+    /// Sends so many frames that nobody listens to.
+    pub(crate) fn flood(&self, count: usize) {
+        // IEEE 802 local experimental EtherType 2.
+        (0..count).for_each(|_| self.send_as([0x88, 0xb6], ""));
+    }
+
+    fn send_as(&self, kind: [u8; 2], text: &str) {
         let mut frame = vec![0xff; 6];
         frame.extend([2, 0, 0, 0, 0, 9]);
-        frame.extend(KIND);
+        frame.extend(kind);
         frame.extend(text.bytes());
         frame.resize(frame.len().max(60), b' ');
         rustix::net::send(&self.socket, &frame, rustix::net::SendFlags::empty()).unwrap();

@@ -332,6 +332,21 @@ fn notifications_and_acknowledgements_need_no_lock() {
 }
 
 #[test]
+fn buffers_used_elsewhere_are_the_cause_of_any_interrupt() {
+    let driver = Driver::new();
+    driver.run();
+    let interrupt = driver.transport.interrupt.clone();
+    interrupt.used_elsewhere(true);
+    assert_eq!(driver.read(INTERRUPT_STATUS), 1);
+    driver.write(INTERRUPT_ACK, 1);
+    assert_eq!(driver.read(INTERRUPT_STATUS), 1);
+    interrupt.config_change().unwrap();
+    assert_eq!(driver.read(INTERRUPT_STATUS), 3);
+    driver.write(STATUS, 0);
+    assert_eq!(driver.read(INTERRUPT_STATUS), 0);
+}
+
+#[test]
 fn a_configuration_change_is_a_new_generation() {
     let driver = Driver::new();
     let before = driver.read(CONFIG_GENERATION);
