@@ -56,6 +56,28 @@ fn a_machine_without_the_tun_driver() {
 }
 
 #[test]
+fn a_tap_that_the_kernel_refuses_to_make() {
+    let wire = Wire::new();
+    let before = wire.state();
+    let bundle = wire.bundle(&["true"]);
+    // Everything that root may do but this.
+    let mut args = vec!["--bounding-set", "-net_admin", "cloister", "--root"];
+    let (root, path) = (bundle.state_root(), bundle.path());
+    args.extend([root.to_str().unwrap(), "run", "--bundle"]);
+    args.extend([path.to_str().unwrap(), "test"]);
+    let run = Cmd::new("setpriv").args(args).run();
+    run.fails(
+        1,
+        &[
+            "cannot make the tap cloister0 for interface eth0",
+            "Operation not permitted",
+        ],
+    );
+    assert_eq!(wire.state(), before);
+    assert_eq!(bundle.ids(), [""; 0]);
+}
+
+#[test]
 fn an_interface_of_another_virtual_machine() {
     let wire = Wire::new();
     // As it is connected to a virtual machine whose monitor is not in the namespace: the mark of another container.

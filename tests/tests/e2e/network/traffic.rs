@@ -291,6 +291,36 @@ fn names_are_resolved_as_resolv_conf_says_also_after_it_has_changed() {
 }
 
 #[test]
+fn names_that_come_into_the_files_of_a_running_container_are_seen() {
+    let wire = Wire::new();
+    let files = tempfile::tempdir().unwrap();
+    let [hosts, hostname] = ["hosts", "hostname"].map(|name| files.path().join(name));
+    std::fs::write(&hosts, "127.0.0.1 localhost\n").unwrap();
+    std::fs::write(&hostname, "pod\n").unwrap();
+    let bundle = wire.bundle(&["sleep", "1000"]).with(|spec| {
+        let mounts = spec["mounts"].as_array_mut().unwrap();
+        mounts.extend([&hosts, &hostname].map(|file| {
+            let name = file.file_name().unwrap().to_str().unwrap();
+            serde_json::json!({
+                "destination": format!("/etc/{name}"), "type": "bind", "source": file,
+                "options": ["rbind", "rw"]
+            })
+        }));
+    });
+    start(&bundle);
+    assert_eq!(exec(&bundle, "cat /etc/hostname"), "pod\n");
+    // In place, as Docker writes them when a container joins a network.
+    std::fs::write(&hosts, format!("127.0.0.1 localhost\n{HOST} neighbour\n")).unwrap();
+    std::fs::write(&hostname, "renamed\n").unwrap();
+    exec(&bundle, "ping -c 1 -w 20 neighbour");
+    assert_eq!(exec(&bundle, "cat /etc/hostname"), "renamed\n");
+    // And the other way.
+    exec(&bundle, "echo '192.0.2.9 another' >>/etc/hosts");
+    let hosts = std::fs::read_to_string(&hosts).unwrap();
+    assert!(hosts.ends_with("192.0.2.9 another\n"), "{hosts}");
+}
+
+#[test]
 fn a_name_server_at_a_loopback_address_of_the_namespace_is_asked_there() {
     const SERVER: &str = "127.0.0.11";
     let wire = Wire::new();
