@@ -10,7 +10,7 @@
 //!               "network": {"send_mib_per_s": 1.0, …}, "timeline_ms": {…}, "idle_pss_kib": {…},
 //!               "idle_private_kib": {…}},
 //!  "runc": {"run_true": {…}, "commands_virtual_ms": {…}, "network": {…}}, "crun": {…},
-//!  "qemu": {"network": {…}}, "sizes": {…}}
+//!  "cloister-without-vhost": {"network": {…}}, "qemu": {"network": {…}}, "qemu-vhost": {…}, "sizes": {…}}
 //! ```
 
 mod bundle;
@@ -81,24 +81,35 @@ fn measure_networks(
 ) -> anyhow::Result<()> {
     let bundle = bundle::create(&dir.join("network"))?;
     eprintln!("\nTCP over a veth pair: MiB and round trips a virtual second");
-    eprintln!("  {:<10} {:>8} {:>8} {:>8}", "", "send", "receive", "ping");
+    eprintln!("  {:<22} {:>8} {:>8} {:>8}", "", "send", "receive", "ping");
     let kernel = Path::new("/usr/local/share/cloister/vmlinux");
-    for who in ["cloister", "qemu", "crun", "runc"] {
+    for who in [
+        "cloister",
+        "cloister-without-vhost",
+        "qemu",
+        "qemu-vhost",
+        "crun",
+        "runc",
+    ] {
         if !only.is_empty() && !only.contains(&who) {
             continue;
         }
         let figures = match who {
-            "qemu" if !network::has_qemu() => continue,
-            "qemu" => network::of_a_qemu_guest(dir, kernel)?,
+            "qemu" | "qemu-vhost" if !network::has_qemu() => continue,
+            "qemu" | "qemu-vhost" => network::of_a_qemu_guest(dir, kernel, who == "qemu-vhost")?,
+            "cloister-without-vhost" => {
+                let never = [("CLOISTER_NETWORK_VHOST", "never")];
+                network::of_a_container("cloister", &bundle, &never)?
+            }
             runtime if !run::is_installed(runtime) => continue,
-            runtime => network::of_a_container(runtime, &bundle)?,
+            runtime => network::of_a_container(runtime, &bundle, &[])?,
         };
         let load::Figures {
             send,
             receive,
             round_trips,
         } = figures;
-        eprintln!("  {who:<10} {send:>8.1} {receive:>8.1} {round_trips:>8.0}");
+        eprintln!("  {who:<22} {send:>8.1} {receive:>8.1} {round_trips:>8.0}");
         let figures = json!({
             "send_mib_per_s": send, "receive_mib_per_s": receive, "round_trips_per_s": round_trips,
         });

@@ -65,8 +65,12 @@ fn sh(script: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Measures with the container of a runtime.
-pub(crate) fn of_a_container(runtime: &str, bundle: &Path) -> anyhow::Result<Figures> {
+/// Measures with the container of a runtime, which has these variables in its environment.
+pub(crate) fn of_a_container(
+    runtime: &str,
+    bundle: &Path,
+    environment: &[(&str, &str)],
+) -> anyhow::Result<Figures> {
     let _wire = Wire::new()?;
     fs::copy("/proc/self/exe", bundle.join("rootfs/bin/load")).context("copy this program")?;
     let path = bundle.join("config.json");
@@ -78,6 +82,7 @@ pub(crate) fn of_a_container(runtime: &str, bundle: &Path) -> anyhow::Result<Fig
     fs::write(&path, spec.to_string())?;
     let mut command = Command::new(runtime);
     command.args(["run", "--bundle"]).arg(bundle).arg("load");
+    command.envs(environment.iter().copied());
     measure(command, runtime)
 }
 
@@ -97,8 +102,8 @@ fn measure(command: Command, what: &str) -> anyhow::Result<Figures> {
 }
 
 /// Measures with a guest of QEMU: the same kernel, one tap joined to the wire as ours is, and QEMU's
-/// own virtio-net without vhost.
-pub(crate) fn of_a_qemu_guest(dir: &Path, kernel: &Path) -> anyhow::Result<Figures> {
+/// own virtio-net, or vhost-net.
+pub(crate) fn of_a_qemu_guest(dir: &Path, kernel: &Path, vhost: bool) -> anyhow::Result<Figures> {
     let _wire = Wire::new()?;
     sh(&format!(
         "ip netns exec {POD} ip tuntap add tap0 mode tap vnet_hdr
@@ -142,10 +147,9 @@ pub(crate) fn of_a_qemu_guest(dir: &Path, kernel: &Path) -> anyhow::Result<Figur
         .args(["-append", "quiet panic=-1 reboot=t", "-kernel"])
         .arg(kernel);
     command.arg("-initrd").arg(initramfs);
-    command.args([
-        "-netdev",
-        "tap,id=n,ifname=tap0,script=no,downscript=no,vhost=off",
-    ]);
+    let vhost = if vhost { "on" } else { "off" };
+    let tap = format!("tap,id=n,ifname=tap0,script=no,downscript=no,vhost={vhost}");
+    command.args(["-netdev", &tap]);
     command.args(["-device", &format!("virtio-net-device,netdev=n,mac={mac}")]);
     measure(command, "qemu")
 }
