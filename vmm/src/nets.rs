@@ -114,7 +114,9 @@ impl Nets {
             let transport = transports.get(slot.index()).and_then(Option::as_ref);
             let transport = transport.ok_or(Refusal::State)?;
             let (taps, vhosts) = open(state.config.queue_pairs, fds)?;
-            let device = with_vhost(Net::restore(state, taps)?, vhosts)?;
+            let mut device = with_vhost(Net::restore(state, taps)?, vhosts)?;
+            // Its driver's queues come back before the machine is whole.
+            device.pause();
             let device = Arc::new(Mutex::new(device));
             let transport = Transport::restore(device.clone(), self.memory.clone(), transport)?;
             plug::connect(&self.vm, slot, &transport)?;
@@ -157,7 +159,9 @@ impl Nets {
     /// Watches the devices that are there.
     pub fn init(&self, ops: &mut EventOps) {
         for device in self.devices.iter().flatten() {
-            lock(device).init(ops);
+            let mut device = lock(device);
+            device.init(ops);
+            device.resume();
         }
     }
 

@@ -461,12 +461,12 @@ impl<'a> Network<'a> {
         let of = |counters: &NetCounters| {
             let mut plugged = links.plugged.iter();
             let plugged = plugged.find(|plugged| plugged.slot == counters.slot)?;
-            // What the kernel moves the VMM does not see, and what the VMM loses has passed the tap.
+            // What the kernel moves the VMM does not see. What the VMM drops on the way to the guest has passed the tap before.
             let [to, from] = Traffic::of(&taps, plugged.tap)?;
             Some(InterfaceCounters {
                 name: plugged.interface.name.clone(),
                 rx_bytes: to.bytes,
-                rx_packets: to.packets,
+                rx_packets: to.packets.saturating_sub(counters.rx_dropped),
                 rx_errors: to.errors + counters.rx_errors,
                 rx_dropped: to.dropped + counters.rx_dropped,
                 tx_bytes: from.bytes,

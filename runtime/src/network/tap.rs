@@ -17,9 +17,17 @@ const TUN: &str = "/dev/net/tun";
 /// The device by which the kernel moves their packets.
 const VHOST: &str = "/dev/vhost-net";
 
+/// The first kernel whose workers are threads of the process that they work for. Before, they are the kernel's own: a cgroup
+/// that has one is never frozen.
+const WORKERS_ARE_THREADS: (u32, u32) = (6, 4);
+
 /// A descriptor for each of so many queues by which the kernel can be brought to move their packets; none if this machine has
 /// no such thing, or not for us.
 pub(crate) fn open_vhost(queues: u8) -> Vec<OwnedFd> {
+    let kernel = rustix::system::uname();
+    if version(&kernel.release().to_string_lossy()) < Some(WORKERS_ARE_THREADS) {
+        return Vec::new();
+    }
     let open = |_| {
         let mut options = OpenOptions::new();
         options
@@ -30,9 +38,15 @@ pub(crate) fn open_vhost(queues: u8) -> Vec<OwnedFd> {
     };
     let opened = (0..queues).map(open).collect::<io::Result<_>>();
     opened.unwrap_or_else(|e| {
-        log::debug!("{VHOST}: {e}: the virtual machine moves its packets itself");
+        log::info!("{VHOST}: {e}: the virtual machine's process moves its packets itself");
         Vec::new()
     })
+}
+
+/// The first two numbers of a kernel's release.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 /// A tap, which is there for as long as a descriptor of it is open.
@@ -148,6 +162,41 @@ impl Traffic {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn releases_have_versions() {
+        assert_eq!(version("6.12.38+deb13-amd64"), Some((6, 12)));
+        assert_eq!(version("6.4.0-rc1"), Some((6, 4)));
+        assert_eq!(version("5.15-something"), Some((5, 15)));
+        assert_eq!(version("unknown"), None);
+        assert!(version("6.1.0-37") < Some(WORKERS_ARE_THREADS));
+        assert!(version("") < Some(WORKERS_ARE_THREADS));
+    }
+
+    #[test]
+    fn what_a_tap_transmits_the_guest_receives() {
+        let numbers: Vec<u8> = (1..=25_u64).flat_map(u64::to_ne_bytes).collect();
+        let link = |index| {
+            let message = Message::new(libc::RTM_NEWLINK, 0, &link_header(index, 0, 0));
+            Received {
+                kind: libc::RTM_NEWLINK,
+                payload: message
+                    .attribute(libc::IFLA_STATS64, &numbers)
+                    .payload()
+                    .to_vec(),
+            }
+        };
+        let [to, from] = Traffic::of(&[link(3), link(7)], 7).unwrap();
+        let traffic = |packets, bytes, errors, dropped| Traffic {
+            packets,
+            bytes,
+            errors,
+            dropped,
+        };
+        assert_eq!(from, traffic(1, 3, 5, 7));
+        assert_eq!(to, traffic(2, 4, 6, 8));
+        assert_eq!(Traffic::of(&[link(3)], 7), None);
+    }
 
     #[test]
     fn a_tap_of_somebody_else_is_not_taken_over() {

@@ -26,8 +26,8 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 pub use self::seccomp::Confinement;
 
 /// Descriptors that a VMM may have open: as many streams as the socket device allows, and what the
-/// machine itself needs.
-const MAX_DESCRIPTORS: u64 = cloister_virtio::vsock::MAX_CONNECTIONS as u64 + 256;
+/// machine itself needs. Four network devices of eight queue pairs have 220, and each virtual CPU one.
+const MAX_DESCRIPTORS: u64 = cloister_virtio::vsock::MAX_CONNECTIONS as u64 + 512;
 
 /// A step of the confinement that failed.
 #[derive(Debug, thiserror::Error)]

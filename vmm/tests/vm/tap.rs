@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -93,6 +93,17 @@ impl TapInterface {
         }
     }
 
+    /// The size of its send buffer.
+    pub(crate) fn send_buffer(&self) -> i32 {
+        const TUNGETSNDBUF: libc::c_ulong = 0x8004_54d3;
+        let mut size: libc::c_int = 0;
+        // SAFETY: the kernel writes an int.
+        let result =
+            unsafe { libc::ioctl(self.queues[0].as_raw_fd(), TUNGETSNDBUF, &raw mut size) };
+        assert_eq!(result, 0, "{}", io::Error::last_os_error());
+        size
+    }
+
     pub(crate) fn queues(&self) -> Vec<BorrowedFd<'_>> {
         self.queues.iter().map(AsFd::as_fd).collect()
     }
@@ -148,10 +159,20 @@ impl TapInterface {
         self.send_as(KIND, text);
     }
 
-    /// Sends so many frames that nobody listens to.
-    pub(crate) fn flood(&self, count: usize) {
-        // IEEE 802 local experimental EtherType 2.
-        (0..count).for_each(|_| self.send_as([0x88, 0xb6], ""));
+    /// Sends frames that nobody listens to until the guest has got so many.
+    pub(crate) fn flood(&self, count: u64) {
+        let passed = || -> u64 {
+            let path = self.path().join("statistics/tx_packets");
+            let text = std::fs::read_to_string(path).unwrap();
+            text.trim().parse().unwrap()
+        };
+        let (start, before) = (Instant::now(), passed());
+        while passed() < before + count {
+            assert!(start.elapsed() < PATIENCE, "the guest takes no frames");
+            // IEEE 802 local experimental EtherType 2.
+            (0..50).for_each(|_| self.send_as([0x88, 0xb6], ""));
+            std::thread::yield_now();
+        }
     }
 
     fn send_as(&self, kind: [u8; 2], text: &str) {

@@ -159,12 +159,6 @@ impl Net {
         Ok(self)
     }
 
-    /// Whether the kernel moves the packets of a link that is up.
-    #[must_use]
-    pub fn has_vhost(&self) -> bool {
-        !self.host.vhosts.is_empty()
-    }
-
     /// Stands still with the virtual machine: nothing moves before [`Net::resume`], and [`VirtioDevice::queue_states`] is exact.
     pub fn pause(&mut self) {
         self.host.flow.paused = true;
@@ -245,7 +239,7 @@ impl Net {
             broken |= token == Token::Broken;
             session.note(token, events);
         }
-        let turn = if broken {
+        let turn = if broken || session.is_lost() {
             Err("the kernel has found a queue broken".into())
         } else {
             session

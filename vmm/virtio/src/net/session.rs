@@ -146,6 +146,8 @@ pub(super) struct Session {
     /// How many of them the driver uses.
     in_use: usize,
     offloads: u64,
+    /// How far the kernel had come with a queue is not known.
+    lost: bool,
 }
 
 #[derive(Debug)]
@@ -154,10 +156,17 @@ struct Pair {
     tx: Transmitter,
     /// What the tap is watched for, if it is.
     watched: Option<EventSet>,
-    /// The kernel moves its packets.
-    handed: bool,
-    /// The kernel has refused to.
+    mover: Mover,
+    /// The kernel has refused to be it.
     refused: bool,
+}
+
+/// Who moves the packets of a pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mover {
+    Nobody,
+    Session,
+    Kernel,
 }
 
 impl Session {
@@ -204,12 +213,13 @@ impl Session {
                     rx: Receiver::new(mergeable),
                     tx: Transmitter::new(),
                     watched: None,
-                    handed: false,
+                    mover: Mover::Nobody,
                     refused: false,
                 })
                 .collect(),
             in_use: 0,
             offloads: 0,
+            lost: false,
         })
     }
 
@@ -245,6 +255,8 @@ impl Session {
         }
         self.leave_pairs(host, 0);
         self.set_offloads(host, 0);
+        // What this driver has broken is not the next one's fault; there may be nothing to read.
+        let _ = host.broken.read();
     }
 
     pub(super) fn state(&self) -> DriverState {
@@ -263,6 +275,11 @@ impl Session {
     /// How far the queues have come: exact but for those that the kernel has been given.
     pub(super) fn queue_states(&self) -> Vec<SavedQueue> {
         self.rings.iter().map(Ring::state).collect()
+    }
+
+    /// Whether the session cannot go on.
+    pub(super) fn is_lost(&self) -> bool {
+        self.lost
     }
 
     pub(super) fn interrupt(&self) -> &Interrupt {
@@ -309,7 +326,10 @@ impl Session {
         left.add(self.obey(host, now)?);
         for index in 0..self.in_use {
             self.reconsider(index, host);
-            if let Some(pair) = self.pairs.get_mut(index).filter(|pair| !pair.handed)
+            if let Some(pair) = self
+                .pairs
+                .get_mut(index)
+                .filter(|pair| pair.mover == Mover::Session)
                 && let Some([rx, tx]) = self.rings.get_mut(2 * index..2 * index + 2)
                 && let Some(tap) = host.taps.get(index)
             {

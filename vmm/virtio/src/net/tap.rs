@@ -17,6 +17,7 @@ pub(super) const MAX_PIECES: usize = 1023;
 /// include/uapi/linux/if_tun.h.
 const TUNSETOFFLOAD: u32 = 0x4004_54d0;
 const TUNGETIFF: u32 = 0x8004_54d2;
+const TUNSETSNDBUF: u32 = 0x4004_54d4;
 const TUNSETVNETHDRSZ: u32 = 0x4004_54d8;
 const TUNSETQUEUE: u32 = 0x4004_54d9;
 const IFF_TAP: u32 = 0x0002;
@@ -27,7 +28,13 @@ const IFF_NO_PI: u32 = 0x1000;
 const IFF_VNET_HDR: u32 = 0x4000;
 
 /// The operations on taps.
-pub(super) const IOCTLS: &[u32] = &[TUNSETOFFLOAD, TUNGETIFF, TUNSETVNETHDRSZ, TUNSETQUEUE];
+pub(super) const IOCTLS: &[u32] = &[
+    TUNSETOFFLOAD,
+    TUNGETIFF,
+    TUNSETSNDBUF,
+    TUNSETVNETHDRSZ,
+    TUNSETQUEUE,
+];
 
 /// `struct ifreq`: a name, and a union of which only the flags are used.
 #[derive(Debug, Clone, Copy, Default)]
@@ -94,10 +101,17 @@ impl Tap {
             interface: Some(request.name),
         };
         let length = libc::c_int::try_from(HEADER_LEN).unwrap_or_default();
-        // SAFETY: the kernel reads an int.
-        let result =
-            unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETVNETHDRSZ.into(), &raw const length) };
-        done("TUNSETVNETHDRSZ", result)?;
+        for (name, operation, value) in [
+            ("TUNSETVNETHDRSZ", TUNSETVNETHDRSZ, length),
+            // Any limit makes vhost-net give the tap one packet at a time. Those that it gathers it looks at itself, and takes
+            // one that is malformed from the queue again and again.
+            ("TUNSETSNDBUF", TUNSETSNDBUF, libc::c_int::MAX - 1),
+        ] {
+            // SAFETY: the kernel reads an int.
+            let result =
+                unsafe { libc::ioctl(tap.as_raw_fd(), operation.into(), &raw const value) };
+            done(name, result)?;
+        }
         Ok(tap)
     }
 

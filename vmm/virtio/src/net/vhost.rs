@@ -7,7 +7,8 @@
 //! The kernel reads and writes the rings where this process has mapped them, and checks no more than that an address is a
 //! process's own. That a ring is in guest memory as a whole is checked here.
 //!
-//! Unsafe is needed for the one operation that its library keeps to descriptors which it has opened itself.
+//! Unsafe is needed for what the library behind this does not do: give a tap to a descriptor that it has not opened itself, and take
+//! a kick back.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -16,7 +17,9 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use vhost::vhost_kern::VhostKernBackend;
-use vhost::vhost_kern::vhost_binding::{VHOST_NET_SET_BACKEND, vhost_vring_file};
+use vhost::vhost_kern::vhost_binding::{
+    VHOST_NET_SET_BACKEND, VHOST_SET_VRING_KICK, vhost_vring_file,
+};
 use vhost::{VhostBackend as _, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
@@ -67,9 +70,15 @@ pub enum VhostError {
     /// An operation failed.
     #[error("{0}")]
     Operation(&'static str, #[source] vhost::Error),
-    /// The tap is not taken or not given back.
-    #[error("VHOST_NET_SET_BACKEND")]
-    Backend(#[source] io::Error),
+    /// A descriptor is not taken or not given back.
+    #[error("{0}")]
+    Descriptor(&'static str, #[source] io::Error),
+    /// A region of guest memory is not mapped.
+    #[error("a region of memory is not mapped")]
+    Unmapped,
+    /// There is no such pair.
+    #[error("no such queue pair")]
+    Pair,
 }
 
 /// What a pair's queue consists of.
@@ -83,18 +92,21 @@ pub(super) struct Part<'a> {
 #[derive(Debug)]
 pub struct Vhost {
     fd: File,
+    /// This process owns it: there is a worker.
+    owned: bool,
     /// As the kernel knows it.
     memory: Arc<GuestRam>,
 }
 
 impl Vhost {
-    /// Takes over a descriptor that nobody owns yet. The kernel starts its worker.
+    /// Takes over a descriptor that nobody owns yet.
     ///
     /// # Errors
     /// If it is none, or the kernel cannot do what the device offers to drivers.
     pub fn new(fd: OwnedFd) -> Result<Self, VhostError> {
         let vhost = Self {
             fd: fd.into(),
+            owned: false,
             memory: Arc::default(),
         };
         let possible = done("VHOST_GET_FEATURES", vhost.get_features())?;
@@ -102,21 +114,24 @@ impl Vhost {
             0 => {}
             missing => return Err(VhostError::Features(missing)),
         }
-        done("VHOST_SET_OWNER", vhost.set_owner())?;
         Ok(vhost)
     }
 
-    /// Has the kernel move the packets of a pair, from where its queues are on. `call` is signalled for the driver, `broken` if
-    /// a queue is.
-    pub(super) fn start(
+    /// Tells the kernel of a pair's queues and where they are on. `call` is to be signalled for the driver, `broken` if a queue
+    /// is. Nothing moves yet.
+    pub(super) fn prepare(
         &mut self,
         memory: &GuestRam,
         features: u64,
         parts: [Part<'_>; QUEUES],
-        tap: &Tap,
         call: &EventFd,
         broken: &EventFd,
     ) -> Result<(), VhostError> {
+        if !self.owned {
+            // The kernel starts its worker.
+            done("VHOST_SET_OWNER", self.set_owner())?;
+            self.owned = true;
+        }
         done("VHOST_SET_FEATURES", self.set_features(features & FEATURES))?;
         self.set_memory(memory)?;
         for (index, Part { queue, kick }) in parts.iter().enumerate() {
@@ -140,25 +155,24 @@ impl Vhost {
             done("VHOST_SET_VRING_ADDR", self.set_vring_addr(index, &ring))?;
             done("VHOST_SET_VRING_CALL", self.set_vring_call(index, call))?;
             done("VHOST_SET_VRING_ERR", self.set_vring_err(index, broken))?;
+            // For what was announced before the kernel listened; it looks once it has the tap.
+            kick.write(1)
+                .map_err(|error| VhostError::Descriptor("kick", error))?;
             done("VHOST_SET_VRING_KICK", self.set_vring_kick(index, kick))?;
         }
-        for index in 0..QUEUES {
-            if let Err(error) = self.set_tap(index, Some(tap)) {
-                self.stop()?;
-                return Err(error);
-            }
-        }
-        // For what was announced before somebody listened.
-        for Part { kick, .. } in parts {
-            kick.write(1).map_err(VhostError::Backend)?;
-        }
         Ok(())
+    }
+
+    /// Has the kernel move the packets between the queues and `tap`. If it refuses, [`Vhost::stop`] is due.
+    pub(super) fn run(&self, tap: &Tap) -> Result<(), VhostError> {
+        (0..QUEUES).try_for_each(|index| self.set_tap(index, Some(tap)))
     }
 
     /// Ends that, with no packet half-way. Returns the next entry of each available ring.
     pub(super) fn stop(&self) -> Result<[u16; QUEUES], VhostError> {
         for index in 0..QUEUES {
             self.set_tap(index, None)?;
+            self.forget_kick(index)?;
         }
         let mut next = [0; QUEUES];
         for (index, next) in next.iter_mut().enumerate() {
@@ -172,33 +186,50 @@ impl Vhost {
     /// Takes guest memory, which the kernel may use at the moment and which has only become larger then.
     pub(super) fn set_memory(&mut self, memory: &GuestRam) -> Result<(), VhostError> {
         self.memory = Arc::new(memory.clone());
-        let regions: Vec<_> = memory
-            .iter()
-            .filter_map(|region| {
-                let address = region.get_host_address(MemoryRegionAddress(0)).ok()?;
-                Some(VhostUserMemoryRegionInfo {
-                    guest_phys_addr: region.start_addr().0,
-                    memory_size: region.len(),
-                    userspace_addr: address.expose_provenance() as u64,
-                    mmap_offset: 0,
-                    mmap_handle: -1,
-                })
+        let regions = memory.iter().map(|region| {
+            let address = region
+                .get_host_address(MemoryRegionAddress(0))
+                .map_err(|_| VhostError::Unmapped)?;
+            Ok(VhostUserMemoryRegionInfo {
+                guest_phys_addr: region.start_addr().0,
+                memory_size: region.len(),
+                userspace_addr: address.expose_provenance() as u64,
+                mmap_offset: 0,
+                mmap_handle: -1,
             })
-            .collect();
+        });
+        let regions = regions.collect::<Result<Vec<_>, VhostError>>()?;
         done("VHOST_SET_MEM_TABLE", self.set_mem_table(&regions)).map(drop)
     }
 
     fn set_tap(&self, index: usize, tap: Option<&Tap>) -> Result<(), VhostError> {
+        let fd = tap.map_or(-1, AsRawFd::as_raw_fd);
+        let operation = VHOST_NET_SET_BACKEND();
+        self.set_file("VHOST_NET_SET_BACKEND", operation, index, fd)
+    }
+
+    /// Makes the kernel listen to a queue's kick no longer.
+    fn forget_kick(&self, index: usize) -> Result<(), VhostError> {
+        let operation = VHOST_SET_VRING_KICK();
+        self.set_file("VHOST_SET_VRING_KICK", operation, index, -1)
+    }
+
+    fn set_file(
+        &self,
+        name: &'static str,
+        operation: libc::c_ulong,
+        index: usize,
+        fd: RawFd,
+    ) -> Result<(), VhostError> {
         let file = vhost_vring_file {
+            // Of two.
             index: u32::from(index != 0),
-            fd: tap.map_or(-1, AsRawFd::as_raw_fd),
+            fd,
         };
-        // SAFETY: the kernel reads a `struct vhost_vring_file`, which `file` is.
-        let result = unsafe {
-            vmm_sys_util::ioctl::ioctl_with_ref(&self.fd, VHOST_NET_SET_BACKEND(), &file)
-        };
+        // SAFETY: both operations that come here read a `struct vhost_vring_file`, which `file` is.
+        let result = unsafe { vmm_sys_util::ioctl::ioctl_with_ref(&self.fd, operation, &file) };
         if result < 0 {
-            return Err(VhostError::Backend(io::Error::last_os_error()));
+            return Err(VhostError::Descriptor(name, io::Error::last_os_error()));
         }
         Ok(())
     }
