@@ -185,6 +185,15 @@ impl Tasks {
         all: bool,
     ) -> Result<(), Failure> {
         let container = self.container(id)?;
+        let finished = || Failure::not_found("process already finished");
+        if number == 0 {
+            // kill(2): it looks only whether there is a process. CRI-O asks so before it opens a log anew.
+            let ended = match exec_id {
+                "" => container.init.ended(),
+                exec_id => container.exec(exec_id)?.process.ended(),
+            };
+            return ended.map_or(Ok(()), |_| Err(finished()));
+        }
         let signal = Signal::from_number(number)
             .ok_or_else(|| Failure::invalid(format!("{number} is no signal")))?;
         let finished = || Failure::not_found("process already finished");

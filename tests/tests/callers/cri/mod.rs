@@ -7,6 +7,7 @@
 mod bench;
 mod checks;
 mod client;
+mod crio;
 mod daemon;
 mod pod;
 mod websocket;
