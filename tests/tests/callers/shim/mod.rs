@@ -23,6 +23,7 @@ mod restart;
 mod run;
 mod sandbox;
 mod service;
+mod start;
 mod streams;
 
 use std::fs;
