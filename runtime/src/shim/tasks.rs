@@ -305,6 +305,11 @@ impl Tasks {
             }
             None => Overhead::default(),
         };
+        let network = guest::network(root, id).await.unwrap_or_else(|e| {
+            // It may be at its end. The rest is worth telling.
+            log::warn!("container {id}: {}", cloister::text::chain(&e));
+            Vec::new()
+        });
         let metrics = Metrics {
             files: &files,
             overhead,
