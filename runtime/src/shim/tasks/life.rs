@@ -46,15 +46,9 @@ impl Tasks {
             bundle,
             rootfs,
             names,
-            checkpoint,
             options,
             is_sandbox,
         } = creation;
-        if !checkpoint.is_empty() {
-            return Err(Failure::unimplemented(
-                "restore is not supported: a container's processes are in a virtual machine",
-            ));
-        }
         // Until it is among the containers: its mounts must not be made, or taken away, twice.
         let _reservation = self.reserve(&id)?;
         if !is_sandbox {
