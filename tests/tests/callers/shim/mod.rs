@@ -20,6 +20,7 @@ mod page;
 mod peer;
 mod program;
 mod restart;
+mod rootfs;
 mod run;
 mod sandbox;
 mod service;
