@@ -80,9 +80,15 @@ fn at_a_socket_of_the_callers() {
     let bundle = Bundle::new();
     let place = bundle.path("sockets/own");
     let place = place.display().to_string();
-    let start = || bundle.run(PROGRAM, ["-socket", &place]).args(["start"]);
+    let start = || {
+        let words = ["-debug", "-publish-binary", "/bin/false", "-socket", &place];
+        bundle.run(PROGRAM, words).args(["start"])
+    };
     let address = start().run().ok();
     assert_eq!(address, format!("unix://{place}"));
+    // What the shim itself has been told.
+    let words = fs::read(format!("/proc/{}/cmdline", bundle.shim_pid())).expect("the shim");
+    assert!(words.split(|byte| *byte == 0).any(|word| word == b"-debug"));
     assert_eq!(start().run().ok(), address, "there is another shim");
     bundle.end(&address, bundle.shim_pid());
 }
