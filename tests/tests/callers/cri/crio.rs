@@ -232,7 +232,11 @@ fn a_pod_of_the_command_lines() {
 }
 
 fn a_pod(runtime: &str, is_shims: bool) {
-    let machine = Machine::alone(|| fs::create_dir_all(LOGS).expect("the logs' directory"));
+    let machine = Machine::alone(|| {
+        // What another test has left there.
+        fs::remove_dir_all(LOGS).ok();
+        fs::create_dir_all(LOGS).expect("the logs' directory");
+    });
     let daemon = Daemon::start(runtime);
     let request = cri::RunPodSandboxRequest {
         config: MessageField::some(pod_config()),
