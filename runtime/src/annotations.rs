@@ -69,6 +69,12 @@ impl PodLimits {
     }
 }
 
+/// Whether an annotation of this name chooses a setting.
+#[must_use]
+pub fn chooses(name: &str) -> bool {
+    name.starts_with(SETTINGS)
+}
+
 /// The settings of a container: the machine's, and those that its annotations choose.
 ///
 /// # Errors

@@ -173,6 +173,7 @@ fn container(
         binds: binds(dir, spec)?,
         new_namespaces: placement.new,
         network: placement.network,
+        made_namespaces: placement.made,
         net_devices: net_devices(linux, placement.sandbox.as_deref())?,
         sandbox: placement.sandbox,
         shared_namespaces: placement.shared,

@@ -133,6 +133,8 @@ pub struct Container {
     pub new_namespaces: i32,
     /// The network namespace of this machine that its monitor enters.
     pub network: Option<PathBuf>,
+    /// Types of further namespaces of this machine that its monitor enters, since they were made for it, and where they are.
+    pub made_namespaces: Vec<(String, PathBuf)>,
     /// The network devices that are moved into it, and their names there.
     pub net_devices: BTreeMap<String, String>,
     /// The container whose virtual machine it goes into; `None` for one of its own.
@@ -388,6 +390,7 @@ mod tests {
                 new_namespaces: 0,
                 net_devices: BTreeMap::new(),
                 network: None,
+                made_namespaces: Vec::new(),
                 sandbox: None,
                 shared_namespaces: Vec::new(),
                 hooks: None,

@@ -5,7 +5,8 @@
 //! of the containers in it. A path that leads to what a monitor holds for its container, or to the
 //! monitor itself (`/proc/PID/ns/TYPE`), stands for that container's namespace; the new container
 //! then goes into the same virtual machine. A network namespace that is no container's is the one
-//! that the sandbox is to be connected to.
+//! that the sandbox is to be connected to. An IPC or UTS namespace that CRI-O has made for a pod, in which nobody is, is
+//! held by the pod's sandbox, so that the pod's other containers are known by it.
 
 use std::fs::{self, File};
 use std::io;
@@ -138,6 +139,8 @@ pub struct Placement {
     pub shared: Vec<(String, String)>,
     /// The network namespace of this machine that the sandbox is connected to.
     pub network: Option<PathBuf>,
+    /// Further namespaces of this machine that were made for it, by the specification's names of their types.
+    pub made: Vec<(String, PathBuf)>,
     /// Namespaces (CLONE_NEW*) that the monitor makes to hold them.
     pub new: i32,
 }
@@ -149,11 +152,11 @@ const PODS: [(&str, &str); 2] = [
         "io.kubernetes.cri.container-type",
         "io.kubernetes.cri.sandbox-id",
     ),
-    (
-        "io.kubernetes.cri-o.ContainerType",
-        "io.kubernetes.cri-o.SandboxID",
-    ),
+    (CRIO_TYPE, "io.kubernetes.cri-o.SandboxID"),
 ];
+
+/// The annotation by which CRI-O says what a container is to a pod.
+const CRIO_TYPE: &str = "io.kubernetes.cri-o.ContainerType";
 
 /// A container that another can share something with.
 struct Candidate {
@@ -221,9 +224,14 @@ impl Placement {
                 }
             }
         }
+        let is_crios = annotations
+            .get(CRIO_TYPE)
+            .is_some_and(|kind| kind == "sandbox");
         for (index, namespace) in namespaces.iter().enumerate() {
             match path(namespace) {
-                Some(path) => this.add_path(index, namespace.typ(), path, &mut candidates)?,
+                Some(path) => {
+                    this.add_path(index, namespace.typ(), path, is_crios, &mut candidates)?;
+                }
                 None => this.new += held(namespace.typ()).unwrap_or(0),
             }
         }
@@ -235,6 +243,7 @@ impl Placement {
         index: usize,
         typ: LinuxNamespaceType,
         path: &Path,
+        is_crios_sandbox: bool,
         candidates: &mut Candidates,
     ) -> Result<(), NamespaceError> {
         let (kind, link) = names(typ);
@@ -295,6 +304,15 @@ impl Placement {
                     source: Box::new(e),
                 })?;
                 self.network = Some(path.to_owned());
+                Ok(())
+            }
+            // CRI-O's program pinns has made it, and nothing else is in it.
+            None if is_crios_sandbox
+                && by_path.is_none()
+                && matches!(typ, LinuxNamespaceType::Ipc | LinuxNamespaceType::Uts)
+                && !is_own(link, identity) =>
+            {
+                self.made.push((kind.to_owned(), path.to_owned()));
                 Ok(())
             }
             None => {

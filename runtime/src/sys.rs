@@ -5,6 +5,7 @@
 )]
 
 pub mod bpf;
+pub mod loop_device;
 
 use std::io;
 use std::mem::MaybeUninit;

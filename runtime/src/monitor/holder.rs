@@ -68,7 +68,6 @@ impl Holder {
         container: &Container,
     ) -> Result<(), Failure> {
         let new = container.new_namespaces;
-        let network = container.network.clone();
         let mut shared = Vec::new();
         for (kind, other) in &container.shared_namespaces {
             let Some(flag) = namespaces::held_by_name(kind) else {
@@ -78,7 +77,14 @@ impl Holder {
             let monitor = state.monitor.open().map_err(Failure::Own)?;
             shared.push((monitor.ok_or(Failure::MonitorGone)?, flag));
         }
-        if new == 0 && network.is_none() && shared.is_empty() {
+        let made = container.made_namespaces.iter().filter_map(|(kind, path)| {
+            let flag = namespaces::held_by_name(kind)?;
+            Some((path.clone(), flag))
+        });
+        let network = container.network.iter();
+        let network = network.map(|path| (path.clone(), libc::CLONE_NEWNET));
+        let made: Vec<_> = network.chain(made).collect();
+        if new == 0 && made.is_empty() && shared.is_empty() {
             return Ok(());
         }
         self.ask(Box::new(move || {
@@ -86,8 +92,8 @@ impl Holder {
                 if new != 0 {
                     sys::new_namespaces(new)?;
                 }
-                if let Some(path) = network {
-                    sys::join(&File::open(path)?, libc::CLONE_NEWNET)?;
+                for (path, flag) in &made {
+                    sys::join(&File::open(path)?, *flag)?;
                 }
                 for (monitor, flag) in &shared {
                     sys::join(monitor, *flag)?;

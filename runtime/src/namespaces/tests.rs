@@ -68,6 +68,38 @@ fn a_pod_is_known_by_its_annotations() {
 }
 
 #[test]
+fn what_crio_has_made_for_a_pod_is_its_sandboxs() {
+    let root = tempfile::tempdir().unwrap();
+    let made = std::thread::spawn(|| {
+        crate::sys::new_namespaces(libc::CLONE_NEWIPC | libc::CLONE_NEWUTS).unwrap();
+        ["ipc", "uts"].map(|link| File::open(format!("/proc/thread-self/ns/{link}")).unwrap())
+    });
+    let [ipc, uts] = &made.join().unwrap();
+    let place = |file: &File| format!("/proc/self/fd/{}", file.as_raw_fd());
+    let find = |typ, path: &str, kind: &str| {
+        let annotations = HashMap::from([(CRIO_TYPE.to_owned(), kind.to_owned())]);
+        let builder = LinuxNamespaceBuilder::default().typ(typ).path(path);
+        let found = Placement::find(root.path(), &[builder.build().unwrap()], &annotations);
+        found.map_err(|e| e.to_string())
+    };
+    for (typ, kind, file) in [
+        (LinuxNamespaceType::Ipc, "ipc", ipc),
+        (LinuxNamespaceType::Uts, "uts", uts),
+    ] {
+        let placement = find(typ, &place(file), "sandbox").unwrap();
+        assert_eq!(placement.made, [(kind.to_owned(), place(file).into())]);
+        assert_eq!(placement.new, 0);
+        let error = find(typ, &place(file), "other").unwrap_err();
+        assert!(error.contains("is no container's"), "{error}");
+        // The machine's own is nobody's, and neither is a process'.
+        let own = File::open(format!("/proc/self/ns/{kind}")).unwrap();
+        find(typ, &place(&own), "sandbox").unwrap_err();
+    }
+    let other = format!("/proc/{}/ns/ipc", std::process::id());
+    find(LinuxNamespaceType::Ipc, &other, "sandbox").unwrap_err();
+}
+
+#[test]
 fn a_container_that_cannot_be_read_is_named_where_it_may_be_meant() {
     let root = tempfile::tempdir().unwrap();
     std::fs::create_dir(root.path().join("old")).unwrap();

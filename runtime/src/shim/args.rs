@@ -32,6 +32,8 @@ pub(crate) struct Args {
     /// The bundle; without it the working directory.
     pub(crate) bundle: Option<PathBuf>,
     pub(crate) debug: bool,
+    /// Where to listen, in place of a socket whose name the shim makes up.
+    pub(crate) socket: Option<PathBuf>,
 }
 
 /// What cannot be understood.
@@ -77,7 +79,7 @@ Flags:
   -address PATH          containerd's socket
   -bundle PATH           the bundle, if it is not the working directory
   -publish-binary PATH   accepted: events go over TTRPC_ADDRESS
-  -socket PATH           accepted: the socket is inherited
+  -socket PATH           the shim's socket, if it is not to be one of its own choice
   -debug                 log what helps to find a fault
   -info                  print what the runtime can do, as a protobuf message
   -v, -version           print the version
@@ -93,6 +95,7 @@ impl Args {
             id: String::new(),
             bundle: None,
             debug: false,
+            socket: None,
         };
         let mut words = words.into_iter().map(text);
         let mut asked = None;
@@ -130,6 +133,11 @@ impl Args {
                         "address" => this.address = value,
                         "id" => this.id = value,
                         "bundle" if !value.is_empty() => this.bundle = Some(value.into()),
+                        // The shim leaves the directory that it is started in.
+                        "socket" if !value.is_empty() => {
+                            let socket = std::path::absolute(&value);
+                            this.socket = Some(socket.unwrap_or_else(|_| value.into()));
+                        }
                         _ => {}
                     }
                 }
@@ -177,6 +185,11 @@ mod tests {
         let args = parse("--namespace=n --id=x -bundle /b delete").unwrap();
         assert_eq!(args.action, Action::Delete);
         assert_eq!(args.bundle, Some(PathBuf::from("/b")));
+        assert_eq!(args.socket, None);
+        let args = parse("-socket /s/x -id x start").unwrap();
+        assert_eq!(args.socket, Some(PathBuf::from("/s/x")));
+        let args = parse("-socket= -id x start").unwrap();
+        assert_eq!(args.socket, None);
         assert_eq!(parse("-id x").unwrap().action, Action::Serve);
         assert_eq!(parse("-v").unwrap().action, Action::Version);
         assert_eq!(parse("-info").unwrap().action, Action::Info);

@@ -64,6 +64,11 @@ impl Events {
         (events, Some(publisher))
     }
 
+    /// Whether there is anybody who takes them.
+    pub(crate) fn are_taken(&self) -> bool {
+        self.queue.is_some()
+    }
+
     /// Leaves an event: `name` is its message's, `topic` its place.
     pub(crate) fn publish(&self, topic: &str, name: &str, event: &impl Message) {
         let Some(queue) = &self.queue else {

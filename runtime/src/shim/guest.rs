@@ -7,10 +7,12 @@ use std::time::Duration;
 use cloister::agent::{Agent, AgentError};
 use cloister::cgroup::CgroupError;
 use cloister::cgroup::stats::Stats;
+use cloister::control::{self, ControlError, InterfaceCounters};
 use cloister::figures::oom_kills;
 use cloister::id::{ContainerId, IdError};
 use cloister::monitor;
 use cloister::state::{Phase, StateDir, StateError};
+use tokio::task::{JoinError, spawn_blocking};
 
 /// How long an agent may take to answer.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -32,6 +34,12 @@ pub(crate) enum GuestError {
     /// Its cgroup cannot be read.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// What its network has counted is not told.
+    #[error("the figures of its network cannot be had")]
+    Network(#[source] ControlError),
+    /// Whoever was to ask has ended without an answer.
+    #[error("the figures of its network cannot be had")]
+    Asking(#[from] JoinError),
 }
 
 async fn agent(root: &Path, id: &str) -> Result<Agent, GuestError> {
@@ -51,6 +59,18 @@ pub(crate) fn machine(root: &Path, id: &str) -> Result<Option<Stats>, GuestError
     let state = StateDir::open(root, &ContainerId::new(id)?)?.load()?;
     let cgroup = state.cgroup.filter(|_| state.vmm.is_some());
     Ok(cgroup.map(|cgroup| cgroup.stats()).transpose()?)
+}
+
+/// What the network interfaces of a container's own virtual machine have counted; nothing if it is in another's,
+/// or has no network.
+pub(crate) async fn network(root: &Path, id: &str) -> Result<Vec<InterfaceCounters>, GuestError> {
+    let dir = StateDir::open(root, &ContainerId::new(id)?)?;
+    if dir.load()?.network.is_none() {
+        return Ok(Vec::new());
+    }
+    // The monitor asks the VMM, which may take its time.
+    let asked = spawn_blocking(move || control::network_counters(dir.file(), LIMIT));
+    asked.await?.map_err(GuestError::Network)
 }
 
 /// Whether a container's guest answers.

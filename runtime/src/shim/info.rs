@@ -28,6 +28,8 @@ pub(crate) fn info() -> anyhow::Result<()> {
             value: cloister_spec::features().to_string().into_bytes(),
             ..Any::default()
         }),
+        // No annotation `containerd.io/runtime-allow-mounts`: what is no file system of the kernel's (loop devices, `format/`,
+        // `mkfs/`, `mkdir/`) is for containerd's mount manager, and the shim gets what that has made of it.
         ..RuntimeInfo::default()
     };
     let mut stdout = io::stdout().lock();

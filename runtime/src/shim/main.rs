@@ -65,6 +65,11 @@ fn run() -> anyhow::Result<()> {
     let args = Args::parse(std::env::args_os().skip(1)).with_context(|| USAGE.to_owned())?;
     match args.action {
         Action::Serve => {
+            if let Some(socket) = &args.socket {
+                let listener = start::listen(socket)?;
+                let taken = || format!("a shim listens at {}", socket.display());
+                return serve::serve(&args, listener.with_context(taken)?.into());
+            }
             // SAFETY: this is the beginning of the process: only arguments were looked at.
             let inherited = unsafe { cloister::sys::take_inherited(start::LISTENER) };
             let listener = inherited.context("the shim is started by its action start")?;

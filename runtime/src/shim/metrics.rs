@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 
 use cloister::cgroup::stats::Stats;
+use cloister::control::InterfaceCounters;
 use cloister::figures::{Table, single};
 use containerd_shim_protos::{cgroups, cgroups_v2};
 use protobuf::well_known_types::any::Any;
@@ -50,6 +51,30 @@ const NO_LIMIT: u64 = 1 << 62;
 pub(crate) struct Metrics<'a> {
     pub(crate) files: &'a HashMap<String, String>,
     pub(crate) overhead: Overhead,
+    /// What the virtual machine's interfaces have counted; like its overhead, of the container that it was made for.
+    pub(crate) network: &'a [InterfaceCounters],
+}
+
+/// The interfaces in the message of either version of cgroups: the fields are the same.
+macro_rules! network {
+    ($version:ident, $metrics:expr) => {
+        $metrics
+            .network
+            .iter()
+            .map(|interface| $version::metrics::NetworkStat {
+                name: interface.name.clone(),
+                rx_bytes: interface.rx_bytes,
+                rx_packets: interface.rx_packets,
+                rx_errors: interface.rx_errors,
+                rx_dropped: interface.rx_dropped,
+                tx_bytes: interface.tx_bytes,
+                tx_packets: interface.tx_packets,
+                tx_errors: interface.tx_errors,
+                tx_dropped: interface.tx_dropped,
+                ..Default::default()
+            })
+            .collect()
+    };
 }
 
 impl Metrics<'_> {
@@ -191,6 +216,7 @@ impl Metrics<'_> {
                     ..HugeTlbStat::default()
                 })
                 .collect(),
+            network: network!(cgroups_v2, self),
             ..Metrics::default()
         }
     }
@@ -304,6 +330,7 @@ impl Metrics<'_> {
                     ..HugetlbStat::default()
                 })
                 .collect(),
+            network: network!(cgroups, self),
             ..Metrics::default()
         }
     }
@@ -396,9 +423,21 @@ mod tests {
     #[test]
     fn both_forms_say_the_same() {
         let files = files();
+        let network = [InterfaceCounters {
+            name: "eth0".into(),
+            rx_bytes: 1,
+            rx_packets: 2,
+            rx_errors: 3,
+            rx_dropped: 4,
+            tx_bytes: 5,
+            tx_packets: 6,
+            tx_errors: 7,
+            tx_dropped: 8,
+        }];
         let metrics = Metrics {
             files: &files,
             overhead: Overhead::default(),
+            network: &network,
         };
         let any = metrics.message(true);
         assert_eq!(any.type_url, "io.containerd.cgroups.v2.Metrics");
@@ -409,6 +448,16 @@ mod tests {
         assert_eq!((v2.pids.current, v2.pids.limit), (3, u64::MAX));
         assert_eq!((v2.io.usage.len(), v2.io.usage[0].wbytes), (1, 2));
         assert_eq!((v2.hugetlb[0].current, v2.hugetlb[0].max), (8, 16));
+        let [eth0] = &v2.network[..] else {
+            panic!("{v2}");
+        };
+        assert_eq!(
+            (&*eth0.name, eth0.rx_bytes, eth0.rx_packets),
+            ("eth0", 1, 2)
+        );
+        assert_eq!((eth0.rx_errors, eth0.rx_dropped), (3, 4));
+        assert_eq!((eth0.tx_bytes, eth0.tx_packets), (5, 6));
+        assert_eq!((eth0.tx_errors, eth0.tx_dropped), (7, 8));
 
         let any = metrics.message(false);
         assert_eq!(any.type_url, "io.containerd.cgroups.v1.Metrics");
@@ -418,6 +467,10 @@ mod tests {
         assert_eq!((v1.pids.current, v1.pids.limit), (3, 0));
         assert_eq!(v1.blkio.io_serviced_recursive[1].value, 4);
         assert_eq!(v1.memory_oom_control.oom_kill, 1);
+        // The messages have the interfaces in the same form.
+        let encoded = |network: &dyn protobuf::MessageDyn| network.write_to_bytes_dyn().unwrap();
+        assert_eq!(v1.network.len(), 1);
+        assert_eq!(encoded(&v1.network[0]), encoded(eth0));
     }
 
     #[test]
@@ -425,6 +478,7 @@ mod tests {
         let metrics = Metrics {
             files: &HashMap::new(),
             overhead: Overhead::default(),
+            network: &[],
         };
         assert_eq!(metrics.v2().memory.usage, 0);
         assert_eq!(metrics.v1().pids.current, 0);
@@ -450,6 +504,7 @@ mod tests {
         let metrics = Metrics {
             files: &files,
             overhead: Overhead::of(&machine, [&files]),
+            network: &[],
         };
         let v2 = metrics.v2();
         assert_eq!((v2.cpu.usage_usec, v2.cpu.user_usec), (100, 20));

@@ -1,10 +1,13 @@
 //! The mounts that make a root file system: containerd names them, the shim makes them.
 
 use std::ffi::CString;
+use std::fs::OpenOptions;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use cloister::sys::loop_device::LoopDevice;
 use containerd_shim_protos::api::Mount;
 use rustix::io::Errno;
 use rustix::mount::{
@@ -36,6 +39,18 @@ pub(crate) enum MountError {
         target: PathBuf,
         /// How many.
         length: usize,
+    },
+    /// It is of a form that is made otherwise.
+    #[error("cannot mount {source_name} ({kind}): option {option:?} is not supported: {reason}")]
+    Option {
+        /// What was to be mounted.
+        source_name: String,
+        /// Its type.
+        kind: String,
+        /// The option.
+        option: String,
+        /// Why.
+        reason: &'static str,
     },
     /// It could not be taken away.
     #[error("cannot unmount {}", target.display())]
@@ -76,6 +91,9 @@ const FLAGS: [(&str, bool, MountFlags); 20] = [
 struct Parsed {
     flags: MountFlags,
     bind: Option<Bind>,
+    /// Whether the source is a file, to be mounted as a device; and whether that passes the file's page cache over.
+    on_loop: bool,
+    is_direct: bool,
     data: Vec<String>,
 }
 
@@ -89,6 +107,8 @@ fn parse(kind: &str, options: &[String]) -> Parsed {
     let mut parsed = Parsed {
         flags: MountFlags::empty(),
         bind: (kind == "bind").then_some(Bind::Alone),
+        on_loop: options.iter().any(|option| option == "loop"),
+        is_direct: false,
         data: Vec::new(),
     };
     for option in options {
@@ -99,7 +119,9 @@ fn parse(kind: &str, options: &[String]) -> Parsed {
         match &**option {
             "bind" if parsed.bind.is_none() => parsed.bind = Some(Bind::Alone),
             "rbind" => parsed.bind = Some(Bind::Recursive),
-            "bind" | "defaults" | "" => {}
+            "bind" | "defaults" | "" | "loop" => {}
+            // Of the device, as containerd's own mounting has it.
+            "direct-io" if parsed.on_loop => parsed.is_direct = true,
             _ => parsed.data.push(option.clone()),
         }
     }
@@ -122,7 +144,37 @@ pub(crate) fn mount_all(mounts: &[Mount], target: &Path) -> Result<(), MountErro
     Ok(())
 }
 
+/// What an option is refused for: containerd's own mounting gives it a meaning that mount(2) does not know.
+fn refusal(option: &str) -> Option<&'static str> {
+    const OTHERS: [(&str, &str); 3] = [
+        (
+            "X-containerd.",
+            "it is for containerd's mount manager, which has left it",
+        ),
+        (
+            "uidmap=",
+            "the ids of a pod are mapped in no user namespace of this machine",
+        ),
+        (
+            "gidmap=",
+            "the ids of a pod are mapped in no user namespace of this machine",
+        ),
+    ];
+    let found = OTHERS.iter().find(|(start, _)| option.starts_with(start));
+    found.map(|(_, reason)| *reason)
+}
+
 fn mount_one(entry: &Mount, target: &Path) -> Result<(), MountError> {
+    for option in &entry.options {
+        if let Some(reason) = refusal(option) {
+            return Err(MountError::Option {
+                source_name: entry.source.clone(),
+                kind: entry.type_.clone(),
+                option: option.clone(),
+                reason,
+            });
+        }
+    }
     let failed = |errno: Errno| MountError::Mount {
         source_name: entry.source.clone(),
         kind: entry.type_.clone(),
@@ -143,6 +195,14 @@ fn mount_one(entry: &Mount, target: &Path) -> Result<(), MountError> {
         return Ok(());
     }
     let data = parsed.data.join(",");
+    if parsed.on_loop {
+        return mount_on_loop(entry, target, &parsed, &data).map_err(|source| MountError::Mount {
+            source_name: entry.source.clone(),
+            kind: entry.type_.clone(),
+            target: target.to_owned(),
+            source,
+        });
+    }
     if data.len() <= DATA_MAX {
         return mount_with(entry, target, parsed.flags, &data).map_err(failed);
     }
@@ -172,6 +232,22 @@ fn mount_one(entry: &Mount, target: &Path) -> Result<(), MountError> {
     };
     // The working directory is the process's, which has one thread that comes this way.
     mount().map_err(failed)
+}
+
+/// Mounts a file as a device, which goes with its last mount.
+fn mount_on_loop(entry: &Mount, target: &Path, parsed: &Parsed, data: &str) -> io::Result<()> {
+    let is_read_only = parsed.flags.contains(MountFlags::RDONLY);
+    let file = OpenOptions::new()
+        .read(true)
+        .write(!is_read_only)
+        .open(&entry.source)?;
+    let device = LoopDevice::attach(file.as_fd(), is_read_only, parsed.is_direct)?;
+    let entry = Mount {
+        source: device.path.display().to_string(),
+        type_: entry.type_.clone(),
+        ..Mount::default()
+    };
+    Ok(mount_with(&entry, target, parsed.flags, data)?)
 }
 
 fn mount_with(entry: &Mount, target: &Path, flags: MountFlags, data: &str) -> Result<(), Errno> {
@@ -244,9 +320,16 @@ mod tests {
             Parsed {
                 flags: MountFlags::NODEV,
                 bind: None,
+                on_loop: false,
+                is_direct: false,
                 data: strings(&["lowerdir=/a:/b"]),
             }
         );
+        let parsed = parse("ext4", &strings(&["direct-io", "loop", "noload"]));
+        assert!(parsed.on_loop && parsed.is_direct);
+        assert_eq!(parsed.data, ["noload"]);
+        // Without a device of the file's it is the file system's own.
+        assert_eq!(parse("9p", &strings(&["direct-io"])).data, ["direct-io"]);
         assert_eq!(
             parse("bind", &strings(&["rbind", "ro"])).bind,
             Some(Bind::Recursive)
@@ -265,6 +348,21 @@ mod tests {
             Some(("/".into(), "lowerdir=a:a/b".into()))
         );
         assert_eq!(relative_layers(&strings(&["upperdir=/a"])), None);
+    }
+
+    #[test]
+    fn what_mount_does_not_know_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        for option in ["X-containerd.mkfs.fs=ext4", "uidmap=0:1:2", "gidmap=0:1:2"] {
+            let entry = Mount {
+                type_: "overlay".into(),
+                source: "overlay".into(),
+                options: strings(&["index=off", option]),
+                ..Mount::default()
+            };
+            let error = mount_all(&[entry], dir.path()).unwrap_err().to_string();
+            assert!(error.contains(option), "{error}");
+        }
     }
 
     #[test]

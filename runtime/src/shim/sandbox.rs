@@ -102,7 +102,6 @@ impl SandboxService {
             bundle: described.bundle.clone(),
             rootfs: described.rootfs,
             names: Names::default(),
-            checkpoint: String::new(),
             options: None,
             is_sandbox: true,
         };

@@ -48,6 +48,21 @@ fn empty() -> api::Empty {
     api::Empty::default()
 }
 
+/// A task cannot begin where another one was; a parent, which runc would look at beside a checkpoint alone, is no
+/// less a wish for that.
+fn refuse_restoring(request: &api::CreateTaskRequest) -> Result<(), Failure> {
+    let wishes = [
+        ("checkpoint", &request.checkpoint),
+        ("parent_checkpoint", &request.parent_checkpoint),
+    ];
+    match wishes.iter().find(|(_, path)| !path.is_empty()) {
+        None => Ok(()),
+        Some((field, path)) => Err(Failure::unimplemented(format!(
+            "{field} {path:?}: restore is not supported: a container's processes are in a virtual machine"
+        ))),
+    }
+}
+
 #[async_trait]
 impl Task for TaskService {
     async fn state(
@@ -63,6 +78,7 @@ impl Task for TaskService {
         _: &TtrpcContext,
         request: api::CreateTaskRequest,
     ) -> ttrpc::Result<api::CreateTaskResponse> {
+        refuse_restoring(&request)?;
         let creation = Creation {
             id: request.id,
             bundle: request.bundle.into(),
@@ -73,7 +89,6 @@ impl Task for TaskService {
                 stderr: request.stderr,
                 terminal: request.terminal,
             },
-            checkpoint: request.checkpoint,
             options: request.options.into_option(),
             is_sandbox: false,
         };
@@ -228,7 +243,8 @@ impl Task for TaskService {
         let tasks = Arc::clone(&self.0);
         whole(async move {
             let resources = request.resources.into_option().unwrap_or_default().value;
-            tasks.update(&request.id, &resources).await
+            let annotations = &request.annotations;
+            tasks.update(&request.id, &resources, annotations).await
         })
         .await?;
         Ok(empty())

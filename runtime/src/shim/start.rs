@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, bail};
 use cloister::config::Config;
 use command_fds::{CommandFdExt, FdMapping};
+use rustix::thread::CoreSchedulingScope;
 use sha2::{Digest, Sha256};
 
 use super::args::Args;
@@ -27,6 +28,8 @@ const ADDRESS_FILE: &str = "address";
 const PID_FILE: &str = "shim.pid";
 /// The environment variable with containerd's ttrpc socket.
 const TTRPC_ADDRESS: &str = "TTRPC_ADDRESS";
+/// The environment variable by which containerd asks for core scheduling, as its setting `sched_core` has it.
+const SCHED_CORE: &str = "SCHED_CORE";
 
 /// What is read from standard input, unless a person started the program.
 pub(crate) fn input() -> anyhow::Result<Input> {
@@ -106,15 +109,18 @@ pub(crate) fn check(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The socket of the shim of a group: a name that another containerd of this machine does not
-/// make.
+/// The socket of the shim of a group: that which the caller names, or a name that another containerd of this machine
+/// does not make.
 pub(crate) fn socket_path(sockets: &Path, args: &Args, group: &str) -> PathBuf {
+    if let Some(socket) = &args.socket {
+        return socket.clone();
+    }
     let name = Sha256::digest(format!("{}/{}/{group}", args.address, args.namespace));
     sockets.join(format!("{name:x}"))
 }
 
 /// Listens at a socket; `None` if a shim does already.
-fn listen(socket: &Path) -> anyhow::Result<Option<UnixListener>> {
+pub(crate) fn listen(socket: &Path) -> anyhow::Result<Option<UnixListener>> {
     let context = || format!("cannot listen at {}", socket.display());
     if let Some(dir) = socket.parent() {
         fs::create_dir_all(dir).with_context(context)?;
@@ -141,6 +147,9 @@ fn serve(
     bundle: &Path,
     listener: UnixListener,
 ) -> anyhow::Result<u32> {
+    if std::env::var_os(SCHED_CORE).is_some_and(|asked| !asked.is_empty()) {
+        share_cores_with_nobody()?;
+    }
     let program = std::env::current_exe().context("the shim's program")?;
     let mut command = Command::new(program);
     command
@@ -166,6 +175,18 @@ fn serve(
         .context("the shim's socket")?;
     let child = command.spawn().context("cannot start the shim")?;
     Ok(child.id())
+}
+
+/// Gives this process, and so the shim and all that comes from it, the VMM's threads among them, a cookie of core
+/// scheduling of its own: no other process is run by a thread of a core whose other thread runs one of these
+/// (Documentation/admin-guide/hw-vuln/core-scheduling.rst of Linux). As runc's shim, it fails where the kernel does
+/// not do it; that one's scope is the process group, of which containerd makes this process the only member.
+fn share_cores_with_nobody() -> anyhow::Result<()> {
+    let own = rustix::process::getpid();
+    rustix::thread::create_core_scheduling_cookie(own, CoreSchedulingScope::ThreadGroup).context(
+        "SCHED_CORE is set, but the kernel refuses prctl PR_SCHED_CORE: it needs CONFIG_SCHED_CORE and a processor with \
+         more than one thread a core",
+    )
 }
 
 /// Writes a file that is there whole or not at all.
@@ -212,6 +233,7 @@ mod tests {
         assert_ne!(one, path("-address a -namespace m -id x start", "g"));
         assert_ne!(one, path("-address a -namespace n -id x start", "h"));
         assert_eq!(one.as_os_str().len(), 3 + 64);
+        assert_eq!(path("-socket /t/u -id x start", "g"), Path::new("/t/u"));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use cloister::annotations;
 use cloister::process::ProcessId;
 use cloister::signal::Signal;
 use containerd_shim_protos::api::{self, Mount, Status};
@@ -74,7 +75,6 @@ pub(crate) struct Creation {
     pub(crate) bundle: PathBuf,
     pub(crate) rootfs: Vec<Mount>,
     pub(crate) names: Names,
-    pub(crate) checkpoint: String,
     /// The runtime's options; without them, those that the shim was started with.
     pub(crate) options: Option<Any>,
     /// Whether it is the sandbox itself.
@@ -185,9 +185,17 @@ impl Tasks {
         all: bool,
     ) -> Result<(), Failure> {
         let container = self.container(id)?;
+        let finished = || Failure::not_found("process already finished");
+        if number == 0 {
+            // kill(2): it looks only whether there is a process. CRI-O asks so before it opens a log anew.
+            let ended = match exec_id {
+                "" => container.init.ended(),
+                exec_id => container.exec(exec_id)?.process.ended(),
+            };
+            return ended.map_or(Ok(()), |_| Err(finished()));
+        }
         let signal = Signal::from_number(number)
             .ok_or_else(|| Failure::invalid(format!("{number} is no signal")))?;
-        let finished = || Failure::not_found("process already finished");
         if !exec_id.is_empty() {
             let exec = container.exec(exec_id)?;
             if exec.process.ended().is_some() {
@@ -246,9 +254,23 @@ impl Tasks {
         Ok(())
     }
 
-    /// Changes the limits of a container: a `linux.resources` object as JSON.
-    pub(crate) async fn update(&self, id: &str, resources: &[u8]) -> Result<(), Failure> {
+    /// Changes the limits of a container: a `linux.resources` object as JSON. Annotations are not for that; those that
+    /// would change a virtual machine are refused, since it was made by the ones of its creation.
+    pub(crate) async fn update(
+        &self,
+        id: &str,
+        resources: &[u8],
+        annotations: &HashMap<String, String>,
+    ) -> Result<(), Failure> {
         let container = self.container(id)?;
+        if let Some(name) = annotations.keys().find(|name| annotations::chooses(name)) {
+            return Err(Failure::invalid(format!(
+                "annotations[{name:?}]: the settings of a virtual machine are chosen when it is created"
+            )));
+        }
+        for name in annotations.keys() {
+            log::warn!("container {id}: annotation {name:?} of an update is passed over");
+        }
         let stdin = || {
             let mut file = File::from(rustix::fs::memfd_create(
                 "resources",
@@ -296,9 +318,15 @@ impl Tasks {
             }
             None => Overhead::default(),
         };
+        let network = guest::network(root, id).await.unwrap_or_else(|e| {
+            // It may be at its end. The rest is worth telling.
+            log::warn!("container {id}: {}", cloister::text::chain(&e));
+            Vec::new()
+        });
         let metrics = Metrics {
             files: &files,
             overhead,
+            network: &network,
         };
         Ok(metrics.message(paths::has_cgroup_v2()))
     }

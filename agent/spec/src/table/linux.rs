@@ -116,7 +116,7 @@ const NET_DEVICES: &[Field] = &[host("name", Shape::Text(text::optional_interfac
 const NAMESPACES: &[Field] = &[
     both("type", Shape::Name(&names::NAMESPACES)).required(),
     both("path", Shape::Text(text::optional_path)).note(
-        "only namespaces of containers in the same virtual machine can be shared, and a network namespace of the host's",
+        "only namespaces of containers in the same virtual machine can be shared, a network namespace of the host's, and what CRI-O makes for a pod's sandbox",
     ),
 ];
 

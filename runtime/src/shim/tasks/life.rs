@@ -1,5 +1,6 @@
 //! How containers and what is executed in them come, end, and go; and what containerd is told of it.
 
+use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -23,6 +24,8 @@ use super::{Creation, Deleted, Tasks};
 const EXECS_LIMIT: Duration = Duration::from_secs(5);
 /// How long after its agent's connection a container may be known to have ended.
 const END_LIMIT: Duration = Duration::from_secs(10);
+/// The file in a container's bundle that says that the OOM killer has struck.
+const OOM_FILE: &str = "oom";
 /// What a container ends with whose virtual machine this machine's OOM killer has ended: what a shell
 /// says of a process that was killed.
 const OOM_KILLED: u32 = 137;
@@ -43,15 +46,9 @@ impl Tasks {
             bundle,
             rootfs,
             names,
-            checkpoint,
             options,
             is_sandbox,
         } = creation;
-        if !checkpoint.is_empty() {
-            return Err(Failure::unimplemented(
-                "restore is not supported: a container's processes are in a virtual machine",
-            ));
-        }
         // Until it is among the containers: its mounts must not be made, or taken away, twice.
         let _reservation = self.reserve(&id)?;
         if !is_sandbox {
@@ -263,6 +260,13 @@ impl Tasks {
             ..Default::default()
         };
         self.publish(container, topics::TASK_OOM_EVENT_TOPIC, "TaskOOM", &event);
+        // CRI-O, which takes no events, looks for a file when the container has ended (internal/oci/runtime_vm.go).
+        let file = container.bundle.join(OOM_FILE);
+        if !self.events.are_taken()
+            && let Err(e) = File::create(&file)
+        {
+            log::warn!("cannot make {}: {e}", file.display());
+        }
     }
 
     /// Tells each time the OOM killer has struck in a container, until it has ended.

@@ -2,11 +2,12 @@
 //!
 //! The newest version of containerd does every check, the others a few. With runc as the runtime under test
 //! (`CLOISTER_TEST_RUNTIME`) they prove themselves, but for those of what virtual machines alone do: `size`, `growth`, `at_once`,
-//! `virtual_machine`, and what is refused.
+//! `virtual_machine`, `of_a_network`, and what is refused.
 
 mod bench;
 mod checks;
 mod client;
+mod crio;
 mod daemon;
 mod pod;
 mod websocket;
@@ -89,7 +90,7 @@ node_checks! { v2, V2,
     containers: shared_namespaces, one_process_namespace, init_and_restart, termination, volumes, out_of_memory;
     exec: output_and_exit_code, limit, logs;
     faults: containerd, shim, virtual_machine;
-    figures: of_a_container, of_a_pod, size, growth, update;
+    figures: of_a_container, of_a_pod, of_a_network, size, growth, update;
     install: daemon_set;
     many: at_once;
     network: address_and_traffic, names, port_forward;

@@ -1,5 +1,5 @@
 //! A peer in CRI-O's place, which starts the shim as for its runtimes of type `vm`: once for each container of a pod, with
-//! nothing on standard input and no address for events. There is no CRI-O here.
+//! nothing on standard input and no address for events. Debian has no CRI-O: `cri/crio.rs` is for who has one.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use containerd_shim_protos::api;
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::ttrpc::{self, Code};
 use containerd_shim_protos::{Client, TaskClient};
 use serde_json::{Value, json};
 
 use crate::harness::{Cmd, Machine, afterwards, eventually, report_logs};
 
-use super::peer::{NAMESPACE, alone, await_end, limit, socket, write_bundle};
+use super::peer::{NAMESPACE, alone, await_end, limit, refused, socket, write_bundle};
 use super::{PROGRAM, kill};
 
 const POD: &str = "crio-pod";
@@ -27,6 +28,13 @@ struct Pod {
     dir: tempfile::TempDir,
     shim: i32,
     tasks: TaskClient,
+}
+
+fn any(value: Value) -> MessageField<Any> {
+    MessageField::some(Any {
+        value: value.to_string().into_bytes(),
+        ..Default::default()
+    })
 }
 
 /// The shim's program, in a bundle.
@@ -60,7 +68,29 @@ impl Pod {
         let machine = alone();
         let dir = tempfile::tempdir().expect("a directory");
         let bundle = dir.path().join(POD);
-        write(&bundle, "sandbox", |_| ());
+        // Its program pinns makes what a pod's containers share, and each of them is told the place.
+        let made = ["ipc", "uts"].map(|kind| {
+            let place = dir.path().join(kind).display().to_string();
+            fs::write(&place, "").expect("a place");
+            Cmd::new("unshare")
+                .args([&format!("--{kind}={place}"), "true"])
+                .run()
+                .ok();
+            (kind, place)
+        });
+        let take = |spec: &mut Value| {
+            let namespaces = spec["linux"]["namespaces"].as_array_mut();
+            for namespace in namespaces.expect("namespaces") {
+                let kind = namespace["type"].as_str().expect("a type").to_owned();
+                if let Some((_, place)) = made.iter().find(|(name, _)| kind == *name) {
+                    namespace["path"] = place.as_str().into();
+                }
+            }
+        };
+        write(&bundle, "sandbox", |spec| {
+            spec["hostname"] = "shared".into();
+            take(spec);
+        });
         let address = start(&bundle, POD);
         let shim = fs::read_to_string(bundle.join("shim.pid")).expect("the shim's pid");
         let shim = shim.trim().parse().expect("a pid");
@@ -76,14 +106,12 @@ impl Pod {
         let pod = this.run(POD);
         write(&this.bundle(MEMBER), "container", |spec| {
             spec["hostname"] = Value::Null;
+            take(spec);
             let namespaces = spec["linux"]["namespaces"].as_array_mut();
             for namespace in namespaces.expect("namespaces") {
-                let link = match namespace["type"].as_str() {
-                    Some("network") => "net",
-                    Some(same @ ("ipc" | "uts")) => same,
-                    _ => continue,
-                };
-                namespace["path"] = format!("/proc/{pod}/ns/{link}").into();
+                if namespace["type"] == "network" {
+                    namespace["path"] = format!("/proc/{pod}/ns/net").into();
+                }
             }
         });
         // The shim is the same.
@@ -94,6 +122,12 @@ impl Pod {
 
     fn bundle(&self, id: &str) -> PathBuf {
         self.dir.path().join(id)
+    }
+
+    /// Takes the pod's namespaces away.
+    fn unmake(&self) {
+        let places = ["ipc", "uts"].map(|kind| self.dir.path().join(kind));
+        Cmd::new("umount").args(places).run().ok();
     }
 
     /// What a container has said.
@@ -134,19 +168,13 @@ impl Pod {
         assert_eq!(self.state(id).status.enum_value(), Ok(status), "{id}");
     }
 
-    /// Everything else that CRI-O asks for of a container that runs.
-    fn control(&self, id: &str) {
-        let any = |value: Value| {
-            MessageField::some(Any {
-                value: value.to_string().into_bytes(),
-                ..Default::default()
-            })
-        };
+    /// Executes a script in a container; gives its exit code.
+    fn exec(&self, id: &str, script: &str) -> u32 {
         let exec = api::ExecProcessRequest {
             id: id.into(),
             exec_id: "x".into(),
             spec: any(json!({
-                "args": ["sh", "-c", "exit 5"], "cwd": "/", "user": {"uid": 0, "gid": 0}, "env": ["PATH=/bin"],
+                "args": ["sh", "-c", script], "cwd": "/", "user": {"uid": 0, "gid": 0}, "env": ["PATH=/bin"],
             })),
             ..Default::default()
         };
@@ -163,13 +191,50 @@ impl Pod {
             ..Default::default()
         };
         let ended = self.tasks.wait(limit(), &wait).expect("its end");
-        assert_eq!(ended.exit_status, 5);
         let delete = api::DeleteRequest {
             id: id.into(),
             exec_id: "x".into(),
             ..Default::default()
         };
         self.tasks.delete(limit(), &delete).expect("its deletion");
+        ended.exit_status
+    }
+
+    fn update(&self, id: &str, resources: Value) {
+        let update = api::UpdateTaskRequest {
+            id: id.into(),
+            resources: any(resources),
+            ..Default::default()
+        };
+        self.tasks.update(limit(), &update).expect("other limits");
+    }
+
+    /// It learns of the OOM killer by a file, since it takes no events.
+    fn exhaust(&self, id: &str) {
+        self.update(id, json!({"memory": {"limit": 32 << 20}}));
+        let file = self.bundle(id).join("oom");
+        assert!(!file.exists());
+        // The memory is that of the process that is killed for it.
+        let fill = "exec dd if=/dev/zero of=/dev/null bs=64M count=1";
+        assert_eq!(self.exec(id, fill), 137);
+        eventually("the OOM killer is told of", || file.exists());
+    }
+
+    fn kill(&self, id: &str, signal: u32) -> ttrpc::Result<api::Empty> {
+        let signal = api::KillRequest {
+            id: id.into(),
+            signal,
+            all: signal == 15,
+            ..Default::default()
+        };
+        self.tasks.kill(limit(), &signal)
+    }
+
+    /// Everything else that CRI-O asks for of a container that runs.
+    fn control(&self, id: &str) {
+        assert_eq!(self.exec(id, "exit 5"), 5);
+        // Whether it is alive, before its log is opened anew.
+        self.kill(id, 0).expect("it is alive");
         let pause = api::PauseRequest {
             id: id.into(),
             ..Default::default()
@@ -181,12 +246,7 @@ impl Pod {
             ..Default::default()
         };
         self.tasks.resume(limit(), &resume).expect("no pause");
-        let update = api::UpdateTaskRequest {
-            id: id.into(),
-            resources: any(json!({"pids": {"limit": 77}})),
-            ..Default::default()
-        };
-        self.tasks.update(limit(), &update).expect("other limits");
+        self.update(id, json!({"pids": {"limit": 77}}));
         let stats = api::StatsRequest {
             id: id.into(),
             ..Default::default()
@@ -197,19 +257,14 @@ impl Pod {
 
     /// Ends a container and deletes it.
     fn end(&self, id: &str) {
-        let signal = api::KillRequest {
-            id: id.into(),
-            signal: 15,
-            all: true,
-            ..Default::default()
-        };
-        self.tasks.kill(limit(), &signal).expect("a signal");
+        self.kill(id, 15).expect("a signal");
         let wait = api::WaitRequest {
             id: id.into(),
             ..Default::default()
         };
         let ended = self.tasks.wait(limit(), &wait).expect("an end");
         assert_eq!(ended.exit_status, 3);
+        refused(self.kill(id, 0), Code::NOT_FOUND, "already finished");
         // It learns of the end, and when it was, by asking.
         let state = self.state(id);
         assert_eq!(state.status.enum_value(), Ok(api::Status::STOPPED));
@@ -243,9 +298,11 @@ impl Drop for Pod {
                 for id in [MEMBER, POD] {
                     program(&self.bundle(id), id, "delete").run();
                 }
+                self.unmake();
             });
             return;
         }
+        self.unmake();
         fs::remove_dir_all(self.dir.path()).expect("the bundles");
         self.machine.assert_clean(|| ());
     }
@@ -258,7 +315,17 @@ fn a_pod() {
         [POD, MEMBER].iter().all(|id| pod.out(id).ends_with('\n'))
     });
     assert_eq!(pod.out(POD), pod.out(MEMBER));
+    // They share what was made for them: the guest's, and what stands for it here.
+    let link = |id: &str, kind: &str| {
+        let pid = pod.state(id).pid;
+        fs::read_link(format!("/proc/{pid}/ns/{kind}")).expect("a namespace")
+    };
+    for kind in ["ipc", "uts"] {
+        assert_eq!(link(POD, kind), link(MEMBER, kind), "{kind}");
+    }
+    assert_eq!(pod.exec(MEMBER, "test \"$(hostname)\" = shared"), 0);
     pod.control(MEMBER);
+    pod.exhaust(MEMBER);
     pod.end(MEMBER);
     pod.assert_status(POD, api::Status::RUNNING);
     pod.end(POD);

@@ -14,15 +14,18 @@ mod ends;
 mod events;
 mod exec;
 mod failures;
+mod group;
 mod idle;
 mod options;
 mod page;
 mod peer;
 mod program;
 mod restart;
+mod rootfs;
 mod run;
 mod sandbox;
 mod service;
+mod start;
 mod streams;
 
 use std::fs;
@@ -64,6 +67,7 @@ tests!(containerd_1_6, V1_6,
     run: foreground, terminal;
     exec: several_at_once;
     control: pause_and_resume, metrics;
+    group: one_shim;
     events: in_order;
     streams: a_logging_program;
     options: a_wrong_configuration;
@@ -84,6 +88,7 @@ tests!(containerd_2, V2,
     run: foreground, the_same_name_at_once, exit_codes, input_to_its_end, terminal, terminal_resized;
     exec: codes_and_streams, several_at_once, terminal, killed, attach;
     control: kill, kill_all, pause_and_resume, processes, metrics, delete, checkpoint, described;
+    group: one_shim;
     events: in_order, oom;
     streams: a_file, a_logging_program, a_logging_program_that_is_not_there, large_output;
     options: a_configuration, a_wrong_configuration, an_id_twice, a_missing_program;

@@ -4,7 +4,7 @@ use containerd_shim_protos::cgroups_v2::metrics::Metrics;
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::sandbox_api as api;
 use containerd_shim_protos::sandbox_sync::SandboxClient;
-use containerd_shim_protos::ttrpc::Code;
+use containerd_shim_protos::ttrpc::{self, Code};
 
 use super::peer::{ID, Peer, limit, refused};
 
@@ -102,4 +102,24 @@ fn nine_methods() {
     let pid = peer.shim_pid();
     client.shutdown_sandbox(limit(), &shutdown).expect("an end");
     peer.has_ended(pid);
+}
+
+/// What other versions of the service have, or are to have, is refused by its name.
+#[test]
+fn methods_that_are_not_there() {
+    let peer = Peer::new("true");
+    for method in [
+        "PortForward",
+        "CheckpointSandbox",
+        "RestoreSandbox",
+        "UpdateSandbox",
+    ] {
+        let asked = peer.client().request(ttrpc::Request {
+            service: "containerd.runtime.sandbox.v1.Sandbox".into(),
+            method: method.into(),
+            timeout_nano: limit().timeout_nano,
+            ..Default::default()
+        });
+        refused(asked, Code::UNIMPLEMENTED, method);
+    }
 }

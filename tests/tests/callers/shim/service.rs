@@ -24,7 +24,11 @@ fn what_cannot_be_is_refused() {
     let nowhere = create(|request| request.bundle = "/no/such/bundle".into());
     refused(nowhere, Code::NOT_FOUND, "/no/such/bundle");
     let restored = create(|request| request.checkpoint = "/some/checkpoint".into());
-    refused(restored, Code::UNIMPLEMENTED, "restore is not supported");
+    let words = "checkpoint \"/some/checkpoint\": restore is not supported";
+    refused(restored, Code::UNIMPLEMENTED, words);
+    let restored = create(|request| request.parent_checkpoint = "sha256:abc".into());
+    let words = "parent_checkpoint \"sha256:abc\": restore is not supported";
+    refused(restored, Code::UNIMPLEMENTED, words);
     let chosen = create(|request| {
         request.options = MessageField::some(Any {
             type_url: "kata.Options".into(),
@@ -197,6 +201,23 @@ fn updated(peer: &Peer) {
     );
     assert_eq!(stats.pids.limit, 77);
     assert!(stats.memory.usage > 0 && stats.cpu.usage_usec > 0 && stats.pids.current > 0);
+    let annotated = |name: &str| {
+        let mut request = update(json!({"pids": {"limit": 78}}));
+        request.annotations.insert(name.into(), "2".into());
+        peer.tasks.update(limit(), &request)
+    };
+    // A setting of a machine that runs is not changed, and nothing else is with it.
+    let chosen = annotated("io.cloister.vcpus");
+    refused(
+        chosen,
+        Code::INVALID_ARGUMENT,
+        "annotations[\"io.cloister.vcpus\"]",
+    );
+    assert_eq!(peer.stats().pids.limit, 77);
+    annotated("example.com/anything").expect("other limits");
+    assert_eq!(peer.stats().pids.limit, 78);
+    let log = peer.log();
+    assert!(log.contains("example.com/anything"), "{log}");
     let nonsense = peer.tasks.update(limit(), &update(json!("nonsense")));
     refused(nonsense, Code::UNKNOWN, "");
 }

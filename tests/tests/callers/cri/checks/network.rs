@@ -8,7 +8,7 @@ use crate::cri::pod::Case;
 use crate::harness::{Cmd, eventually};
 
 /// The bridge's own address.
-const GATEWAY: &str = "10.88.9.1";
+pub(super) const GATEWAY: &str = "10.88.9.1";
 
 /// What a web server's container runs.
 pub(super) const SERVER: &str = "mkdir -p /www; echo found >/www/page; exec httpd -f -p 80 -h /www";

@@ -9,7 +9,15 @@ use crate::harness::Page;
 
 use super::figures::{MIB, assert_within, size_of};
 
-const CRI_O: &str = "[crio.runtime.runtimes.cloister]\n\
+/// What CRI-O is configured with for the shim, and for the command line: `cri/crio.rs` does so.
+pub(crate) const CRI_O: &str = "[crio.runtime.runtimes.cloister]\n\
+    runtime_path = \"/usr/local/bin/containerd-shim-cloister-v2\"\n\
+    runtime_type = \"vm\"\n\
+    runtime_root = \"/run/cloister-crio\"\n\
+    privileged_without_host_devices = true\n";
+pub(crate) const CRI_O_OCI: &str = "[crio.runtime]\n\
+    drop_infra_ctr = false\n\n\
+    [crio.runtime.runtimes.cloister]\n\
     runtime_path = \"/usr/local/bin/cloister\"\n\
     runtime_type = \"oci\"\n";
 
@@ -43,9 +51,9 @@ fn configure(node: Node, page: &mut Page) {
         let (_, section) = section.split_once("version = 2\n").expect("a version");
         config = [&config, section, &runc].concat();
     }
-    // There is no CRI-O.
-    page.pass("toml", CRI_O);
     page.pass("", "kubectl apply -f deploy/runtime-class.yaml\n");
+    page.pass("toml", CRI_O);
+    page.pass("toml", CRI_O_OCI);
     let class = deployed("runtime-class.yaml");
     assert!(class.contains("\nhandler: cloister\n"), "{class}");
     let mut large = page.take("toml");
