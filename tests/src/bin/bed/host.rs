@@ -2,6 +2,7 @@
 
 mod cli;
 mod direct;
+mod emulator;
 mod initramfs;
 mod kernel;
 mod machine;

@@ -222,6 +222,26 @@ impl Node {
 
     /// Starts it on what is there, and waits until pods can be run.
     pub(crate) fn start(self) {
+        self.launch();
+        eventually("containerd is ready for pods", || {
+            call::<StatusResponse>(SOCKET, "Status", &Empty::new()).is_ok_and(|answer| {
+                let mut conditions = answer.status.conditions.iter();
+                conditions
+                    .all(|condition| condition.status || condition.type_.starts_with("Container"))
+            })
+        });
+    }
+
+    /// Starts it, and waits until it asks the shims of pods for what they have.
+    pub(crate) fn start_loading(self) {
+        let before = log_text().len();
+        self.launch();
+        eventually("containerd loads its shims", || {
+            log_text()[before..].contains("connecting to shim")
+        });
+    }
+
+    fn launch(self) {
         let log = fs::File::options().create(true).append(true).open(LOG);
         let log = log.expect("the daemon's log");
         let child = Command::new(self.programs().join("containerd"))
@@ -231,13 +251,6 @@ impl Node {
             .spawn()
             .expect("containerd");
         *RUNNING.lock().unwrap_or_else(PoisonError::into_inner) = Some((self, child));
-        eventually("containerd is ready for pods", || {
-            call::<StatusResponse>(SOCKET, "Status", &Empty::new()).is_ok_and(|answer| {
-                let mut conditions = answer.status.conditions.iter();
-                conditions
-                    .all(|condition| condition.status || condition.type_.starts_with("Container"))
-            })
-        });
     }
 
     fn import(self) {
@@ -340,9 +353,13 @@ pub(crate) fn stop() {
     }
 }
 
+fn log_text() -> String {
+    fs::read_to_string(LOG).unwrap_or_default()
+}
+
 /// Prints what its log has of faults, and its end.
 pub(crate) fn report_log() {
-    let text = fs::read_to_string(LOG).unwrap_or_default();
+    let text = log_text();
     let last = |lines: Vec<&str>| lines[lines.len().saturating_sub(60)..].join("\n");
     let is_fault = |line: &&str| {
         ["warning", "error", "fatal"]

@@ -2,7 +2,7 @@
 //!
 //! The newest version of containerd does every check, the others a few. With runc as the runtime under test
 //! (`CLOISTER_TEST_RUNTIME`) they prove themselves, but for those of what virtual machines alone do: `size`, `growth`, `at_once`,
-//! `virtual_machine`, `of_a_network`, and what is refused.
+//! `kills`, `virtual_machine`, `of_a_network`, and what is refused.
 
 mod bench;
 mod checks;
@@ -92,6 +92,7 @@ node_checks! { v2, V2,
     faults: containerd, shim, virtual_machine;
     figures: of_a_container, of_a_pod, of_a_network, size, growth, update;
     install: daemon_set;
+    kills: at_random;
     many: at_once;
     network: address_and_traffic, names, port_forward;
     page: kubernetes;

@@ -94,7 +94,8 @@ impl Kernel {
     }
 }
 
-fn cache_directory() -> Result<PathBuf> {
+/// The directory of what the bed is made of.
+pub(super) fn cache_directory() -> Result<PathBuf> {
     let base = match env::var_os("XDG_CACHE_HOME").filter(|value| !value.is_empty()) {
         Some(base) => PathBuf::from(base),
         None => PathBuf::from(env::var_os("HOME").context("HOME is not set")?).join(".cache"),

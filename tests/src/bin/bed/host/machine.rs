@@ -1,6 +1,7 @@
 //! A QEMU process.
 
 use super::cli::Shape;
+use super::emulator::{self, QEMU};
 use super::initramfs;
 use super::kernel::Kernel;
 use super::sys;
@@ -13,8 +14,6 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-
-const QEMU: &str = "qemu-system-x86_64";
 
 /// Everything TCG can do, SVM with nested paging among it, but for the hints that string instructions are fast: the
 /// emulator takes one step a byte, and memory is copied and cleared several times faster without them.
@@ -90,7 +89,7 @@ impl Machine {
 pub(super) fn command(shape: Shape, ports: usize) -> Result<Command> {
     let kernel = Kernel::find(shape.cgroup)?;
     let initramfs = initramfs::pack(&kernel).context("pack the bed's initramfs")?;
-    let mut command = Command::new(QEMU);
+    let mut command = emulator::command()?;
     command.args(arguments(shape, ports, &kernel.image(), &initramfs));
     Ok(command)
 }

@@ -23,12 +23,16 @@ fn kill(name: &str) {
     let [pid] = pids[..] else {
         panic!("not one {name}: {pids:?}");
     };
+    kill_pid(pid);
+}
+
+pub(super) fn kill_pid(pid: u32) {
     let pid = Pid::from_raw(pid.cast_signed()).expect("a pid");
-    kill_process(pid, Signal::KILL).unwrap_or_else(|e| panic!("{name}: {e}"));
+    kill_process(pid, Signal::KILL).unwrap_or_else(|e| panic!("{pid:?}: {e}"));
 }
 
 /// A pod whose virtual machine has gone is told as not ready, and can be removed.
-fn assert_ends(pod: &Pod) {
+pub(super) fn assert_ends(pod: &Pod) {
     eventually("the pod is not ready", || {
         pod.status().state == cri::PodSandboxState::SANDBOX_NOTREADY.into()
     });
@@ -111,7 +115,12 @@ pub(crate) fn containerd(case: &Case) {
 
 /// The process that stands for a container.
 fn process_of(id: &str) -> u32 {
-    let path = format!("{}/{id}/init.pid", crate::cri::daemon::BUNDLES);
+    pid_in(id, "init.pid")
+}
+
+/// The pid in a file of a bundle.
+pub(super) fn pid_in(id: &str, file: &str) -> u32 {
+    let path = format!("{}/{id}/{file}", daemon::BUNDLES);
     let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
     text.trim()
         .parse()

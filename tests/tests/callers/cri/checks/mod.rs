@@ -6,6 +6,7 @@ pub(crate) mod faults;
 pub(crate) mod figures;
 pub(crate) mod install;
 pub(crate) mod interface;
+pub(crate) mod kills;
 pub(crate) mod many;
 pub(crate) mod network;
 pub(crate) mod page;
