@@ -306,11 +306,13 @@ impl Placement {
                 self.network = Some(path.to_owned());
                 Ok(())
             }
-            // CRI-O's program pinns has made it, and nothing else is in it.
+            // CRI-O's program pinns has made it, and no process is in it.
             None if is_crios_sandbox
                 && by_path.is_none()
                 && matches!(typ, LinuxNamespaceType::Ipc | LinuxNamespaceType::Uts)
-                && !is_own(link, identity) =>
+                && candidates.unread.is_empty()
+                && !is_own(link, identity)
+                && !is_somebodys(link, identity) =>
             {
                 self.made.push((kind.to_owned(), path.to_owned()));
                 Ok(())
@@ -451,6 +453,15 @@ const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
 fn is_own(link: &str, identity: (u64, u64)) -> bool {
     let own = fs::metadata(format!("/proc/self/ns/{link}"));
     own.is_ok_and(|own| (own.dev(), own.ino()) == identity)
+}
+
+/// Whether any process is in a namespace.
+fn is_somebodys(link: &str, identity: (u64, u64)) -> bool {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    // Whoever has ended meanwhile is not in it.
+    processes
+        .filter_map(|process| fs::metadata(process.path().join("ns").join(link)).ok())
+        .any(|own| (own.dev(), own.ino()) == identity)
 }
 
 /// The state of a container that others share something with.

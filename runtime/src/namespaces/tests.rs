@@ -97,6 +97,21 @@ fn what_crio_has_made_for_a_pod_is_its_sandboxs() {
     }
     let other = format!("/proc/{}/ns/ipc", std::process::id());
     find(LinuxNamespaceType::Ipc, &other, "sandbox").unwrap_err();
+    // One that a process is in, by whatever path.
+    let mut sleeper = std::process::Command::new("unshare")
+        .args(["--uts", "sleep", "1000"])
+        .spawn()
+        .unwrap();
+    let link = format!("/proc/{}/ns/uts", sleeper.id());
+    let own = std::fs::read_link("/proc/self/ns/uts").unwrap();
+    while std::fs::read_link(&link).unwrap() == own {
+        std::thread::yield_now();
+    }
+    let held = File::open(&link).unwrap();
+    let refused = find(LinuxNamespaceType::Uts, &place(&held), "sandbox");
+    sleeper.kill().unwrap();
+    sleeper.wait().unwrap();
+    assert!(refused.unwrap_err().contains("is no container's"));
 }
 
 #[test]

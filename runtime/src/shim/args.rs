@@ -79,7 +79,8 @@ Flags:
   -address PATH          containerd's socket
   -bundle PATH           the bundle, if it is not the working directory
   -publish-binary PATH   accepted: events go over TTRPC_ADDRESS
-  -socket PATH           the shim's socket, if it is not to be one of its own choice
+  -socket PATH           the shim's socket, if it is not to be one of its own choice; who
+                         names the same one shares a shim
   -debug                 log what helps to find a fault
   -info                  print what the runtime can do, as a protobuf message
   -v, -version           print the version
@@ -135,8 +136,9 @@ impl Args {
                         "bundle" if !value.is_empty() => this.bundle = Some(value.into()),
                         // The shim leaves the directory that it is started in.
                         "socket" if !value.is_empty() => {
-                            let socket = std::path::absolute(&value);
-                            this.socket = Some(socket.unwrap_or_else(|_| value.into()));
+                            let path = value.strip_prefix("unix://").unwrap_or(&value);
+                            let socket = std::path::absolute(path);
+                            this.socket = Some(socket.unwrap_or_else(|_| path.into()));
                         }
                         _ => {}
                     }
@@ -187,6 +189,8 @@ mod tests {
         assert_eq!(args.bundle, Some(PathBuf::from("/b")));
         assert_eq!(args.socket, None);
         let args = parse("-socket /s/x -id x start").unwrap();
+        assert_eq!(args.socket, Some(PathBuf::from("/s/x")));
+        let args = parse("-socket unix:///s/x -id x start").unwrap();
         assert_eq!(args.socket, Some(PathBuf::from("/s/x")));
         let args = parse("-socket= -id x start").unwrap();
         assert_eq!(args.socket, None);

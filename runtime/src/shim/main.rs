@@ -66,9 +66,7 @@ fn run() -> anyhow::Result<()> {
     match args.action {
         Action::Serve => {
             if let Some(socket) = &args.socket {
-                let listener = start::listen(socket)?;
-                let taken = || format!("a shim listens at {}", socket.display());
-                return serve::serve(&args, listener.with_context(taken)?.into());
+                return start::serve_at(&args, socket);
             }
             // SAFETY: this is the beginning of the process: only arguments were looked at.
             let inherited = unsafe { cloister::sys::take_inherited(start::LISTENER) };

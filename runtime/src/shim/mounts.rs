@@ -195,6 +195,12 @@ fn mount_one(entry: &Mount, target: &Path) -> Result<(), MountError> {
         return Ok(());
     }
     let data = parsed.data.join(",");
+    if parsed.on_loop && data.len() > DATA_MAX {
+        return Err(MountError::Long {
+            target: target.to_owned(),
+            length: data.len(),
+        });
+    }
     if parsed.on_loop {
         return mount_on_loop(entry, target, &parsed, &data).map_err(|source| MountError::Mount {
             source_name: entry.source.clone(),

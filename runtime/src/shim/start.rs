@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -120,7 +121,7 @@ pub(crate) fn socket_path(sockets: &Path, args: &Args, group: &str) -> PathBuf {
 }
 
 /// Listens at a socket; `None` if a shim does already.
-pub(crate) fn listen(socket: &Path) -> anyhow::Result<Option<UnixListener>> {
+fn listen(socket: &Path) -> anyhow::Result<Option<UnixListener>> {
     let context = || format!("cannot listen at {}", socket.display());
     if let Some(dir) = socket.parent() {
         fs::create_dir_all(dir).with_context(context)?;
@@ -131,13 +132,36 @@ pub(crate) fn listen(socket: &Path) -> anyhow::Result<Option<UnixListener>> {
             Err(e) if e.kind() == io::ErrorKind::AddrInUse => {}
             Err(e) => return Err(e).with_context(context),
         }
-        if UnixStream::connect(socket).is_ok() {
-            return Ok(None);
+        match UnixStream::connect(socket) {
+            Ok(_) => return Ok(None),
+            Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {}
+            // Another has just taken it away.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            Err(e) => return Err(e).with_context(context),
+        }
+        // A connection to a file that is no socket is refused, too; that one is somebody's.
+        let found = fs::symlink_metadata(socket).with_context(context)?;
+        if !found.file_type().is_socket() {
+            bail!("{}: there is something else", context());
         }
         // A shim that died has left it.
         fs::remove_file(socket).with_context(context)?;
     }
     bail!("{}: others take it away", context());
+}
+
+/// Is the shim, at a socket that the caller names.
+pub(crate) fn serve_at(args: &Args, socket: &Path) -> anyhow::Result<()> {
+    check(args)?;
+    share_cores_with_nobody()?;
+    let taken = || format!("a shim listens at {}", socket.display());
+    let listener = listen(socket)?.with_context(taken)?;
+    let served = super::serve::serve(args, listener.into());
+    if served.is_err() {
+        // Nobody listens there; at an ordinary end it is gone already.
+        let _ = fs::remove_file(socket);
+    }
+    served
 }
 
 /// Starts the shim itself.
@@ -147,9 +171,7 @@ fn serve(
     bundle: &Path,
     listener: UnixListener,
 ) -> anyhow::Result<u32> {
-    if std::env::var_os(SCHED_CORE).is_some_and(|asked| !asked.is_empty()) {
-        share_cores_with_nobody()?;
-    }
+    share_cores_with_nobody()?;
     let program = std::env::current_exe().context("the shim's program")?;
     let mut command = Command::new(program);
     command
@@ -177,11 +199,14 @@ fn serve(
     Ok(child.id())
 }
 
-/// Gives this process, and so the shim and all that comes from it, the VMM's threads among them, a cookie of core
+/// If containerd asks for it, gives this process, and so the shim and all that comes from it, the VMM's threads among them, a cookie of core
 /// scheduling of its own: no other process is run by a thread of a core whose other thread runs one of these
 /// (Documentation/admin-guide/hw-vuln/core-scheduling.rst of Linux). As runc's shim, it fails where the kernel does
 /// not do it; that one's scope is the process group, of which containerd makes this process the only member.
 fn share_cores_with_nobody() -> anyhow::Result<()> {
+    if std::env::var_os(SCHED_CORE).is_none_or(|asked| asked.is_empty()) {
+        return Ok(());
+    }
     let own = rustix::process::getpid();
     rustix::thread::create_core_scheduling_cookie(own, CoreSchedulingScope::ThreadGroup).context(
         "SCHED_CORE is set, but the kernel refuses prctl PR_SCHED_CORE: it needs CONFIG_SCHED_CORE and a processor with \
@@ -234,6 +259,26 @@ mod tests {
         assert_ne!(one, path("-address a -namespace n -id x start", "h"));
         assert_eq!(one.as_os_str().len(), 3 + 64);
         assert_eq!(path("-socket /t/u -id x start", "g"), Path::new("/t/u"));
+    }
+
+    #[test]
+    fn what_is_no_dead_shims_socket_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "precious").unwrap();
+        let error = format!("{:#}", listen(&file).unwrap_err());
+        assert!(error.contains("there is something else"), "{error}");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
+        let other = dir.path().join("other");
+        let _datagrams = std::os::unix::net::UnixDatagram::bind(&other).unwrap();
+        listen(&other).unwrap_err();
+        assert!(other.exists());
+        // A dead one's is taken, a live one's is not.
+        let dead = dir.path().join("dead");
+        drop(UnixListener::bind(&dead).unwrap());
+        let listener = listen(&dead).unwrap();
+        assert!(listener.is_some());
+        assert!(listen(&dead).unwrap().is_none());
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use cloister::annotations;
 use cloister::process::ProcessId;
@@ -20,6 +21,7 @@ use containerd_shim_protos::topics;
 use protobuf::Message;
 use protobuf::well_known_types::any::Any;
 use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use super::command::Streams;
 use super::container::Container;
@@ -30,6 +32,9 @@ use super::reaper::{Ended, Reaper};
 use super::streaming::Streaming;
 use super::streams::Names;
 use super::{guest, paths, timestamp};
+
+/// How long the figures of a container's network may keep the others waiting.
+const NETWORK_LIMIT: Duration = Duration::from_secs(2);
 
 /// What the shim serves.
 pub(crate) struct Tasks {
@@ -318,11 +323,18 @@ impl Tasks {
             }
             None => Overhead::default(),
         };
-        let network = guest::network(root, id).await.unwrap_or_else(|e| {
-            // It may be at its end. The rest is worth telling.
-            log::warn!("container {id}: {}", cloister::text::chain(&e));
-            Vec::new()
-        });
+        // It may be at its end, or busy. The rest is worth telling.
+        let network = match timeout(NETWORK_LIMIT, guest::network(root, id)).await {
+            Ok(Ok(network)) => network,
+            Ok(Err(e)) => {
+                log::debug!("container {id}: {}", cloister::text::chain(&e));
+                Vec::new()
+            }
+            Err(_) => {
+                log::debug!("container {id}: its network's figures are not there in time");
+                Vec::new()
+            }
+        };
         let metrics = Metrics {
             files: &files,
             overhead,

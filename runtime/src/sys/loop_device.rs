@@ -72,10 +72,15 @@ impl LoopDevice {
                 return Err(io::Error::last_os_error());
             }
             let path = PathBuf::from(format!("/dev/loop{number}"));
-            let device = OpenOptions::new()
+            let opened = OpenOptions::new()
                 .read(true)
                 .write(!is_read_only)
-                .open(&path)?;
+                .open(&path);
+            let device = match opened {
+                // Whoever had it before is about to give it up.
+                Err(e) if e.raw_os_error() == Some(Errno::NXIO.raw_os_error()) => continue,
+                opened => opened?,
+            };
             match configure(&device, file, flags) {
                 Err(e) if e.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => {}
                 Err(e) => return Err(e),

@@ -9,6 +9,7 @@ use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::ttrpc::{self, Code};
 use containerd_shim_protos::{Client, TaskClient};
+use rustix::mount::{UnmountFlags, unmount};
 use serde_json::{Value, json};
 
 use crate::harness::{Cmd, Machine, afterwards, eventually, report_logs};
@@ -126,8 +127,11 @@ impl Pod {
 
     /// Takes the pod's namespaces away.
     fn unmake(&self) {
-        let places = ["ipc", "uts"].map(|kind| self.dir.path().join(kind));
-        Cmd::new("umount").args(places).run().ok();
+        // Not with umount(8), which makes a directory of its own.
+        for kind in ["ipc", "uts"] {
+            unmount(self.dir.path().join(kind), UnmountFlags::empty())
+                .expect("a namespace's place");
+        }
     }
 
     /// What a container has said.

@@ -18,6 +18,9 @@ use std::process::Command;
 
 use super::kernel::cache_directory;
 
+/// Another number makes another copy, where the repair has changed.
+const REPAIR: u32 = 1;
+
 /// What it is called.
 pub(super) const QEMU: &str = "qemu-system-x86_64";
 
@@ -45,15 +48,23 @@ fn find() -> Option<PathBuf> {
 fn repaired(own: &Path) -> Result<Option<PathBuf>> {
     let metadata = own.metadata().context("look at QEMU")?;
     let mut hasher = DefaultHasher::new();
-    (own, metadata.len(), metadata.modified().ok()).hash(&mut hasher);
+    (REPAIR, own, metadata.len(), metadata.modified().ok()).hash(&mut hasher);
     let cache = cache_directory()?;
     let place = cache.join(format!("qemu-{:016x}", hasher.finish()));
     let program = Path::new("bin").join(QEMU);
-    if place.join(&program).exists() {
+    let is_whole = |copy: PathBuf| {
+        copy.metadata()
+            .is_ok_and(|copy| copy.len() == metadata.len())
+    };
+    if is_whole(place.join(&program)) {
         return Ok(Some(place.join(program)));
     }
     let mut bytes = fs::read(own).with_context(|| format!("read {}", own.display()))?;
     let (Some(at), Some(prefix)) = (store(&bytes), own.parent().and_then(Path::parent)) else {
+        eprintln!(
+            "bed: {} may deliver an interrupt to a guest twice (docs/test-bed.md): how it is to be repaired is not known",
+            own.display()
+        );
         return Ok(None);
     };
     bytes[at..at + STORE_LEN].copy_from_slice(&NOP);
@@ -75,9 +86,24 @@ fn repaired(own: &Path) -> Result<Option<PathBuf>> {
     match fs::rename(fresh.path(), &place) {
         // Another bed was faster.
         Err(_) if place.join(&program).exists() => {}
-        result => result.with_context(|| format!("create {}", place.display()))?,
+        result => {
+            result.with_context(|| format!("create {}", place.display()))?;
+            remove_others(&cache, &place);
+        }
     }
     Ok(Some(place.join(program)))
+}
+
+/// Removes the copies of other QEMUs. A bed that runs one has it in memory.
+fn remove_others(cache: &Path, place: &Path) {
+    for other in fs::read_dir(cache).into_iter().flatten().flatten() {
+        let name = other.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with("qemu-") && !name.starts_with("qemu-new-") && other.path() != place {
+            // It is in nobody's way.
+            let _ = fs::remove_dir_all(other.path());
+        }
+    }
 }
 
 /// Where the vector of an injected interrupt is stored, if that is at one place:

@@ -71,9 +71,14 @@ impl Random {
 /// The pods of those that were killed can be removed, and nothing is left of them.
 pub(crate) fn at_random(case: &Case) {
     let mut random = Random::new();
+    let mut victims = Vec::new();
     let mut pods = many::start(case);
     for _ in 0..KILLS.min(pods.len()) {
-        let victim = VICTIMS[random.below(VICTIMS.len())];
+        // Each of them once, before any is again.
+        if victims.is_empty() {
+            victims.extend(VICTIMS);
+        }
+        let victim = victims.swap_remove(random.below(victims.len()));
         let chosen = random.below(pods.len());
         println!("{victim:?} {}", pods[chosen].0.config.metadata.name);
         let (pod, web) = pods.swap_remove(chosen);
