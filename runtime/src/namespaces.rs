@@ -312,7 +312,7 @@ impl Placement {
                 && matches!(typ, LinuxNamespaceType::Ipc | LinuxNamespaceType::Uts)
                 && candidates.unread.is_empty()
                 && !is_own(link, identity)
-                && !is_somebodys(link, identity) =>
+                && matches!(inhabitant(link, identity), Ok(None)) =>
             {
                 self.made.push((kind.to_owned(), path.to_owned()));
                 Ok(())
@@ -455,13 +455,15 @@ fn is_own(link: &str, identity: (u64, u64)) -> bool {
     own.is_ok_and(|own| (own.dev(), own.ino()) == identity)
 }
 
-/// Whether any process is in a namespace.
-fn is_somebodys(link: &str, identity: (u64, u64)) -> bool {
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    // Whoever has ended meanwhile is not in it.
-    processes
-        .filter_map(|process| fs::metadata(process.path().join("ns").join(link)).ok())
-        .any(|own| (own.dev(), own.ino()) == identity)
+/// A process that is in a namespace: device and inode of its file, `link` in `/proc/PID/ns`.
+pub(crate) fn inhabitant(link: &str, identity: (u64, u64)) -> io::Result<Option<i32>> {
+    let processes = fs::read_dir("/proc")?.flatten();
+    let mut pids = processes.filter_map(|process| process.file_name().to_str()?.parse().ok());
+    Ok(pids.find(|pid: &i32| {
+        // Whoever has ended meanwhile is not in it.
+        let own = fs::metadata(format!("/proc/{pid}/ns/{link}"));
+        own.is_ok_and(|own| (own.dev(), own.ino()) == identity)
+    }))
 }
 
 /// The state of a container that others share something with.

@@ -35,7 +35,7 @@ pub(crate) use self::redirect::{Mark, join, part, release, undo_all};
 pub(crate) use self::scan::{Interface, Scan};
 pub(crate) use self::sysctls::{interface_sysctls, sysctls};
 pub(crate) use self::tap::{Tap, Traffic, open_vhost};
-use crate::sys;
+use crate::{namespaces, sys};
 
 /// The groups (RTNLGRP_*) that tell of what a guest's network is made of.
 const GROUPS: [u32; 8] = [
@@ -267,26 +267,15 @@ pub fn restore(path: &Path, root: &Path, id: &str) -> Result<(), NetworkError> {
 /// [`NetworkError::Shared`] names one of them.
 pub fn check_unshared(path: &Path) -> Result<(), NetworkError> {
     use std::os::unix::fs::MetadataExt;
-    let identity = |path: &Path| {
-        let metadata = std::fs::metadata(path)?;
-        io::Result::Ok((metadata.dev(), metadata.ino()))
-    };
-    let wanted = identity(path).map_err(NetworkError::Namespace)?;
-    let processes = std::fs::read_dir("/proc").map_err(NetworkError::Namespace)?;
-    for process in processes.flatten() {
-        let name = process.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
-            continue;
-        };
-        // Whoever has ended meanwhile is not in it.
-        if identity(&process.path().join("ns/net")).is_ok_and(|own| own == wanted) {
-            let command = std::fs::read_to_string(process.path().join("comm"));
-            return Err(NetworkError::Shared {
-                path: path.to_owned(),
-                pid,
-                command: command.unwrap_or_default().trim().to_owned(),
-            });
-        }
+    let metadata = std::fs::metadata(path).map_err(NetworkError::Namespace)?;
+    let inhabitant = namespaces::inhabitant("net", (metadata.dev(), metadata.ino()));
+    if let Some(pid) = inhabitant.map_err(NetworkError::Namespace)? {
+        let command = std::fs::read_to_string(format!("/proc/{pid}/comm"));
+        return Err(NetworkError::Shared {
+            path: path.to_owned(),
+            pid,
+            command: command.unwrap_or_default().trim().to_owned(),
+        });
     }
     Ok(())
 }

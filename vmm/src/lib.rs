@@ -41,15 +41,4 @@ pub mod state;
 pub mod vcpu;
 pub mod vcpus;
 
-/// An error with its causes on one line.
-#[must_use]
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
-}
+pub use cloister_virtio::chain;

@@ -175,11 +175,16 @@ fn mount_one(entry: &Mount, target: &Path) -> Result<(), MountError> {
             });
         }
     }
-    let failed = |errno: Errno| MountError::Mount {
+    let refused = |source: io::Error| MountError::Mount {
         source_name: entry.source.clone(),
         kind: entry.type_.clone(),
         target: target.to_owned(),
-        source: errno.into(),
+        source,
+    };
+    let failed = |errno: Errno| refused(errno.into());
+    let long = |data: &str| MountError::Long {
+        target: target.to_owned(),
+        length: data.len(),
     };
     let parsed = parse(&entry.type_, &entry.options);
     if let Some(bind) = parsed.bind {
@@ -195,35 +200,21 @@ fn mount_one(entry: &Mount, target: &Path) -> Result<(), MountError> {
         return Ok(());
     }
     let data = parsed.data.join(",");
-    if parsed.on_loop && data.len() > DATA_MAX {
-        return Err(MountError::Long {
-            target: target.to_owned(),
-            length: data.len(),
-        });
-    }
     if parsed.on_loop {
-        return mount_on_loop(entry, target, &parsed, &data).map_err(|source| MountError::Mount {
-            source_name: entry.source.clone(),
-            kind: entry.type_.clone(),
-            target: target.to_owned(),
-            source,
-        });
+        if data.len() > DATA_MAX {
+            return Err(long(&data));
+        }
+        return mount_on_loop(entry, target, &parsed, &data).map_err(refused);
     }
     if data.len() <= DATA_MAX {
         return mount_with(entry, target, parsed.flags, &data).map_err(failed);
     }
     // Layers beside each other: their names are shorter from the directory that they are in.
     let Some((directory, data)) = relative_layers(&parsed.data) else {
-        return Err(MountError::Long {
-            target: target.to_owned(),
-            length: data.len(),
-        });
+        return Err(long(&data));
     };
     if data.len() > DATA_MAX {
-        return Err(MountError::Long {
-            target: target.to_owned(),
-            length: data.len(),
-        });
+        return Err(long(&data));
     }
     let mount = || {
         let before = rustix::fs::open(

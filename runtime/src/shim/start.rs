@@ -199,8 +199,8 @@ fn serve(
     Ok(child.id())
 }
 
-/// If containerd asks for it, gives this process, and so the shim and all that comes from it, the VMM's threads among them, a cookie of core
-/// scheduling of its own: no other process is run by a thread of a core whose other thread runs one of these
+/// If containerd asks for it, gives this process, and so the shim and all that comes from it, the VMM's threads among
+/// them, a cookie of core scheduling of its own: no other process is run by a thread of a core whose other thread runs one of these
 /// (Documentation/admin-guide/hw-vuln/core-scheduling.rst of Linux). As runc's shim, it fails where the kernel does
 /// not do it; that one's scope is the process group, of which containerd makes this process the only member.
 fn share_cores_with_nobody() -> anyhow::Result<()> {

@@ -326,12 +326,8 @@ impl Tasks {
         // It may be at its end, or busy. The rest is worth telling.
         let network = match timeout(NETWORK_LIMIT, guest::network(root, id)).await {
             Ok(Ok(network)) => network,
-            Ok(Err(e)) => {
-                log::debug!("container {id}: {}", cloister::text::chain(&e));
-                Vec::new()
-            }
-            Err(_) => {
-                log::debug!("container {id}: its network's figures are not there in time");
+            failed => {
+                log::debug!("container {id}: no figures of its network: {failed:?}");
                 Vec::new()
             }
         };

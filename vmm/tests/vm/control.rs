@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cloister_vmm_api::{Event, ExitReason, Request};
+use cloister_vmm_api::{ExitReason, Request};
 
 use crate::harness::{Plan, kvm_expected};
 
@@ -53,18 +53,15 @@ fn a_paused_vm_stands_still_and_goes_on() {
     vm.booted();
     vm.says("tick 3");
     for _ in 0..3 {
-        vm.send(&Request::Pause);
-        assert_eq!(vm.event(), Some(Event::Paused));
+        vm.pause();
         let before = vm.console();
         std::thread::sleep(Duration::from_millis(300));
         assert_eq!(vm.console(), before);
-        vm.send(&Request::Resume);
-        assert_eq!(vm.event(), Some(Event::Resumed));
+        vm.resume();
         let last = before.matches("tick").count();
         vm.says(&format!("tick {}", last + 3));
     }
-    vm.send(&Request::Pause);
-    assert_eq!(vm.event(), Some(Event::Paused));
+    vm.pause();
     vm.send(&Request::Stop);
     assert_eq!(vm.exited().0, ExitReason::Stopped);
 }

@@ -31,12 +31,10 @@ fn vcpus_come_when_they_are_asked_for() {
     assert_eq!(refused(&vm), "vcpus: 5 given, at most 4 possible");
     vm.send(&Request::AddVcpus { vcpus: 2 });
     assert_eq!(vm.event(), Some(Event::VcpusAdded { vcpus: 2 }));
-    vm.send(&Request::Pause);
-    assert_eq!(vm.event(), Some(Event::Paused));
+    vm.pause();
     vm.send(&Request::AddVcpus { vcpus: 3 });
     assert_eq!(vm.event(), Some(Event::VcpusAdded { vcpus: 3 }));
-    vm.send(&Request::Resume);
-    assert_eq!(vm.event(), Some(Event::Resumed));
+    vm.resume();
     vm.send(&Request::AddMemory { memory_mib: 129 });
     assert!(matches!(vm.event(), Some(Event::Memory { .. })));
     let asked = Instant::now();
@@ -49,11 +47,9 @@ fn vcpus_come_when_they_are_asked_for() {
     assert_eq!(vm.event(), Some(Event::VcpusAdded { vcpus: 3 }));
     // All of them stand still, and go on.
     for _ in 0..3 {
-        vm.send(&Request::Pause);
-        assert_eq!(vm.event(), Some(Event::Paused));
+        vm.pause();
         let before = vm.console();
-        vm.send(&Request::Resume);
-        assert_eq!(vm.event(), Some(Event::Resumed));
+        vm.resume();
         vm.says(&format!("tick {}", before.matches("tick").count() + 3));
     }
     vm.send(&Request::Stop);
@@ -105,8 +101,7 @@ fn memory_comes_when_it_is_asked_for() {
     vm.says("there are 240 MiB");
     vm.says("touch passed");
     // More of it, in parts of sections, while the guest stands still; and less, which changes nothing.
-    vm.send(&Request::Pause);
-    assert_eq!(vm.event(), Some(Event::Paused));
+    vm.pause();
     for memory_mib in [300, 398, 200] {
         vm.send(&Request::AddMemory { memory_mib });
         let granted = Event::Memory {
@@ -115,8 +110,7 @@ fn memory_comes_when_it_is_asked_for() {
         };
         assert_eq!(vm.event(), Some(granted));
     }
-    vm.send(&Request::Resume);
-    assert_eq!(vm.event(), Some(Event::Resumed));
+    vm.resume();
     plugged(&vm, 398);
     vm.says("there are 370 MiB");
     // The devices reach what has come.

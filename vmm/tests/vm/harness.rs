@@ -261,6 +261,18 @@ impl Vm {
         self.owner.as_ref().unwrap().send(request, fds).unwrap();
     }
 
+    /// Has the VM stand still.
+    pub(crate) fn pause(&self) {
+        self.send(&Request::Pause);
+        assert_eq!(self.event(), Some(Event::Paused));
+    }
+
+    /// Has it go on.
+    pub(crate) fn resume(&self) {
+        self.send(&Request::Resume);
+        assert_eq!(self.event(), Some(Event::Resumed));
+    }
+
     /// The next event; `None` when the process has gone.
     pub(crate) fn event(&self) -> Option<Event> {
         let owner = self.owner.as_ref().unwrap();

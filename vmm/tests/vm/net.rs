@@ -110,11 +110,9 @@ fn slots_are_filled_emptied_and_filled_again() {
     detach(&vm, 0, &first);
 
     // The same slot and another one, at once; and while the VM stands still.
-    vm.send(&Request::Pause);
-    assert_eq!(vm.event(), Some(Event::Paused));
+    vm.pause();
     let again = attach(&vm, 0, 1);
-    vm.send(&Request::Resume);
-    assert_eq!(vm.event(), Some(Event::Resumed));
+    vm.resume();
     let other = attach(&vm, 1, 1);
     exchange(&vm, &other, "other");
     assert_eq!(counters(&vm).len(), 2);

@@ -88,25 +88,21 @@ fn the_kernel_moves_the_packets() {
 
     // While the VM stands still nothing passes; then it goes on where it was.
     receive(&vm, &tap);
-    vm.send(&Request::Pause);
-    assert_eq!(vm.event(), Some(Event::Paused));
+    vm.pause();
     while !tap.is_silent(Duration::ZERO) {
         receive(&vm, &tap);
     }
     tap.send("held back");
     assert!(tap.is_silent(Duration::from_millis(200)));
     assert!(!vm.console().contains("held back"));
-    vm.send(&Request::Resume);
-    assert_eq!(vm.event(), Some(Event::Resumed));
+    vm.resume();
     vm.says("received held back");
     assert_eq!(moved(&vm), 0);
 
     // What comes while the link is down is dropped, which the kernel would not do; the link may go while the VM stands still.
-    vm.send(&Request::Pause);
-    assert_eq!(vm.event(), Some(Event::Paused));
+    vm.pause();
     set_link(&vm, 0, false);
-    vm.send(&Request::Resume);
-    assert_eq!(vm.event(), Some(Event::Resumed));
+    vm.resume();
     vm.says("carrier 0");
     let before = moved(&vm);
     tap.send("nobody hears this");

@@ -45,16 +45,21 @@ impl Bundle {
 
     /// Asserts that a shim listens there, and has it end.
     fn end(&self, address: &str, pid: i32) {
-        let client = Client::connect(address).expect("the shim's socket");
-        let tasks = TaskClient::new(client);
-        let connected = tasks.connect(limit(), &api::ConnectRequest::default());
-        let connected = connected.expect("an answer");
-        assert_eq!(i32::try_from(connected.shim_pid), Ok(pid));
-        let shutdown = api::ShutdownRequest::default();
-        tasks.shutdown(limit(), &shutdown).expect("an end");
+        shut_down(address, pid);
         await_end(pid);
         assert!(!socket(address).exists(), "{address} is left");
     }
+}
+
+/// Asserts that a shim listens there, and asks it to end.
+fn shut_down(address: &str, pid: i32) {
+    let client = Client::connect(address).expect("the shim's socket");
+    let tasks = TaskClient::new(client);
+    let connected = tasks.connect(limit(), &api::ConnectRequest::default());
+    let connected = connected.expect("an answer");
+    assert_eq!(i32::try_from(connected.shim_pid), Ok(pid));
+    let shutdown = api::ShutdownRequest::default();
+    tasks.shutdown(limit(), &shutdown).expect("an end");
 }
 
 impl Drop for Bundle {
@@ -105,16 +110,7 @@ fn in_the_foreground() {
     let second: Finished = bundle.run(PROGRAM, ["-socket", "own"]).run();
     assert_eq!(second.status.code(), Some(1), "{second}");
     assert!(second.err().contains("a shim listens at"), "{second}");
-    let pid = shim.pid();
-    let client = Client::connect(&address).expect("the shim's socket");
-    let shutdown = api::ShutdownRequest::default();
-    let tasks = TaskClient::new(client);
-    let connected = tasks.connect(limit(), &api::ConnectRequest::default());
-    assert_eq!(
-        i32::try_from(connected.expect("an answer").shim_pid),
-        Ok(pid)
-    );
-    tasks.shutdown(limit(), &shutdown).expect("an end");
+    shut_down(&address, shim.pid());
     shim.wait().ok();
     assert!(!place.exists(), "the socket is left");
 }
