@@ -8,6 +8,7 @@ mod server;
 mod session;
 mod smp;
 mod sys;
+mod threads;
 
 use std::process::ExitCode;
 

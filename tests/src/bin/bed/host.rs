@@ -6,6 +6,7 @@ mod emulator;
 mod initramfs;
 mod kernel;
 mod machine;
+mod outcomes;
 mod session;
 mod sys;
 mod tail;
@@ -106,6 +107,17 @@ fn report(outcome: &Outcome, console: &str) -> u8 {
                 "the command did not end within {} s and was killed",
                 limit.as_secs()
             ),
+        ),
+        Outcome::Silent(limit) => (
+            TIMED_OUT,
+            format!(
+                "the command printed nothing for {} s and was killed",
+                limit.as_secs()
+            ),
+        ),
+        Outcome::Failing(count) => (
+            TIMED_OUT,
+            format!("{count} tests in a row have failed, and the rest was not run"),
         ),
         Outcome::NotUp(limit) => (
             BED_FAILED,

@@ -31,6 +31,8 @@ pub(crate) enum Kind {
     StdinEof,
     /// Front to bed: the terminal's new size ([`WindowSize`]).
     Resize,
+    /// Front to bed: tell on the command's standard error what every thread does.
+    Examine,
     /// Bed to front: the command has been started.
     Ready,
     /// Bed to front: bytes from the command's standard output, or from its terminal.
@@ -50,6 +52,7 @@ impl Kind {
             2 => Self::Stdin,
             3 => Self::StdinEof,
             4 => Self::Resize,
+            5 => Self::Examine,
             16 => Self::Ready,
             17 => Self::Stdout,
             18 => Self::Stderr,
@@ -65,6 +68,7 @@ impl Kind {
             Self::Stdin => 2,
             Self::StdinEof => 3,
             Self::Resize => 4,
+            Self::Examine => 5,
             Self::Ready => 16,
             Self::Stdout => 17,
             Self::Stderr => 18,

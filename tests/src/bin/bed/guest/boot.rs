@@ -20,6 +20,16 @@ use std::process::Command;
 /// Modules to load at boot, one file name a line, in order.
 const MODULE_LIST: &str = "/modules/order";
 
+/// The module whose parameters matter, as the order names it.
+const KVM: &str = "kvm.ko";
+
+/// What it is told. The kernel measures its time stamp counter twice: roughly when it starts, and better some two seconds
+/// later, after the modules are loaded. Where the first measurement is off by more than KVM tolerates, which is 250 millionths
+/// and happens on a busy machine, KVM takes each guest's counter for one that has to be scaled, which this processor cannot do,
+/// and then for one that stands at zero (arch/x86/kvm/x86.c: set_tsc_khz): a guest's timers come as much too late as the
+/// machine is old. So it tolerates a tenth.
+const KVM_PARAMETERS: &CStr = c"tsc_tolerance_ppm=100000";
+
 /// File that names the directory of all modules, as the machine outside knows it.
 const MODULE_DIRECTORY: &str = "/modules/directory";
 
@@ -171,7 +181,12 @@ fn load_modules() -> Result<()> {
     for name in order.lines() {
         let path = Path::new("/modules").join(name);
         let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
-        match rustix::system::finit_module(&file, c"", 0) {
+        let parameters = if name.starts_with(KVM) {
+            KVM_PARAMETERS
+        } else {
+            c""
+        };
+        match rustix::system::finit_module(&file, parameters, 0) {
             Ok(()) | Err(rustix::io::Errno::EXIST) => {}
             Err(error) => return Err(error).with_context(|| format!("load {name}")),
         }

@@ -12,6 +12,7 @@
 use super::install::Installer;
 use super::port::Port;
 use super::process::Process;
+use super::threads;
 use crate::protocol::{self, CHUNK, Decoder, Exited, Failed, Kind, PREAMBLE, Start};
 use anyhow::{Context as _, Result, bail};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -212,6 +213,11 @@ impl<'port> Session<'port> {
                     let size =
                         serde_json::from_slice(&frame.payload).context("parse a Resize frame")?;
                     process.resize(size).context("resize the terminal")?;
+                }
+                Kind::Examine => {
+                    for piece in threads::describe().as_bytes().chunks(CHUNK) {
+                        self.send(Kind::Stderr, piece);
+                    }
                 }
                 other => bail!("unexpected frame {other:?}"),
             }

@@ -21,7 +21,7 @@ pub(super) struct Bed {
 pub(super) enum Action {
     /// Run a command as root inside and exit as it does
     ///
-    /// 128+n: signal n ended it; 124: it took too long; 125: the bed itself failed.
+    /// 128+n: signal n ended it; 124: it took too long, was silent for too long, or too many of its tests failed; 125: the bed itself failed.
     Run(RunOptions),
     /// Open a shell inside
     Shell(ShellOptions),
@@ -38,6 +38,12 @@ pub(super) struct RunOptions {
     /// Kill the command after this many seconds (0: never)
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     pub(super) timeout: u64,
+    /// Kill the command when it has printed nothing for this many seconds (0: never); in the bed only
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    silence: u64,
+    /// Kill the command, a Rust test program, when so many tests in a row have failed (0: never); in the bed only
+    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    failures: u32,
     /// Use the bed even where this machine's KVM can run guests
     #[arg(long)]
     pub(super) force: bool,
@@ -58,6 +64,16 @@ impl RunOptions {
     /// None when the command may take for ever.
     pub(super) fn timeout(&self) -> Option<Duration> {
         (self.timeout > 0).then(|| Duration::from_secs(self.timeout))
+    }
+
+    /// None when tests may go on to fail.
+    pub(super) fn failures(&self) -> Option<u32> {
+        (self.failures > 0).then_some(self.failures)
+    }
+
+    /// None when the command may be silent for ever.
+    pub(super) fn silence(&self) -> Option<Duration> {
+        (self.silence > 0).then(|| Duration::from_secs(self.silence))
     }
 }
 
@@ -230,6 +246,7 @@ mod tests {
         assert_eq!(options.command, ["sh", "-c", "exit 7", "--icount"]);
         assert!(!options.needs_bed());
         assert_eq!(options.timeout(), Some(Duration::from_secs(600)));
+        assert_eq!((options.silence(), options.failures()), (None, None));
         let shape = Shape {
             icount: false,
             cgroup: Cgroup::V2,
@@ -241,10 +258,12 @@ mod tests {
 
     #[test]
     fn every_option_is_understood() {
-        let words = "--icount --cgroup v1 --memory 8G --cpus 1 --timeout 0 --force --fast /a --fast /b -- true";
+        let words = "--icount --cgroup v1 --memory 8G --cpus 1 --timeout 0 --silence 9 --failures 2 --force --fast /a --fast /b -- true";
         let options = run(&words.split(' ').collect::<Vec<_>>());
         assert!(options.needs_bed());
         assert_eq!(options.timeout(), None);
+        assert_eq!(options.silence(), Some(Duration::from_secs(9)));
+        assert_eq!(options.failures(), Some(2));
         assert_eq!(options.fast, [PathBuf::from("/a"), PathBuf::from("/b")]);
         let shape = Shape {
             icount: true,

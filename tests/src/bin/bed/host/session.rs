@@ -5,6 +5,7 @@
 
 use super::BED_FAILED;
 use super::cli::{RunOptions, ShellOptions};
+use super::outcomes::Outcomes;
 use super::sys::AwaitedSignals;
 use super::terminal::{self, Settings};
 use crate::protocol::{self, CHUNK, Decoder, Exited, Failed, Frame, Kind, PREAMBLE, Start};
@@ -24,6 +25,9 @@ use std::time::{Duration, Instant};
 /// Longer than any frame that a front which died may have left unfinished in a kept bed's port.
 const PADDING: usize = 2 * CHUNK;
 
+/// How long the bed may take to tell what a command does that is about to be killed.
+const EXAMINATION: Duration = Duration::from_secs(15);
+
 /// How often a bed is woken.
 const WAKE: Duration = Duration::from_secs(5);
 
@@ -41,6 +45,10 @@ const LEFT_OUT: &[&str] = &[
 pub(super) struct Request {
     start: Start,
     timeout: Option<Duration>,
+    /// How long the command may print nothing.
+    silence: Option<Duration>,
+    /// How many tests in a row may fail.
+    failures: Option<u32>,
     forward_stdin: bool,
     /// Whether the bed is woken now and then.
     wake: bool,
@@ -56,7 +64,7 @@ pub(super) enum Bed {
 }
 
 /// How it went.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Outcome {
     /// The command ended.
     Exited(Exited),
@@ -64,6 +72,10 @@ pub(super) enum Outcome {
     Failed(Failed),
     /// The command took longer than this.
     TimedOut(Duration),
+    /// The command printed nothing for this long.
+    Silent(Duration),
+    /// So many tests in a row have failed.
+    Failing(u32),
     /// The bed did not answer within this time.
     NotUp(Duration),
     /// The bed ended before it was up.
@@ -81,6 +93,8 @@ impl Request {
         Ok(Self {
             start,
             timeout: options.timeout(),
+            silence: options.silence(),
+            failures: options.failures(),
             forward_stdin: !terminal::stdin_is_terminal(),
             // Where time is a count of instructions, every interrupt would be counted.
             wake: !options.machine.icount,
@@ -103,6 +117,8 @@ impl Request {
         Ok(Self {
             start,
             timeout: None,
+            silence: None,
+            failures: None,
             forward_stdin: true,
             wake: false,
         })
@@ -116,6 +132,8 @@ impl Request {
         Ok(Self {
             start,
             timeout: Some(Duration::from_secs(60)),
+            silence: None,
+            failures: None,
             forward_stdin: false,
             wake: false,
         })
@@ -234,6 +252,62 @@ impl Attached {
     }
 }
 
+/// When to give up, and why.
+#[derive(Debug)]
+struct Limits {
+    /// By when the bed has to be up, and later the command to have ended. None: it may take for ever.
+    end: Option<(Instant, Outcome)>,
+    /// How long the command may print nothing, and since when it does. None: for ever.
+    silence: Option<(Duration, Instant)>,
+    /// Whether the command has had its time, and the bed was asked what it does.
+    over: bool,
+}
+
+impl Limits {
+    fn of_boot(patience: Duration) -> Self {
+        Self {
+            end: Some((Instant::now() + patience, Outcome::NotUp(patience))),
+            silence: None,
+            over: false,
+        }
+    }
+
+    fn of_command(request: &Request) -> Self {
+        let now = Instant::now();
+        let end = |limit| (now + limit, Outcome::TimedOut(limit));
+        Self {
+            end: request.timeout.map(end),
+            silence: request.silence.map(|limit| (limit, now)),
+            over: false,
+        }
+    }
+
+    /// The command has printed something.
+    fn heard(&mut self) {
+        if let Some((_, since)) = &mut self.silence {
+            *since = Instant::now();
+        }
+    }
+
+    /// The first of them that will be reached.
+    fn next(&self) -> Option<(Instant, Outcome)> {
+        let silence = self.silence;
+        let silence = silence.map(|(limit, since)| (since + limit, Outcome::Silent(limit)));
+        let mut all: Vec<_> = silence.into_iter().chain(self.end.clone()).collect();
+        all.sort_by_key(|(when, _)| *when);
+        all.into_iter().next()
+    }
+
+    /// Gives the bed the time to tell what the command does.
+    fn examine(&mut self, outcome: Outcome) {
+        *self = Self {
+            end: Some((Instant::now() + EXAMINATION, outcome)),
+            silence: None,
+            over: true,
+        };
+    }
+}
+
 fn converse(
     mut connection: UnixStream,
     sender: &Sender,
@@ -257,31 +331,47 @@ fn converse(
     spawn("opening", move || drop(opening_sender.send(&opening)))?;
 
     let mut decoder = Decoder::new([PREAMBLE.as_slice(), &request.start.nonce].concat());
-    let mut limit = (Instant::now() + patience, Outcome::NotUp(patience));
-    let mut unlimited = false;
+    let mut limits = Limits::of_boot(patience);
+    let mut outcomes = Outcomes::default();
     let mut died = Outcome::DiedBooting;
     loop {
         while let Some(frame) = decoder.next_frame().context("the bed's answer")? {
             if frame.kind == Kind::Ready {
                 died = Outcome::Died;
-                match request.timeout {
-                    Some(timeout) => limit = (Instant::now() + timeout, Outcome::TimedOut(timeout)),
-                    None => unlimited = true,
-                }
+                limits = Limits::of_command(request);
                 forward_input(sender.clone(), request.forward_stdin)?;
                 if request.wake {
                     keep_awake(sender.clone())?;
                 }
             } else if let Some(outcome) = act(&frame)? {
-                return Ok(outcome);
+                // One that ends while it is examined has had its time all the same.
+                let too_late = limits.next().filter(|_| limits.over);
+                return Ok(too_late.map_or(outcome, |(_, outcome)| outcome));
+            } else {
+                limits.heard();
+                if frame.kind == Kind::Stdout && !limits.over {
+                    let failed = outcomes.take(&frame.payload);
+                    if request.failures.is_some_and(|most| failed >= most) {
+                        limits.examine(Outcome::Failing(failed));
+                        examine(sender)?;
+                    }
+                }
             }
         }
-        let left = limit.0.saturating_duration_since(Instant::now());
-        if left.is_zero() && !unlimited {
-            return Ok(limit.1);
+        let mut left = None;
+        if let Some((when, outcome)) = limits.next() {
+            let time = when.saturating_duration_since(Instant::now());
+            if time.is_zero() && (limits.over || died == Outcome::DiedBooting) {
+                return Ok(outcome);
+            } else if time.is_zero() {
+                limits.examine(outcome);
+                examine(sender)?;
+                continue;
+            }
+            left = Some(time);
         }
         connection
-            .set_read_timeout((!unlimited).then_some(left))
+            .set_read_timeout(left)
             .context("bound the wait for the bed")?;
         let mut buffer = [0; CHUNK];
         match connection.read(&mut buffer) {
@@ -296,6 +386,15 @@ fn converse(
             },
         }
     }
+}
+
+/// Asks the bed to tell what the command does.
+fn examine(sender: &Sender) -> Result<()> {
+    let mut frame = Vec::new();
+    protocol::encode(Kind::Examine, &[], &mut frame);
+    let sender = sender.clone();
+    // A bed that stands still does not read it.
+    spawn("examine", move || drop(sender.send(&frame)))
 }
 
 /// Passes output on; the command's end is the session's.
