@@ -84,6 +84,8 @@ pub struct Exit {
     pub code: u32,
     /// The signal that ended it, or 0.
     pub signal: u32,
+    /// Whether the guest's OOM killer has ended it, or another process of its container.
+    pub oom_killed: bool,
 }
 
 impl Exit {
@@ -93,6 +95,7 @@ impl Exit {
         Self {
             code: 0,
             signal: Signal::KILL.number(),
+            oom_killed: false,
         }
     }
 }
@@ -369,6 +372,7 @@ impl Agent {
             // What a process cannot have done is cut to what it can.
             code: answer.exit_code & 0xff,
             signal: Signal::from_number(answer.signal).map_or(0, Signal::number),
+            oom_killed: answer.oom_killed,
         })
     }
 

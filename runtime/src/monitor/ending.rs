@@ -44,9 +44,9 @@ impl Monitor {
         }
         drop(place);
         let report = match &end.result {
-            Ok(Exit { code, signal }) => Report::Exited {
-                code: *code,
-                signal: *signal,
+            Ok(exit) => Report::Exited {
+                code: exit.code,
+                signal: exit.signal,
             },
             Err(failure) if end.was_created => Report::Lost {
                 message: lost(failure.message(&self.machine_paths), cgroup.as_ref()),
@@ -67,7 +67,8 @@ impl Monitor {
                 log::error!("{}", chain(&e));
             }
         }
-        self.leave_state(&report, state);
+        let oom_killed = end.result.as_ref().is_ok_and(|exit| exit.oom_killed);
+        self.leave_state(&report, oom_killed, state);
         if let Some(hooks) = hooks.filter(|_| self.is_removed(&report)) {
             // As with runc, also when it was the hooks before that failed.
             hooks.stopped();
@@ -93,14 +94,15 @@ impl Monitor {
 
     /// Notes how the container has ended before the machine goes under those who share it: to them it
     /// is the difference between having been killed and being lost.
-    fn tell_members(&self, Exit { code, signal }: Exit, state: Option<&State>) {
+    fn tell_members(&self, exit: Exit, state: Option<&State>) {
         let Some(state) = state.filter(|_| self.paths.members().exists()) else {
             return;
         };
         let phase = Phase::Exited {
-            code,
-            signal,
+            code: exit.code,
+            signal: exit.signal,
             error: None,
+            oom_killed: exit.oom_killed,
         };
         let state = State {
             phase,
@@ -117,7 +119,7 @@ impl Monitor {
     }
 
     /// Removes the state directory, or leaves in it how the container ended.
-    fn leave_state(&self, report: &Report, state: Option<State>) {
+    fn leave_state(&self, report: &Report, oom_killed: bool, state: Option<State>) {
         let failed = matches!(report, Report::Failed { .. });
         if failed && let Some(path) = &self.launch.pid_file {
             // Not written yet, as a rule.
@@ -137,11 +139,13 @@ impl Monitor {
                 code: *code,
                 signal: *signal,
                 error: None,
+                oom_killed,
             },
             Report::Lost { message } => Phase::Exited {
                 code: EXIT_LOST.into(),
                 signal: 0,
                 error: Some(message.clone()),
+                oom_killed,
             },
             Report::Failed { .. } | Report::Created | Report::Started => return,
         };

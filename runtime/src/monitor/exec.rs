@@ -91,7 +91,10 @@ pub(super) fn exec_detached(launch: &ExecLaunch, parts: ExecParts) -> Report {
         accompany(launch, parts, None)
     });
     match result {
-        Ok(Exit { code, signal }) => Report::Exited { code, signal },
+        Ok(exit) => Report::Exited {
+            code: exit.code,
+            signal: exit.signal,
+        },
         Err(failure) => Report::Failed {
             message: chain(&failure),
         },

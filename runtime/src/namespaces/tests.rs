@@ -166,6 +166,7 @@ fn what_a_monitor_says_tells_whether_its_container_has_ended() {
         code: 0,
         signal: 0,
         error: error.map(str::to_owned),
+        oom_killed: false,
     };
     let me = ProcessId::current().unwrap();
     write(Phase::Created, me);

@@ -6,7 +6,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
@@ -41,8 +41,18 @@ pub(crate) struct Container {
     /// Whether it is the sandbox itself, of which there are no task events.
     pub(crate) is_sandbox: bool,
     pub(crate) is_paused: AtomicBool,
+    ooms: Mutex<Ooms>,
     execs: Mutex<HashMap<String, Arc<Exec>>>,
     commands: AtomicU64,
+}
+
+/// Which kills of the OOM killer have been told.
+#[derive(Debug, Default)]
+pub(crate) struct Ooms {
+    /// Whether one was.
+    pub(crate) is_told: bool,
+    /// The end of the container comes next: none is told any more.
+    pub(crate) is_over: bool,
 }
 
 /// What of the shim's a process is started with.
@@ -103,6 +113,7 @@ impl Container {
             init: Process::new(names),
             is_sandbox,
             is_paused: AtomicBool::new(false),
+            ooms: Mutex::default(),
             execs: Mutex::default(),
             commands: AtomicU64::new(0),
         }
@@ -129,6 +140,11 @@ impl Container {
         let result = self.cloister.run(reaper, &log, words, streams).await;
         remove(&log);
         result
+    }
+
+    /// Which kills of the OOM killer have been told; whoever holds it is the one who tells.
+    pub(crate) fn ooms(&self) -> MutexGuard<'_, Ooms> {
+        self.ooms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The name of a file in the bundle that nobody else has.

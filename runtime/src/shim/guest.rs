@@ -96,21 +96,39 @@ pub(crate) async fn follow_oom(root: &Path, id: &str, tell: impl Fn()) -> Result
     }
 }
 
-/// The end of a container that was not its own doing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Loss {
-    /// What there is to say.
-    pub(crate) reason: String,
-    /// Whether it was this machine that had no memory left.
+/// The end of a container.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct End {
+    /// Why, if it was not its own doing.
+    pub(crate) loss: Option<String>,
+    /// Whether there was no memory left: in its guest, or for one that was lost on this machine.
     pub(crate) is_oom: bool,
 }
 
-/// How a container was lost, if it was.
-pub(crate) fn lost(root: &Path, id: &str) -> Option<Loss> {
-    let id = ContainerId::new(id).ok()?;
-    let state = StateDir::open(root, &id).and_then(|dir| dir.load()).ok()?;
-    let reason = match state.phase {
-        Phase::Exited { error, .. } => error?,
+/// How a container has ended.
+pub(crate) fn end(root: &Path, id: &str) -> End {
+    let state = ContainerId::new(id).ok().and_then(|id| {
+        let dir = StateDir::open(root, &id).ok()?;
+        dir.load().ok()
+    });
+    // Of one that was removed meanwhile there is nothing to say.
+    let Some(state) = state else {
+        return End::default();
+    };
+    let loss = match state.phase {
+        Phase::Exited {
+            error: None,
+            oom_killed,
+            ..
+        } => {
+            return End {
+                loss: None,
+                is_oom: oom_killed,
+            };
+        }
+        Phase::Exited {
+            error: Some(error), ..
+        } => error,
         // Its monitor was killed before it could write anything down.
         Phase::Creating | Phase::Created => {
             monitor::lost("its monitor was killed".into(), state.cgroup.as_ref())
@@ -118,8 +136,8 @@ pub(crate) fn lost(root: &Path, id: &str) -> Option<Loss> {
     };
     // One that cannot be read has not told of the OOM killer.
     let kills = state.cgroup.map(|cgroup| cgroup.oom_kills().unwrap_or(0));
-    Some(Loss {
-        reason,
+    End {
+        loss: Some(loss),
         is_oom: kills.is_some_and(|kills| kills > 0),
-    })
+    }
 }

@@ -167,8 +167,7 @@ impl SandboxService {
                 "runtime": super::info::NAME,
                 "bundle": described.bundle,
                 "lost": container.as_ref().filter(|_| ended.is_some())
-                    .and_then(|container| guest::lost(&container.cloister.root, id))
-                    .map(|loss| loss.reason),
+                    .and_then(|container| guest::end(&container.cloister.root, id).loss),
             });
             info.insert("info".to_owned(), text.to_string());
         }

@@ -159,6 +159,9 @@ pub enum Phase {
         signal: u32,
         /// Why, if it was not the workload's own doing.
         error: Option<String>,
+        /// Whether the guest's OOM killer has ended it, or another process of its container.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        oom_killed: bool,
     },
 }
 

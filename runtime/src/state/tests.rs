@@ -91,6 +91,7 @@ fn the_status_follows_from_files_and_liveness() {
         code: 3,
         signal: 0,
         error: None,
+        oom_killed: false,
     };
     assert_eq!(dir.status(&state), Status::Stopped);
 }

@@ -120,13 +120,14 @@ impl Tasks {
         ended: oneshot::Receiver<Ended>,
     ) {
         let mut ended = self.end_of(&container.init, ended).await;
-        if let Some(loss) = guest::lost(&container.cloister.root, &container.id) {
-            log::error!("container {}: {}", container.id, loss.reason);
-            if loss.is_oom {
+        let end = guest::end(&container.cloister.root, &container.id);
+        if let Some(reason) = end.loss {
+            log::error!("container {}: {reason}", container.id);
+            if end.is_oom {
                 ended.code = OOM_KILLED;
-                self.tell_oom(&container);
             }
         }
+        self.tell_last_oom(&container, end.is_oom);
         let execs = async {
             for (_, exec) in container.execs() {
                 if exec.process.pid() != 0 {
@@ -254,7 +255,24 @@ impl Tasks {
         Ok(pid)
     }
 
+    /// What the OOM killer has done in a container that has ended, unless it was told before. Its end comes after that.
+    fn tell_last_oom(&self, container: &Container, is_oom: bool) {
+        let mut ooms = container.ooms();
+        if is_oom && !ooms.is_told {
+            self.publish_oom(container);
+        }
+        ooms.is_over = true;
+    }
+
     fn tell_oom(&self, container: &Container) {
+        let mut ooms = container.ooms();
+        if !ooms.is_over {
+            ooms.is_told = true;
+            self.publish_oom(container);
+        }
+    }
+
+    fn publish_oom(&self, container: &Container) {
         let event = containerd_shim_protos::events::task::TaskOOM {
             container_id: container.id.clone(),
             ..Default::default()

@@ -19,9 +19,11 @@ use super::{PROGRAM, kill};
 
 const POD: &str = "crio-pod";
 const MEMBER: &str = "crio-member";
-/// Says on which kernel it runs, and ends when it is asked to.
-const SCRIPT: &str =
-    "cat /proc/sys/kernel/random/boot_id; trap 'exit 3' TERM; while :; do sleep 0.1; done";
+/// Says on which kernel it runs, and ends when it is asked to, or takes more memory than it has.
+const SCRIPT: &str = "cat /proc/sys/kernel/random/boot_id; trap 'exit 3' TERM; \
+    trap 'exec dd if=/dev/zero of=/dev/null bs=64M count=1' USR1; while :; do sleep 0.1; done";
+const TERM: u32 = 15;
+const USR1: u32 = 10;
 
 /// A pod of two containers, and its shim. Dropping it asserts that nothing is left.
 struct Pod {
@@ -215,20 +217,28 @@ impl Pod {
 
     /// It learns of the OOM killer by a file, since it takes no events.
     fn exhaust(&self, id: &str) {
-        self.update(id, json!({"memory": {"limit": 32 << 20}}));
-        let file = self.bundle(id).join("oom");
-        assert!(!file.exists());
+        self.limit_memory(id);
         // The memory is that of the process that is killed for it.
         let fill = "exec dd if=/dev/zero of=/dev/null bs=64M count=1";
         assert_eq!(self.exec(id, fill), 137);
+        let file = self.oom_file(id);
         eventually("the OOM killer is told of", || file.exists());
+    }
+
+    fn limit_memory(&self, id: &str) {
+        self.update(id, json!({"memory": {"limit": 32 << 20}}));
+        assert!(!self.oom_file(id).exists());
+    }
+
+    fn oom_file(&self, id: &str) -> PathBuf {
+        self.bundle(id).join("oom")
     }
 
     fn kill(&self, id: &str, signal: u32) -> ttrpc::Result<api::Empty> {
         let signal = api::KillRequest {
             id: id.into(),
             signal,
-            all: signal == 15,
+            all: signal == TERM,
             ..Default::default()
         };
         self.tasks.kill(limit(), &signal)
@@ -259,20 +269,24 @@ impl Pod {
         assert_eq!(stats.type_url, "io.containerd.cgroups.v2.Metrics");
     }
 
-    /// Ends a container and deletes it.
-    fn end(&self, id: &str) {
-        self.kill(id, 15).expect("a signal");
+    /// Ends a container by a signal, to which it ends with `code`, and deletes it.
+    fn end(&self, id: &str, signal: u32, code: u32) {
+        self.kill(id, signal).expect("a signal");
         let wait = api::WaitRequest {
             id: id.into(),
             ..Default::default()
         };
         let ended = self.tasks.wait(limit(), &wait).expect("an end");
-        assert_eq!(ended.exit_status, 3);
+        assert_eq!(ended.exit_status, code);
+        if signal == USR1 {
+            // Whoever looks when a container has ended looks once.
+            assert!(self.oom_file(id).exists());
+        }
         refused(self.kill(id, 0), Code::NOT_FOUND, "already finished");
         // It learns of the end, and when it was, by asking.
         let state = self.state(id);
         assert_eq!(state.status.enum_value(), Ok(api::Status::STOPPED));
-        assert_eq!(state.exit_status, 3);
+        assert_eq!(state.exit_status, code);
         assert_eq!(state.exited_at, ended.exited_at);
         let bundle = self.bundle(id);
         assert_eq!(state.bundle, bundle.display().to_string());
@@ -282,7 +296,7 @@ impl Pod {
             ..Default::default()
         };
         let deleted = self.tasks.delete(limit(), &delete).expect("a deletion");
-        assert_eq!((deleted.pid, deleted.exit_status), (state.pid, 3));
+        assert_eq!((deleted.pid, deleted.exit_status), (state.pid, code));
         let shutdown = api::ShutdownRequest {
             id: id.into(),
             ..Default::default()
@@ -330,8 +344,9 @@ fn a_pod() {
     assert_eq!(pod.exec(MEMBER, "test \"$(hostname)\" = shared"), 0);
     pod.control(MEMBER);
     pod.exhaust(MEMBER);
-    pod.end(MEMBER);
+    pod.end(MEMBER, TERM, 3);
     pod.assert_status(POD, api::Status::RUNNING);
-    pod.end(POD);
+    pod.limit_memory(POD);
+    pod.end(POD, USR1, 137);
     await_end(pod.shim);
 }
