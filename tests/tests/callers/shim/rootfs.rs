@@ -46,6 +46,17 @@ fn run(kind: &str, options: &[&str], make: impl Fn(&str) -> Cmd, script: &str) -
         "\"X-containerd.mkfs.size=1\" is not supported",
     );
     assert!(!behind_devices().contains(&image));
+    // Nor is a device left that is there when its file turns out to be of another kind.
+    let mut other = mount.clone();
+    other.type_ = if kind == "ext4" { "erofs" } else { "ext4" }.into();
+    creation.rootfs = vec![other];
+    let asked = peer.tasks.create(limit(), &creation);
+    refused(
+        asked,
+        containerd_shim_protos::ttrpc::Code::UNKNOWN,
+        "Invalid argument",
+    );
+    eventually("the device is gone", || !behind_devices().contains(&image));
     creation.rootfs = vec![mount];
     peer.tasks.create(limit(), &creation).expect("a task");
     assert!(behind_devices().contains(&image));

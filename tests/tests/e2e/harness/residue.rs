@@ -29,6 +29,13 @@ impl Residue {
         {
             items.insert(format!("socket {path}"));
         }
+        for device in fs::read_dir("/sys/block").expect("/sys/block").flatten() {
+            // One that has no file any more is nobody's.
+            if let Ok(file) = fs::read_to_string(device.path().join("loop/backing_file")) {
+                let name = device.file_name();
+                items.insert(format!("loop device {} {file}", name.display()));
+            }
+        }
         entries("/sys/class/net", "network interface", 0, &mut items);
         entries("/sys/fs/cgroup", "cgroup", 6, &mut items);
         entries("/run", "file", 3, &mut items);
