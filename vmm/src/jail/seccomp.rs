@@ -72,8 +72,9 @@ mod ioctl {
     pub(super) const ALLOWED: &[u32] = &[
         // KVM_RUN
         kvm(NONE, 0x80, 0),
-        // KVM_CREATE_VCPU, KVM_SET_CPUID2, KVM_SET_MSRS, KVM_GET_LAPIC, KVM_SET_LAPIC
+        // KVM_CREATE_VCPU, KVM_SET_TSC_KHZ, KVM_SET_CPUID2, KVM_SET_MSRS, KVM_GET_LAPIC, KVM_SET_LAPIC
         kvm(NONE, 0x41, 0),
+        kvm(NONE, 0xa2, 0),
         kvm(WRITE, 0x90, size_of::<kvm_bindings::kvm_cpuid2>()),
         kvm(WRITE, 0x89, size_of::<kvm_bindings::kvm_msrs>()),
         kvm(READ, 0x8e, size_of::<kvm_bindings::kvm_lapic_state>()),
@@ -238,6 +239,7 @@ mod tests {
         assert!(ioctl::ALLOWED.contains(&0x8138_ae83), "KVM_GET_SREGS");
         assert!(ioctl::ALLOWED.contains(&0x4020_ae76), "KVM_IRQFD");
         assert!(ioctl::ALLOWED.contains(&0xae41), "KVM_CREATE_VCPU");
+        assert!(ioctl::ALLOWED.contains(&0xaea2), "KVM_SET_TSC_KHZ");
         assert!(ioctl::ALLOWED.contains(&0x8400_ae8e), "KVM_GET_LAPIC");
         assert!(ioctl::ALLOWED.contains(&0x4400_ae8f), "KVM_SET_LAPIC");
         let set_memory = 0x4020_ae46;

@@ -20,6 +20,9 @@ const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
 /// all of its memory is uncached.
 const MTRR_WRITE_BACK: u64 = 1 << 11 | 6;
 
+/// To KVM_SET_TSC_KHZ, as many as the host's own.
+const HOST_TSC_KHZ: u32 = 0;
+
 /// Makes a vCPU of `vm`.
 ///
 /// What a reset leaves behind is kept wherever it is what a kernel expects: FPU, control
@@ -34,6 +37,10 @@ pub fn create(
     id: u8,
 ) -> Result<VcpuFd, KvmError> {
     let vcpu = vm.create_vcpu(id.into()).during("KVM_CREATE_VCPU")?;
+    // A new one counts at the frequency that the host had measured when KVM was loaded. If that was measured better since,
+    // and this processor scales no counter, KVM takes the guest's for one that stands at zero, and none of its timers ends
+    // in time (arch/x86/kvm/x86.c: set_tsc_khz).
+    vcpu.set_tsc_khz(HOST_TSC_KHZ).during("KVM_SET_TSC_KHZ")?;
     let operation = "KVM_SET_CPUID2";
     let cpuid = cpuid::for_vcpu(supported, topology, id)
         .map_err(|_| KvmError::new(operation, libc::E2BIG))?;
