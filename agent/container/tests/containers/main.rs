@@ -54,12 +54,37 @@ fn main() -> ExitCode {
             }));
         }
     }
-    // Each test counts the children of its process.
-    let arguments = Arguments {
-        test_threads: Some(1),
-        ..Arguments::from_args()
+    let (arguments, names) = arguments();
+    let is_named = |trial: &Trial| {
+        let name = trial.name();
+        let mut names = names.iter();
+        names.any(|named| *named == name || !arguments.exact && name.contains(named.as_str()))
     };
+    trials.retain(|trial| names.is_empty() || is_named(trial));
     libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// The arguments, and the names among them: libtest takes any number of those, and libtest-mimic one.
+fn arguments() -> (Arguments, Vec<String>) {
+    const WITH_VALUE: [&str; 5] = [
+        "--color",
+        "--format",
+        "--logfile",
+        "--skip",
+        "--test-threads",
+    ];
+    let mut takes_next = true;
+    let (options, names): (Vec<_>, Vec<_>) = std::env::args().partition(|argument| {
+        let is_option = takes_next || argument.starts_with('-');
+        takes_next = !takes_next && WITH_VALUE.contains(&argument.as_str());
+        is_option
+    });
+    let arguments = Arguments {
+        // Each test counts the children of its process.
+        test_threads: Some(1),
+        ..Arguments::from_iter(options)
+    };
+    (arguments, names)
 }
 
 /// Tests run at the same time, count mounts and make some.
