@@ -145,7 +145,8 @@ impl Monitor {
                 code: EXIT_LOST.into(),
                 signal: 0,
                 error: Some(message.clone()),
-                oom_killed,
+                // Of what was in its guest, nobody tells.
+                oom_killed: false,
             },
             Report::Failed { .. } | Report::Created | Report::Started => return,
         };

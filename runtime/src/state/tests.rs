@@ -97,6 +97,25 @@ fn the_status_follows_from_files_and_liveness() {
 }
 
 #[test]
+fn an_end_without_the_oom_killer_is_written_as_it_always_was() {
+    let mut phase = Phase::Exited {
+        code: 0,
+        signal: 9,
+        error: None,
+        oom_killed: false,
+    };
+    let text = r#"{"name":"exited","code":0,"signal":9,"error":null}"#;
+    assert_eq!(serde_json::to_string(&phase).unwrap(), text);
+    assert_eq!(serde_json::from_str::<Phase>(text).unwrap(), phase);
+    if let Phase::Exited { oom_killed, .. } = &mut phase {
+        *oom_killed = true;
+    }
+    let text = serde_json::to_string(&phase).unwrap();
+    assert!(text.ends_with(r#""oom_killed":true}"#), "{text}");
+    assert_eq!(serde_json::from_str::<Phase>(&text).unwrap(), phase);
+}
+
+#[test]
 fn processes_of_another_boot_are_nobody() {
     let root = tempfile::tempdir().unwrap();
     let dir = StateDir::create(root.path(), &id("a")).unwrap();

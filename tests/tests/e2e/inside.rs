@@ -1,5 +1,7 @@
 //! What the specification asks for, seen from inside the container.
 
+use std::fs;
+
 use serde_json::{Value, json};
 
 use super::harness::Bundle;
@@ -18,6 +20,22 @@ fn environment_and_directory() {
         spec["process"]["cwd"] = "/tmp".into();
     });
     assert_eq!(lines, ["blue green", "/tmp", "/root"]);
+}
+
+/// KVM remembers how fast the counter ran when it was loaded. Here it may tolerate no other speed, which the kernel has measured
+/// since: where it runs faster than was thought, a guest that keeps what KVM remembers has no timers.
+#[test]
+fn timers_end_whatever_kvm_remembers() {
+    const TOLERANCE: &str = "/sys/module/kvm/parameters/tsc_tolerance_ppm";
+    struct Restored(String);
+    impl Drop for Restored {
+        fn drop(&mut self) {
+            fs::write(TOLERANCE, &self.0).expect(TOLERANCE);
+        }
+    }
+    let _before = Restored(fs::read_to_string(TOLERANCE).expect(TOLERANCE));
+    fs::write(TOLERANCE, "0").expect(TOLERANCE);
+    assert_eq!(see("sleep 1; echo awake", |_| ()), ["awake"]);
 }
 
 #[test]

@@ -127,7 +127,11 @@ impl Tasks {
                 ended.code = OOM_KILLED;
             }
         }
-        self.tell_last_oom(&container, end.is_oom);
+        {
+            // Whoever starts it tells that first.
+            let _start = container.init.start.lock().await;
+            self.tell_last_oom(&container, end.is_oom);
+        }
         let execs = async {
             for (_, exec) in container.execs() {
                 if exec.process.pid() != 0 {

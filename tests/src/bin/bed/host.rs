@@ -117,7 +117,7 @@ fn report(outcome: &Outcome, console: &str) -> u8 {
         ),
         Outcome::Failing(count) => (
             TIMED_OUT,
-            format!("{count} tests in a row have failed, and the rest was not run"),
+            format!("{count} tests in a row have failed, and the command was killed"),
         ),
         Outcome::NotUp(limit) => (
             BED_FAILED,

@@ -4,6 +4,12 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
+/// No more is told: it waits in memory.
+const LONGEST: usize = 256 << 10;
+
+/// The parent of the kernel's own threads.
+const KTHREADD: &str = "2";
+
 /// Of one thread, as its files in /proc have it.
 #[derive(Debug, Clone, Copy)]
 struct Thread<'proc> {
@@ -15,19 +21,21 @@ struct Thread<'proc> {
     syscall: &'proc str,
 }
 
-/// A line for every process that has a command line, and below it one for each of its threads.
+/// For every process but the kernel's own its cgroup, and below it a line for each of its threads. Nothing is read that a
+/// process which stands still can hold, as its command line is.
 pub(super) fn describe() -> String {
     let mut text = "every process, and where its threads wait:\n".to_owned();
     for pid in numbers(Path::new("/proc")) {
         let dir = format!("/proc/{pid}");
-        // A kernel's thread has none, nor has a process that ends meanwhile.
-        let command = read(&format!("{dir}/cmdline")).replace('\0', " ");
-        if command.is_empty() {
+        let stat = read(&format!("{dir}/stat"));
+        let parent = after_name(&stat).split(' ').nth(1);
+        if parent == Some(KTHREADD) || pid.to_string() == KTHREADD || text.len() > LONGEST {
             continue;
         }
-        let command: String = command.chars().take(160).collect();
+        let cgroup = read(&format!("{dir}/cgroup"));
+        let cgroup = cgroup.lines().last().unwrap_or_default();
         // A string takes whatever is written.
-        _ = writeln!(text, "{pid} {}", command.trim_end());
+        _ = writeln!(text, "{pid} in {cgroup}");
         for id in numbers(&Path::new(&dir).join("task")) {
             let read = |name| read(&format!("{dir}/task/{id}/{name}"));
             let thread = Thread {
@@ -45,15 +53,17 @@ pub(super) fn describe() -> String {
 /// "7 name S futex_wait_queue 202": its number, its name, its state, where it waits and its system call.
 fn line(thread: Thread<'_>) -> String {
     let id = thread.id;
-    // The name is in brackets, and may have some itself.
-    let (name, state) = thread
-        .stat
-        .split_once('(')
-        .and_then(|(_, rest)| rest.rsplit_once(") "))
-        .unwrap_or_default();
-    let state = state.get(..1).unwrap_or("?");
+    let name = thread.stat.split_once('(').map(|(_, rest)| rest);
+    let name = name.and_then(|rest| rest.rsplit_once(") "));
+    let name = name.map_or("?", |(name, _)| name);
+    let state = after_name(thread.stat).get(..1).unwrap_or("?");
     let call = thread.syscall.split(' ').next().unwrap_or_default();
     format!("{id} {name} {state} {} {}", thread.wchan, call.trim_end())
+}
+
+/// The fields of a `stat` file behind the name, which is in brackets and may have some itself: state, parent, …
+fn after_name(stat: &str) -> &str {
+    stat.rsplit_once(") ").map_or("", |(_, fields)| fields)
 }
 
 /// The entries of a directory whose names are numbers, the smallest first.
@@ -90,13 +100,13 @@ mod tests {
             syscall: "",
             ..thread
         };
-        assert_eq!(line(gone), "7  ?  ");
+        assert_eq!(line(gone), "7 ? ?  ");
     }
 
     #[test]
     fn this_process_is_among_them() {
         let text = describe();
-        let own = format!("\n{} ", std::process::id());
+        let own = format!("\n{} in ", std::process::id());
         assert!(text.contains(&own), "{text}");
     }
 }

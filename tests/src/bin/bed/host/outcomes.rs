@@ -27,8 +27,9 @@ impl Outcomes {
     }
 
     fn end_line(&mut self) {
+        self.running |=
+            self.line.starts_with(b"test ") && self.line.windows(5).any(|part| part == b" ... ");
         let line = self.line.trim_ascii_end();
-        self.running |= line.starts_with(b"test ") && line.windows(5).any(|part| part == b" ... ");
         if self.running {
             let ends =
                 |outcome: &[u8]| line == outcome || line.ends_with(&[b" ... ", outcome].concat());
@@ -55,7 +56,10 @@ mod tests {
             outcomes.take(b"test a::d ... said\n/ # exit 7\r\n\r\nFAILED\n"),
             2
         );
-        assert_eq!(outcomes.take(b"test a::e ... ok\n"), 0);
+        // Padded, and followed by what it says.
+        assert_eq!(outcomes.take(b"test a::e       ... FAILED\n"), 3);
+        assert_eq!(outcomes.take(b"test a::f ... \nsaid\nFAILED\n"), 4);
+        assert_eq!(outcomes.take(b"test a::g ... ok\n"), 0);
         assert_eq!(outcomes.take(b"FAILED\nfailures:\nok\n"), 0);
     }
 
