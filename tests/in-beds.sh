@@ -44,7 +44,7 @@ in_a_bed() {
 	# The last line may have no end.
 	{ cat "$report.part" && echo; } >>"$report"
 	[ "$status" = 0 ] || [ "$status" = 101 ] || return 0
-	# What is not understood is no success.
+	# What is not understood is no success. grep fails where it counts none.
 	failed=$(sed -n 's/^test result: .* \([0-9]*\) failed.*/\1/p' "$report.part" | tail -n 1)
 	counted=$(tests/outcomes "$report.part" | grep -c '^result fail ') || true
 	if [ "$failed" != "$counted" ]; then

@@ -44,10 +44,7 @@ impl Monitor {
         }
         drop(place);
         let report = match &end.result {
-            Ok(exit) => Report::Exited {
-                code: exit.code,
-                signal: exit.signal,
-            },
+            Ok(exit) => report_of(*exit),
             Err(failure) if end.was_created => Report::Lost {
                 message: lost(failure.message(&self.machine_paths), cgroup.as_ref()),
             },
@@ -67,8 +64,8 @@ impl Monitor {
                 log::error!("{}", chain(&e));
             }
         }
-        let oom_killed = end.result.as_ref().is_ok_and(|exit| exit.oom_killed);
-        self.leave_state(&report, oom_killed, state);
+        let exit = end.result.as_ref().ok().copied();
+        self.leave_state(&report, exit, state);
         if let Some(hooks) = hooks.filter(|_| self.is_removed(&report)) {
             // As with runc, also when it was the hooks before that failed.
             hooks.stopped();
@@ -98,14 +95,8 @@ impl Monitor {
         let Some(state) = state.filter(|_| self.paths.members().exists()) else {
             return;
         };
-        let phase = Phase::Exited {
-            code: exit.code,
-            signal: exit.signal,
-            error: None,
-            oom_killed: exit.oom_killed,
-        };
         let state = State {
-            phase,
+            phase: phase_of(exit),
             ..state.clone()
         };
         if let Err(e) = state::write(&self.paths, &state) {
@@ -119,7 +110,7 @@ impl Monitor {
     }
 
     /// Removes the state directory, or leaves in it how the container ended.
-    fn leave_state(&self, report: &Report, oom_killed: bool, state: Option<State>) {
+    fn leave_state(&self, report: &Report, exit: Option<Exit>, state: Option<State>) {
         let failed = matches!(report, Report::Failed { .. });
         if failed && let Some(path) = &self.launch.pid_file {
             // Not written yet, as a rule.
@@ -134,21 +125,16 @@ impl Monitor {
         let Some(mut state) = state else {
             return;
         };
-        state.phase = match report {
-            Report::Exited { code, signal } => Phase::Exited {
-                code: *code,
-                signal: *signal,
-                error: None,
-                oom_killed,
-            },
-            Report::Lost { message } => Phase::Exited {
+        state.phase = match (exit, report) {
+            (Some(exit), _) => phase_of(exit),
+            (None, Report::Lost { message }) => Phase::Exited {
                 code: EXIT_LOST.into(),
                 signal: 0,
                 error: Some(message.clone()),
                 // Of what was in its guest, nobody tells.
                 oom_killed: false,
             },
-            Report::Failed { .. } | Report::Created | Report::Started => return,
+            (None, _) => return,
         };
         // The socket leads nowhere any more.
         let _ = std::fs::remove_file(self.paths.vsock());
@@ -156,6 +142,24 @@ impl Monitor {
         if let Err(e) = state::write(&self.paths, &state) {
             log::error!("{}", chain(&e));
         }
+    }
+}
+
+/// What the caller is told of an end.
+pub(super) fn report_of(exit: Exit) -> Report {
+    Report::Exited {
+        code: exit.code,
+        signal: exit.signal,
+    }
+}
+
+/// What is left of it for others to find.
+fn phase_of(exit: Exit) -> Phase {
+    Phase::Exited {
+        code: exit.code,
+        signal: exit.signal,
+        error: None,
+        oom_killed: exit.oom_killed,
     }
 }
 

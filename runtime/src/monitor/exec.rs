@@ -13,6 +13,7 @@ use cloister_vmm_api::Channel;
 use tokio::sync::Notify;
 
 use super::channel::AsyncChannel;
+use super::ending::report_of;
 use super::failure::Failure;
 use super::life::write_pid_file;
 use super::signals::{self, Meaning};
@@ -91,10 +92,7 @@ pub(super) fn exec_detached(launch: &ExecLaunch, parts: ExecParts) -> Report {
         accompany(launch, parts, None)
     });
     match result {
-        Ok(exit) => Report::Exited {
-            code: exit.code,
-            signal: exit.signal,
-        },
+        Ok(exit) => report_of(exit),
         Err(failure) => Report::Failed {
             message: chain(&failure),
         },

@@ -29,6 +29,7 @@ pub(crate) use machine::{Machine, afterwards, mount_tmpfs, other_version, report
 pub(crate) use page::Page;
 pub(crate) use program::add_program;
 use residue::Residue;
+pub(crate) use residue::behind_loop_devices;
 
 use std::time::{Duration, Instant};
 

@@ -4,20 +4,11 @@
 use std::fs;
 
 use containerd_shim_protos::api;
+use containerd_shim_protos::ttrpc::Code;
 
-use crate::harness::{Cmd, busybox_rootfs, eventually};
+use crate::harness::{Cmd, behind_loop_devices, busybox_rootfs, eventually};
 
 use super::peer::{ID, Peer, limit, refused};
-
-/// The files behind loop devices.
-fn behind_devices() -> Vec<String> {
-    let blocks = fs::read_dir("/sys/block").expect("/sys/block").flatten();
-    let files = blocks.map(|block| block.path().join("loop/backing_file"));
-    files
-        .filter_map(|file| fs::read_to_string(file).ok())
-        .map(|text| text.trim().to_owned())
-        .collect()
-}
 
 /// Runs `script` to its end on an image.
 fn run(kind: &str, options: &[&str], make: impl Fn(&str) -> Cmd, script: &str) -> u32 {
@@ -35,31 +26,26 @@ fn run(kind: &str, options: &[&str], make: impl Fn(&str) -> Cmd, script: &str) -
         ..Default::default()
     };
     let mut creation = peer.creation();
+    let mut refuse = |mount: api::Mount, why: &str| {
+        creation.rootfs = vec![mount];
+        let asked = peer.tasks.create(limit(), &creation);
+        refused(asked, Code::UNKNOWN, why);
+    };
     // What only containerd's mount manager makes is refused before anything is mounted.
     let mut unmade = mount.clone();
     unmade.options.push("X-containerd.mkfs.size=1".into());
-    creation.rootfs = vec![unmade];
-    let asked = peer.tasks.create(limit(), &creation);
-    refused(
-        asked,
-        containerd_shim_protos::ttrpc::Code::UNKNOWN,
-        "\"X-containerd.mkfs.size=1\" is not supported",
-    );
-    assert!(!behind_devices().contains(&image));
+    refuse(unmade, "\"X-containerd.mkfs.size=1\" is not supported");
+    assert!(!behind_loop_devices().contains(&image));
     // Nor is a device left that is there when its file turns out to be of another kind.
     let mut other = mount.clone();
     other.type_ = if kind == "ext4" { "erofs" } else { "ext4" }.into();
-    creation.rootfs = vec![other];
-    let asked = peer.tasks.create(limit(), &creation);
-    refused(
-        asked,
-        containerd_shim_protos::ttrpc::Code::UNKNOWN,
-        "Invalid argument",
-    );
-    eventually("the device is gone", || !behind_devices().contains(&image));
+    refuse(other, "Invalid argument");
+    eventually("the device is gone", || {
+        !behind_loop_devices().contains(&image)
+    });
     creation.rootfs = vec![mount];
     peer.tasks.create(limit(), &creation).expect("a task");
-    assert!(behind_devices().contains(&image));
+    assert!(behind_loop_devices().contains(&image));
     peer.start("").expect("a start");
     let wait = api::WaitRequest {
         id: ID.into(),
@@ -67,7 +53,9 @@ fn run(kind: &str, options: &[&str], make: impl Fn(&str) -> Cmd, script: &str) -
     };
     let ended = peer.tasks.wait(limit(), &wait).expect("an end");
     peer.delete("").expect("a deletion");
-    eventually("the device is gone", || !behind_devices().contains(&image));
+    eventually("the device is gone", || {
+        !behind_loop_devices().contains(&image)
+    });
     ended.exit_status
 }
 

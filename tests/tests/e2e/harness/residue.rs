@@ -29,12 +29,8 @@ impl Residue {
         {
             items.insert(format!("socket {path}"));
         }
-        for device in fs::read_dir("/sys/block").expect("/sys/block").flatten() {
-            // One that has no file any more is nobody's.
-            if let Ok(file) = fs::read_to_string(device.path().join("loop/backing_file")) {
-                let name = device.file_name();
-                items.insert(format!("loop device {} {file}", name.display()));
-            }
+        for file in behind_loop_devices() {
+            items.insert(format!("loop device of {file}"));
         }
         entries("/sys/class/net", "network interface", 0, &mut items);
         entries("/sys/fs/cgroup", "cgroup", 6, &mut items);
@@ -63,6 +59,16 @@ impl Residue {
             std::thread::sleep(Duration::from_millis(50));
         }
     }
+}
+
+/// The files behind loop devices. A device that has none is nobody's.
+pub(crate) fn behind_loop_devices() -> Vec<String> {
+    let blocks = fs::read_dir("/sys/block").expect("/sys/block").flatten();
+    let files = blocks.map(|block| block.path().join("loop/backing_file"));
+    files
+        .filter_map(|file| fs::read_to_string(file).ok())
+        .map(|text| text.trim().to_owned())
+        .collect()
 }
 
 /// Every process with its command line; kernel threads come and go as they like.

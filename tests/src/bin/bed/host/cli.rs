@@ -63,7 +63,7 @@ impl RunOptions {
 
     /// None when the command may take for ever.
     pub(super) fn timeout(&self) -> Option<Duration> {
-        (self.timeout > 0).then(|| Duration::from_secs(self.timeout))
+        limit(self.timeout)
     }
 
     /// None when tests may go on to fail.
@@ -73,8 +73,13 @@ impl RunOptions {
 
     /// None when the command may be silent for ever.
     pub(super) fn silence(&self) -> Option<Duration> {
-        (self.silence > 0).then(|| Duration::from_secs(self.silence))
+        limit(self.silence)
     }
+}
+
+/// None for 0.
+fn limit(seconds: u64) -> Option<Duration> {
+    (seconds > 0).then(|| Duration::from_secs(seconds))
 }
 
 #[derive(Debug, Args)]

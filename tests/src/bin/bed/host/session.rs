@@ -293,9 +293,8 @@ impl Limits {
     fn next(&self) -> Option<(Instant, Outcome)> {
         let silence = self.silence;
         let silence = silence.map(|(limit, since)| (since + limit, Outcome::Silent(limit)));
-        let mut all: Vec<_> = silence.into_iter().chain(self.end.clone()).collect();
-        all.sort_by_key(|(when, _)| *when);
-        all.into_iter().next()
+        let all = silence.into_iter().chain(self.end.clone());
+        all.min_by_key(|(when, _)| *when)
     }
 
     /// Gives the bed the time to tell what the command does.
